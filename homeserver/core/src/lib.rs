@@ -1,0 +1,3 @@
+//! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
+
+pub mod event;
