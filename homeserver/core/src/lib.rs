@@ -1,3 +1,7 @@
 //! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
 
 pub mod event;
+pub mod pdu;
+pub mod room;
+pub mod shard;
+pub mod token;

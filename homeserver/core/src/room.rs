@@ -1,0 +1,438 @@
+//! The current state of one room, and how the next event is built on it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use rpds::HashTrieMapSync;
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, EventId, Int, OwnedEventId, OwnedRoomId, OwnedServerName,
+    RoomId, RoomVersionId, UserId,
+    canonical_json::{CanonicalJsonError, to_canonical_value},
+    events::{
+        StateEventType, TimelineEventType,
+        room::{member::MembershipState, power_levels::UserPowerLevel},
+    },
+    room_version_rules::RoomVersionRules,
+    signatures::{Ed25519KeyPair, JsonError, hash_and_sign_event, reference_hash},
+    state_res::{
+        auth_types_for_event, check_pdu_format, check_state_dependent_auth_rules,
+        events::{RoomCreateEvent, RoomMemberEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
+    },
+};
+
+use serde_json::value::to_raw_value;
+
+use crate::{
+    event::Draft,
+    pdu::{Pdu, SignedPdu, redacts_of_content, room_id_of_create_event},
+};
+
+/// The greatest size of an event, in bytes of canonical JSON, signatures included.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#size-limits>
+pub const MAX_PDU_BYTES: usize = 65_535;
+
+/// The greatest length of an event's type and state key, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+
+/// An event at its position in the stream of its room's shard.
+#[derive(Clone, Debug)]
+pub struct RoomEvent {
+    /// The position in the shard's stream. Within a room, positions order the events.
+    pub position: i64,
+    /// The event.
+    pub pdu: Pdu,
+}
+
+/// Who signs the events of this server.
+pub struct Signer {
+    server_name: OwnedServerName,
+    key_pair: Ed25519KeyPair,
+}
+
+/// Why an event cannot become part of the room.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The room's rules do not let this sender do this.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The event, its type or its state key is larger than the specification allows.
+    #[error("{0}")]
+    TooLarge(&'static str),
+    /// The content is not a canonical JSON object (floats, integers beyond 2^53, not an object).
+    #[error("The content is not valid canonical JSON: {0}")]
+    BadContent(String),
+    /// The event is malformed in another way.
+    #[error("{0}")]
+    BadEvent(String),
+}
+
+/// The current state of a room: what the server knows of it after the event at `position`.
+///
+/// Cloning is cheap: the maps share their structure.
+#[derive(Clone, Debug)]
+pub struct RoomState {
+    /// The room; for a room that is being made in room version 12, known once its create event is built.
+    pub room_id: OwnedRoomId,
+    /// The version that its create event names.
+    pub version: RoomVersionId,
+    /// The position of the newest event.
+    pub position: i64,
+    /// The greatest depth of the events that nothing follows yet.
+    pub depth: u64,
+    /// The events that nothing follows yet: the next event's `prev_events`.
+    pub extremities: Vec<OwnedEventId>,
+    rules: Arc<RoomVersionRules>,
+    state: HashTrieMapSync<String, HashTrieMapSync<String, Arc<RoomEvent>>>,
+    joined_count: usize,
+    invited_count: usize,
+}
+
+impl Signer {
+    /// A signer for `server_name` with its Ed25519 key.
+    pub fn new(server_name: OwnedServerName, key_pair: Ed25519KeyPair) -> Self {
+        Self { server_name, key_pair }
+    }
+
+    /// The server in whose name this signs.
+    pub fn server_name(&self) -> &OwnedServerName {
+        &self.server_name
+    }
+
+    /// The key pair, for JSON that is not an event.
+    pub fn key_pair(&self) -> &Ed25519KeyPair {
+        &self.key_pair
+    }
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signer").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
+impl RoomState {
+    /// A room without events. `None` if the room version is not one that this server knows.
+    pub fn empty(room_id: OwnedRoomId, version: RoomVersionId) -> Option<Self> {
+        let rules = Arc::new(version.rules()?);
+        Some(Self {
+            room_id,
+            version,
+            position: 0,
+            depth: 0,
+            extremities: Vec::new(),
+            rules,
+            state: HashTrieMapSync::default(),
+            joined_count: 0,
+            invited_count: 0,
+        })
+    }
+
+    /// The rules of the room's version.
+    pub fn rules(&self) -> &RoomVersionRules {
+        &self.rules
+    }
+
+    /// The state event of this type and state key, if there is one.
+    pub fn get(&self, event_type: &str, state_key: &str) -> Option<&Arc<RoomEvent>> {
+        self.state.get(event_type)?.get(state_key)
+    }
+
+    /// All state events, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RoomEvent>> {
+        self.state.values().flat_map(|events| events.values())
+    }
+
+    /// The member events, in no particular order.
+    pub fn members(&self) -> impl Iterator<Item = &Arc<RoomEvent>> {
+        self.state.get("m.room.member").into_iter().flat_map(|members| members.values())
+    }
+
+    /// How many users are joined.
+    pub fn joined_count(&self) -> usize {
+        self.joined_count
+    }
+
+    /// How many users are invited.
+    pub fn invited_count(&self) -> usize {
+        self.invited_count
+    }
+
+    /// What the room's state says of a user; `leave` for somebody it does not know.
+    pub fn membership(&self, user_id: &UserId) -> MembershipState {
+        self.get("m.room.member", user_id.as_str())
+            .map_or(MembershipState::Leave, |member| membership_of(&member.pdu))
+    }
+
+    /// The user's power in the room.
+    ///
+    /// # Errors
+    /// The create or power levels event is malformed.
+    pub fn power_level(&self, user_id: &UserId) -> Result<UserPowerLevel, Refusal> {
+        let rules = &self.rules.authorization;
+        let create = self.get("m.room.create", "").ok_or_else(no_create_event)?;
+        let creators = RoomCreateEvent::new(&create.pdu).creators(rules).map_err(Refusal::BadEvent)?;
+        let is_creator = creators.contains(user_id);
+        if is_creator && rules.explicitly_privilege_room_creators {
+            return Ok(UserPowerLevel::Infinite);
+        }
+        let level = match self.get("m.room.power_levels", "") {
+            Some(levels) => RoomPowerLevelsEvent::new(&levels.pdu)
+                .user_power_level(user_id, rules)
+                .map_err(Refusal::BadEvent)?,
+            None => Int::from(if is_creator { 100 } else { 0 }),
+        };
+        Ok(UserPowerLevel::Int(level))
+    }
+
+    /// The power that an action of the room needs.
+    ///
+    /// # Errors
+    /// The power levels event is malformed.
+    pub fn required_level(&self, field: RoomPowerLevelsIntField) -> Result<Int, Refusal> {
+        match self.get("m.room.power_levels", "") {
+            Some(levels) => RoomPowerLevelsEvent::new(&levels.pdu)
+                .get_as_int_or_default(field, &self.rules.authorization)
+                .map_err(Refusal::BadEvent),
+            None => Ok(field.default_value()),
+        }
+    }
+
+    /// Whether `user_id` may redact an event of `author`: its own, or any with the power to redact.
+    ///
+    /// # Errors
+    /// The power levels are malformed.
+    pub fn may_redact(&self, user_id: &UserId, author: &UserId) -> Result<bool, Refusal> {
+        Ok(user_id == author
+            || self.power_level(user_id)?
+                >= UserPowerLevel::Int(self.required_level(RoomPowerLevelsIntField::Redact)?))
+    }
+
+    /// Builds the next event of the room: checks that it is permitted, chains, hashes and signs it.
+    ///
+    /// The room itself does not change; [`RoomState::apply`] does that once the event has its position.
+    ///
+    /// # Errors
+    /// The event is malformed, too large or not permitted ([authorisation rules]).
+    ///
+    /// [authorisation rules]: https://spec.matrix.org/v1.19/server-server-api/#authorization-rules
+    pub fn build(&self, draft: Draft, signer: &Signer) -> Result<SignedPdu, Refusal> {
+        check_names(&draft)?;
+        let content: CanonicalJsonValue =
+            to_canonical_value(&draft.content).map_err(|error| bad_content(&error))?;
+        let CanonicalJsonValue::Object(mut content) = content else {
+            return Err(Refusal::BadContent("it is not an object".to_owned()));
+        };
+        let mut pdu = self.unsigned_pdu(draft)?;
+        if let Some(redacts) = &pdu.redacts
+            && self.rules.redaction.content_field_redacts
+        {
+            // Room version 11 moved `redacts` into the content.
+            content.insert("redacts".to_owned(), CanonicalJsonValue::String(redacts.to_string()));
+            pdu.content = to_raw_value(&content).map_err(|error| Refusal::BadContent(error.to_string()))?;
+        }
+        self.authorize(&pdu)?;
+
+        let mut object = self.object(&pdu, content);
+        let size = |error: JsonError| match error {
+            JsonError::PduTooLarge => Refusal::TooLarge("The event is larger than 65,535 bytes"),
+            other => Refusal::BadEvent(other.to_string()),
+        };
+        hash_and_sign_event(
+            signer.server_name.as_str(),
+            &signer.key_pair,
+            &mut object,
+            &self.rules.redaction,
+        )
+        .map_err(size)?;
+        check_pdu_format(&object, &self.rules.event_format).map_err(Refusal::BadEvent)?;
+        let hash = reference_hash(&object, &self.rules).map_err(size)?;
+        pdu.event_id =
+            EventId::parse(format!("${hash}")).map_err(|error| Refusal::BadEvent(error.to_string()))?;
+        if self.names_room_after_create_event() && pdu.event_type == TimelineEventType::RoomCreate {
+            pdu.room_id = room_id_of_create_event(&pdu.event_id).ok_or_else(no_create_event)?;
+        }
+        let json = serde_json::to_string(&object).map_err(|error| Refusal::BadEvent(error.to_string()))?;
+        if json.len() > MAX_PDU_BYTES {
+            return Err(Refusal::TooLarge("The event is larger than 65,535 bytes"));
+        }
+        Ok(SignedPdu { pdu, json })
+    }
+
+    /// Takes an event into the state: the newest of the room, or nothing happens.
+    ///
+    /// Applying the same event twice, or one that is older than the state, changes nothing, so that a writer
+    /// and a reader of the stream may both feed one state.
+    pub fn apply(&mut self, event: &Arc<RoomEvent>) {
+        if event.position <= self.position {
+            return;
+        }
+        self.position = event.position;
+        let pdu = &event.pdu;
+        self.extremities.retain(|extremity| !pdu.prev_events.contains(extremity));
+        self.extremities.push(pdu.event_id.clone());
+        self.depth = self.depth.max(pdu.depth);
+        if pdu.state_key.is_some() {
+            self.insert_state(event);
+        }
+    }
+
+    /// Puts one event of the current state in its place: used when a room is loaded from the database.
+    pub fn insert_state(&mut self, event: &Arc<RoomEvent>) {
+        let pdu = &event.pdu;
+        let Some(state_key) = &pdu.state_key else { return };
+        let event_type = pdu.event_type.to_string();
+        let mut of_type = self.state.get(&event_type).cloned().unwrap_or_default();
+        if pdu.event_type == TimelineEventType::RoomMember {
+            if let Some(before) = of_type.get(state_key) {
+                self.count_member(&membership_of(&before.pdu), false);
+            }
+            self.count_member(&membership_of(pdu), true);
+        }
+        of_type.insert_mut(state_key.clone(), event.clone());
+        self.state.insert_mut(event_type, of_type);
+    }
+
+    /// Replaces an event of the current state by its redacted form, if it is part of the state.
+    pub fn replace_redacted(&mut self, redacted: &Arc<RoomEvent>) {
+        let Some(state_key) = &redacted.pdu.state_key else { return };
+        let current = self.get(&redacted.pdu.event_type.to_string(), state_key);
+        if current.is_some_and(|current| current.pdu.event_id == redacted.pdu.event_id) {
+            self.insert_state(redacted);
+        }
+    }
+
+    fn count_member(&mut self, membership: &MembershipState, more: bool) {
+        let count = match membership {
+            MembershipState::Join => &mut self.joined_count,
+            MembershipState::Invite => &mut self.invited_count,
+            _ => return,
+        };
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    }
+
+    /// Room version 12 names a room after its create event.
+    fn names_room_after_create_event(&self) -> bool {
+        self.rules.authorization.room_create_event_id_as_room_id
+    }
+
+    /// The event as the room would hold it, without id, hashes and signatures.
+    fn unsigned_pdu(&self, draft: Draft) -> Result<Pdu, Refusal> {
+        let auth_types = auth_types_for_event(
+            &draft.event_type,
+            &draft.sender,
+            draft.state_key.as_deref(),
+            &draft.content,
+            &self.rules.authorization,
+        )
+        .map_err(Refusal::BadEvent)?;
+        // A set, because one event can stand for two roles (the sender may be the target too).
+        let auth_events: BTreeSet<OwnedEventId> = auth_types
+            .iter()
+            .filter_map(|(event_type, key)| self.get(&event_type.to_string(), key))
+            .map(|event| event.pdu.event_id.clone())
+            .collect();
+        let redacts = draft.redacts.or_else(|| {
+            (draft.event_type == TimelineEventType::RoomRedaction)
+                .then(|| redacts_of_content(&draft.content))?
+        });
+        Ok(Pdu {
+            event_id: draft_event_id(),
+            room_id: self.room_id.clone(),
+            sender: draft.sender,
+            event_type: draft.event_type,
+            state_key: draft.state_key,
+            content: draft.content,
+            origin_server_ts: draft.origin_server_ts,
+            prev_events: self.extremities.clone(),
+            auth_events: auth_events.into_iter().collect(),
+            depth: self.depth + 1,
+            redacts,
+            redacted_by: None,
+        })
+    }
+
+    fn authorize(&self, pdu: &Pdu) -> Result<(), Refusal> {
+        if pdu.event_type == TimelineEventType::RoomCreate && !self.state.is_empty() {
+            return Err(Refusal::Forbidden("The room has been created already".to_owned()));
+        }
+        let fetch = |event_type: &StateEventType, key: &str| {
+            self.get(&event_type.to_string(), key).map(|event| &event.pdu)
+        };
+        check_state_dependent_auth_rules(&self.rules.authorization, pdu, fetch).map_err(Refusal::Forbidden)
+    }
+
+    /// The JSON object that is hashed, signed, stored and sent to other servers.
+    fn object(&self, pdu: &Pdu, content: CanonicalJsonObject) -> CanonicalJsonObject {
+        let ids = |ids: &[OwnedEventId]| {
+            CanonicalJsonValue::Array(
+                ids.iter().map(|id| CanonicalJsonValue::String(id.to_string())).collect(),
+            )
+        };
+        let mut object = CanonicalJsonObject::new();
+        let mut set = |name: &str, value: CanonicalJsonValue| object.insert(name.to_owned(), value);
+        if let Some(redacts) = &pdu.redacts
+            && !self.rules.redaction.content_field_redacts
+        {
+            set("redacts", CanonicalJsonValue::String(redacts.to_string()));
+        }
+        set("auth_events", ids(&pdu.auth_events));
+        set("content", CanonicalJsonValue::Object(content));
+        set(
+            "depth",
+            CanonicalJsonValue::Integer(Int::new_saturating(pdu.depth.try_into().unwrap_or(i64::MAX))),
+        );
+        set(
+            "origin_server_ts",
+            CanonicalJsonValue::Integer(Int::new_saturating(i64::from(pdu.origin_server_ts.0))),
+        );
+        set("prev_events", ids(&pdu.prev_events));
+        if !(self.names_room_after_create_event() && pdu.event_type == TimelineEventType::RoomCreate) {
+            set("room_id", CanonicalJsonValue::String(pdu.room_id.to_string()));
+        }
+        set("sender", CanonicalJsonValue::String(pdu.sender.to_string()));
+        if let Some(state_key) = &pdu.state_key {
+            set("state_key", CanonicalJsonValue::String(state_key.clone()));
+        }
+        set("type", CanonicalJsonValue::String(pdu.event_type.to_string()));
+        object
+    }
+}
+
+/// The membership that a member event gives; `leave` for one that is malformed.
+pub fn membership_of(pdu: &Pdu) -> MembershipState {
+    RoomMemberEvent::new(pdu).membership().unwrap_or(MembershipState::Leave)
+}
+
+fn check_names(draft: &Draft) -> Result<(), Refusal> {
+    if draft.event_type.to_string().len() > MAX_NAME_BYTES {
+        return Err(Refusal::TooLarge("The event's type is longer than 255 bytes"));
+    }
+    if draft.state_key.as_ref().is_some_and(|key| key.len() > MAX_NAME_BYTES) {
+        return Err(Refusal::TooLarge("The event's state key is longer than 255 bytes"));
+    }
+    Ok(())
+}
+
+fn bad_content(error: &CanonicalJsonError) -> Refusal {
+    Refusal::BadContent(error.to_string())
+}
+
+fn no_create_event() -> Refusal {
+    Refusal::BadEvent("The room has no create event".to_owned())
+}
+
+/// The id that an event carries while it is being checked, before its hash is known.
+fn draft_event_id() -> OwnedEventId {
+    ruma::owned_event_id!("$draft")
+}
+
+/// A random-looking room id is needed before room version 12; the caller brings the opaque part.
+///
+/// # Errors
+/// `localpart` has characters that a room id must not have.
+pub fn room_id_from_parts(
+    localpart: &str,
+    server_name: &OwnedServerName,
+) -> Result<OwnedRoomId, ruma::IdParseError> {
+    RoomId::parse(format!("!{localpart}:{server_name}"))
+}
