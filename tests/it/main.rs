@@ -1,0 +1,3 @@
+//! The integration tests: one program, so that all of them share one PostgreSQL container.
+
+mod architecture;

@@ -1,0 +1,105 @@
+//! One PostgreSQL container for all tests of the run, and a database of its own for each test.
+//!
+//! The container is driven from a thread with a runtime of its own: a test's runtime ends with the test, the
+//! container must not. A new database is a copy of a template that `keystead migrate` filled once.
+
+use std::{
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        mpsc::{self, Receiver, SyncSender},
+    },
+    time::Duration,
+};
+
+use testcontainers::{ContainerAsync, ImageExt, core::ExecCommand, runners::AsyncRunner};
+use testcontainers_modules::postgres::Postgres;
+
+use crate::{process, reaper};
+
+type Reply = SyncSender<Result<String, String>>;
+
+/// Creates a database and gives its URL.
+///
+/// # Panics
+/// When PostgreSQL cannot be had; the message says what to do.
+pub(crate) fn create_database() -> String {
+    static CALLS: OnceLock<Mutex<mpsc::Sender<Reply>>> = OnceLock::new();
+    let calls = CALLS.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || serve(&receiver));
+        Mutex::new(sender)
+    });
+    let (reply, answer) = mpsc::sync_channel(1);
+    calls.lock().unwrap_or_else(PoisonError::into_inner).send(reply).expect("the PostgreSQL thread ended");
+    answer.recv().expect("the PostgreSQL thread ended").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn serve(calls: &Receiver<Reply>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut server = None;
+    let mut number = 0;
+    while let Ok(reply) = calls.recv() {
+        number += 1;
+        let made = runtime.block_on(async {
+            let server = match &server {
+                Some(server) => server,
+                None => server.insert(Server::start().await?),
+            };
+            server.clone_template(&format!("test_{number}")).await
+        });
+        let _the_test_may_have_ended = reply.send(made);
+    }
+}
+
+struct Server {
+    container: ContainerAsync<Postgres>,
+    port: u16,
+}
+
+impl Server {
+    async fn start() -> Result<Self, String> {
+        let container = Postgres::default()
+            .with_tag("15")
+            .with_cmd([
+                "-c",
+                "fsync=off",
+                "-c",
+                "full_page_writes=off",
+                "-c",
+                "max_connections=1000",
+                "-c",
+                "shared_buffers=256MB",
+            ])
+            .with_startup_timeout(Duration::from_secs(120))
+            .start()
+            .await
+            .map_err(|error| {
+                format!("no PostgreSQL from Docker (tests/run sets it up, or says what is missing): {error}")
+            })?;
+        reaper::container_started(container.id());
+        let port = container.get_host_port_ipv4(5432).await.map_err(|error| error.to_string())?;
+        let server = Self { container, port };
+        server.psql("CREATE DATABASE template_of_tests").await?;
+        process::migrate(&server.url("template_of_tests"))?;
+        Ok(server)
+    }
+
+    async fn clone_template(&self, name: &str) -> Result<String, String> {
+        self.psql(&format!("CREATE DATABASE {name} TEMPLATE template_of_tests")).await?;
+        Ok(self.url(name))
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres://postgres:postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    async fn psql(&self, statement: &str) -> Result<(), String> {
+        let command = ExecCommand::new(["psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement]);
+        let mut result = self.container.exec(command).await.map_err(|error| error.to_string())?;
+        let messages = result.stderr_to_vec().await.map_err(|error| error.to_string())?;
+        match result.exit_code().await.map_err(|error| error.to_string())? {
+            Some(0) => Ok(()),
+            _ => Err(format!("{statement}: {}", String::from_utf8_lossy(&messages))),
+        }
+    }
+}
