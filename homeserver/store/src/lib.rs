@@ -1,1 +1,36 @@
+//! The database of the homeserver: the only user of sea-orm.
+//!
+//! Everything goes through [`Store::read`] and [`Store::write`]: named transactions that are timed and retried.
+//! Functions that read take a [`ReadTx`], functions that write a [`WriteTx`], which also reads, so that a write outside
+//! a transaction does not compile. There is one module for each aggregate.
+//!
+//! ```ignore
+//! let user = store.read("whoami", |tx| async move { users::find(&tx, &user_id).await }).await?;
+//! store.write("send_to_device", |tx| async move {
+//!     tx.lock_shards(&shards).await?;                 // first statement of every append
+//!     let position = tx.next_position(shard)?;        // commit order = position order
+//!     ...
+//! }).await?;                                          // saves positions, commits, wakes the readers
+//! ```
+//!
+//! # Streams
+//!
+//! What `/sync` delivers is a row at a position of a shard's stream. [`WriteTx::lock_shards`] takes the rows of the shards,
+//! in ascending order; the locks stand until the commit, so whoever can see a position can see all before it.
 
+mod error;
+mod migrations;
+pub mod rooms;
+pub mod settings;
+mod stats;
+mod store;
+pub mod streams;
+pub mod transactions;
+mod wake_bus;
+
+pub use self::{
+    error::{Error, TransactionError},
+    stats::{QueryStats, with_query_stats},
+    store::{Options, ReadTx, Store, TransactionReport, WriteTx},
+    wake_bus::Hint,
+};

@@ -1,0 +1,118 @@
+//! What can go wrong between the server and its database.
+
+use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
+
+/// An error of the store.
+///
+/// A missing row is never one of these: look-ups return an `Option`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A unique constraint stands against the write; its name, as far as the database tells it.
+    #[error("the row conflicts with another one: {0}")]
+    Conflict(String),
+    /// Another transaction was in the way (serialization failure, deadlock, busy): the same transaction may succeed now.
+    #[error("the transaction has to be tried again")]
+    Retryable(#[source] DbErr),
+    /// The database cannot be reached, or no connection became free in time.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] DbErr),
+    /// A row is there, but cannot be read.
+    #[error("cannot read column {column} of {table}, row {row}: {problem}")]
+    Corrupt {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// What identifies the row.
+        row: String,
+        /// What is wrong with the value; never the value itself.
+        problem: String,
+    },
+    /// The database refused the statement for another reason.
+    #[error("the database refused a statement")]
+    Database(#[source] DbErr),
+    /// The database is not one that this program can serve (no schema, other settings).
+    #[error("{0}")]
+    Setup(String),
+}
+
+impl Error {
+    /// Whether the transaction may succeed when it is run again.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Retryable(_))
+    }
+
+    /// Whether a unique constraint stood against the write.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict(_))
+    }
+
+    /// A row of `table` that cannot be read, for functions that turn rows into values.
+    pub fn corrupt(
+        table: &'static str,
+        column: &'static str,
+        row: impl Into<String>,
+        problem: impl std::fmt::Display,
+    ) -> Self {
+        Self::Corrupt { table, column, row: row.into(), problem: problem.to_string() }
+    }
+}
+
+/// Errors that come out of the closure of a transaction.
+///
+/// Implemented by the store's own [`Error`] and by the errors of use cases that carry one.
+pub trait TransactionError: From<Error> {
+    /// The store's error inside, if that is what this is.
+    fn store_error(&self) -> Option<&Error>;
+}
+
+impl TransactionError for Error {
+    fn store_error(&self) -> Option<&Error> {
+        Some(self)
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        if let Some(SqlErr::UniqueConstraintViolation(constraint)) = error.sql_err() {
+            return Self::Conflict(constraint);
+        }
+        match &error {
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Unavailable(error),
+            DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause)) => {
+                match kind_of(cause) {
+                    Kind::Retryable => Self::Retryable(error),
+                    Kind::Unavailable => Self::Unavailable(error),
+                    Kind::Other => Self::Database(error),
+                }
+            }
+            _ => Self::Database(error),
+        }
+    }
+}
+
+enum Kind {
+    Retryable,
+    Unavailable,
+    Other,
+}
+
+fn kind_of(error: &sqlx::Error) -> Kind {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Kind::Unavailable,
+        sqlx::Error::Database(cause) => match cause.code().as_deref() {
+            // PostgreSQL: serialization_failure, deadlock_detected; SQLite: BUSY and BUSY_SNAPSHOT.
+            Some("40001" | "40P01" | "5" | "517") => Kind::Retryable,
+            // PostgreSQL class 57: the server is shutting down, starting, or ended this session.
+            Some("57P01" | "57P02" | "57P03") => Kind::Unavailable,
+            // PostgreSQL class 08 and 53: connection trouble, too many connections.
+            Some(code) if code.starts_with("08") || code == "53300" => Kind::Unavailable,
+            _ => Kind::Other,
+        },
+        _ => Kind::Other,
+    }
+}

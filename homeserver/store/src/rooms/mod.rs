@@ -1,0 +1,201 @@
+//! Rooms: their events, their state and who is in them.
+
+mod append;
+mod state;
+mod timeline;
+
+use keystead_core::{
+    pdu::Pdu,
+    room::{RoomEvent, RoomState},
+    shard::Shard,
+};
+use ruma::{OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, UserId, events::room::member::MembershipState};
+use sea_orm::{QueryResult, Value};
+
+pub use self::{
+    append::{Append, append},
+    state::{members_at, state_at, state_before, state_between, state_event_at},
+    timeline::{Bounds, Direction, event, events_between, newest, redact, timelines},
+};
+use crate::{Error, ReadTx, WriteTx, streams};
+
+/// A row of the table of events.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    /// Where it stands in the shard of its room.
+    pub position: i64,
+    /// Its room.
+    pub room_id: OwnedRoomId,
+    /// Its id.
+    pub event_id: OwnedEventId,
+    /// The whole event as canonical JSON; redacted, if it was redacted.
+    pub json: String,
+    /// The redaction that emptied it.
+    pub redacted_by: Option<OwnedEventId>,
+}
+
+/// A row of the table of rooms: where the room stands.
+#[derive(Clone, Debug)]
+pub struct RoomHead {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The shard that its stream lies in.
+    pub shard: Shard,
+    /// Its version.
+    pub version: RoomVersionId,
+    /// The position of its newest event.
+    pub position: i64,
+    /// The greatest depth of `extremities`.
+    pub depth: u64,
+    /// The events that nothing follows yet.
+    pub extremities: Vec<OwnedEventId>,
+}
+
+/// A user's newest membership of a room.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Membership {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// `join`, `invite`, `leave`, `ban` or `knock`.
+    pub membership: MembershipState,
+    /// The position of the member event.
+    pub position: i64,
+    /// Whether the user has forgotten the room after leaving it.
+    pub forgotten: bool,
+}
+
+impl StoredEvent {
+    /// Reads the columns `position, room_id, event_id, json, redacted_by`.
+    pub(crate) fn from_row(row: &QueryResult) -> Result<Self, Error> {
+        let redacted_by: Option<String> = row.try_get("", "redacted_by")?;
+        let event_id: String = row.try_get("", "event_id")?;
+        Ok(Self {
+            position: row.try_get("", "position")?,
+            room_id: streams::room_id(row, "events")?,
+            event_id: parse_event_id("event_id", &event_id)?,
+            json: row.try_get("", "json")?,
+            redacted_by: redacted_by.map(|id| parse_event_id("redacted_by", &id)).transpose()?,
+        })
+    }
+
+    /// The event in the form that the rules work on.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the JSON is not an event.
+    pub fn into_room_event(self) -> Result<RoomEvent, Error> {
+        let mut pdu = Pdu::from_json(self.event_id.clone(), self.room_id, &self.json)
+            .map_err(|error| Error::corrupt("events", "json", self.event_id.as_str(), error))?;
+        pdu.redacted_by = self.redacted_by;
+        Ok(RoomEvent { position: self.position, pdu })
+    }
+}
+
+/// Where a room stands, if the server knows it.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn head(tx: &ReadTx, room_id: &RoomId) -> Result<Option<RoomHead>, Error> {
+    Ok(heads(tx, &[room_id]).await?.pop())
+}
+
+/// Where several rooms stand; those that the server does not know are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn heads(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomHead>, Error> {
+    if room_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({})",
+        placeholders(1, room_ids.len())
+    );
+    let rows = tx.query(&sql, room_ids.iter().map(|id| Value::from(id.as_str()))).await?;
+    rows.iter().map(read_head).collect()
+}
+
+/// Everything that the next event of a room is built on. `None` for a room that the server does not know.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn load(tx: &ReadTx, room_id: &RoomId) -> Result<Option<RoomState>, Error> {
+    let Some(head) = head(tx, room_id).await? else { return Ok(None) };
+    let corrupt = || Error::corrupt("rooms", "version", room_id.as_str(), "the room version is unknown");
+    let mut room = RoomState::empty(head.room_id, head.version).ok_or_else(corrupt)?;
+    for row in tx.query(CURRENT_STATE, [room_id.as_str().into()]).await? {
+        room.insert_state(&std::sync::Arc::new(StoredEvent::from_row(&row)?.into_room_event()?));
+    }
+    room.position = head.position;
+    room.depth = head.depth;
+    room.extremities = head.extremities;
+    Ok(Some(room))
+}
+
+/// The rooms that a user is, was or is invited to be in.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn memberships_of(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Membership>, Error> {
+    let rows = tx
+        .query(
+            "SELECT room_id, membership, position, forgotten FROM memberships WHERE user_id = $1",
+            [user_id.as_str().into()],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let membership: String = row.try_get("", "membership")?;
+            Ok(Membership {
+                room_id: streams::room_id(row, "memberships")?,
+                membership: membership.into(),
+                position: row.try_get("", "position")?,
+                forgotten: row.try_get("", "forgotten")?,
+            })
+        })
+        .collect()
+}
+
+/// Marks a room that the user has left as forgotten. Returns whether there was such a membership.
+///
+/// # Errors
+/// The database's own.
+pub async fn forget(tx: &WriteTx, user_id: &UserId, room_id: &RoomId) -> Result<bool, Error> {
+    let changed = tx
+        .execute(
+            "UPDATE memberships SET forgotten = TRUE \
+             WHERE user_id = $1 AND room_id = $2 AND membership IN ('leave', 'ban')",
+            [user_id.as_str().into(), room_id.as_str().into()],
+        )
+        .await?;
+    Ok(changed > 0)
+}
+
+const CURRENT_STATE: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by \
+    FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
+    WHERE s.room_id = $1 AND s.replaced_at IS NULL";
+
+fn read_head(row: &QueryResult) -> Result<RoomHead, Error> {
+    let room_id = streams::room_id(row, "rooms")?;
+    let extremities: String = row.try_get("", "extremities")?;
+    let version: String = row.try_get("", "version")?;
+    let depth: i64 = row.try_get("", "depth")?;
+    Ok(RoomHead {
+        shard: row.try_get("", "shard")?,
+        version: RoomVersionId::try_from(version.as_str())
+            .map_err(|error| Error::corrupt("rooms", "version", room_id.as_str(), error))?,
+        position: row.try_get("", "position")?,
+        depth: depth.try_into().unwrap_or_default(),
+        extremities: serde_json::from_str(&extremities)
+            .map_err(|error| Error::corrupt("rooms", "extremities", room_id.as_str(), error))?,
+        room_id,
+    })
+}
+
+fn parse_event_id(column: &'static str, id: &str) -> Result<OwnedEventId, Error> {
+    OwnedEventId::try_from(id).map_err(|error| Error::corrupt("events", column, id, error))
+}
+
+/// `$first, $first+1, …`: as many as there are values.
+pub(crate) fn placeholders(first: usize, count: usize) -> String {
+    (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,77 @@
+//! The state of a room at a position, out of what changed at which position.
+
+use keystead_core::room::RoomEvent;
+use ruma::RoomId;
+
+use super::StoredEvent;
+use crate::{Error, ReadTx};
+
+/// The state of a room after the event at `position`.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_at(tx: &ReadTx, room_id: &RoomId, position: i64) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!("{SELECT} WHERE s.room_id = $1 AND {VALID}");
+    read(tx.query(&sql, [room_id.as_str().into(), position.into()]).await?)
+}
+
+/// The member events of a room after the event at `position`.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn members_at(tx: &ReadTx, room_id: &RoomId, position: i64) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!("{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID}");
+    read(tx.query(&sql, [room_id.as_str().into(), position.into()]).await?)
+}
+
+/// One state event of a room after the event at `position`, if the key was set then.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_event_at(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    position: i64,
+    (event_type, state_key): (&str, &str),
+) -> Result<Option<RoomEvent>, Error> {
+    let sql = format!("{SELECT} WHERE s.room_id = $1 AND {VALID} AND s.event_type = $3 AND s.state_key = $4");
+    let values = [room_id.as_str().into(), position.into(), event_type.into(), state_key.into()];
+    Ok(read(tx.query(&sql, values).await?)?.pop())
+}
+
+/// What was in force just before `position` for those keys that have changed since: the difference between the
+/// state then and a newer one, to be laid over the newer one. Keys that were not set then are not among them.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_before(tx: &ReadTx, room_id: &RoomId, position: i64) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!("{SELECT} WHERE s.room_id = $1 AND s.position < $2 AND s.replaced_at >= $2");
+    read(tx.query(&sql, [room_id.as_str().into(), position.into()]).await?)
+}
+
+/// The state events after one position that were still in force just before another: the change between two points.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_between(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    after: i64,
+    before: i64,
+) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!(
+        "{SELECT} WHERE s.room_id = $1 AND s.position > $2 AND s.position < $3 \
+         AND (s.replaced_at IS NULL OR s.replaced_at >= $3)"
+    );
+    read(tx.query(&sql, [room_id.as_str().into(), after.into(), before.into()]).await?)
+}
+
+const SELECT: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by \
+    FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position";
+
+/// In force after the event at position `$2`.
+const VALID: &str = "s.position <= $2 AND (s.replaced_at IS NULL OR s.replaced_at > $2)";
+
+fn read(rows: Vec<sea_orm::QueryResult>) -> Result<Vec<RoomEvent>, Error> {
+    rows.iter().map(|row| StoredEvent::from_row(row)?.into_room_event()).collect()
+}

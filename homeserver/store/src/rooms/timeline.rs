@@ -1,0 +1,131 @@
+//! Events of rooms in the order of their positions.
+
+use std::collections::HashMap;
+
+use keystead_core::room::RoomEvent;
+use ruma::{EventId, OwnedRoomId, RoomId};
+use sea_orm::Value;
+
+use super::StoredEvent;
+use crate::{Error, ReadTx, WriteTx};
+
+/// How many rooms' timelines one statement reads.
+const ROOMS_A_STATEMENT: usize = 50;
+
+/// Which way to read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// From the oldest to the newest.
+    Forward,
+    /// From the newest to the oldest.
+    Backward,
+}
+
+/// A part of a room's timeline: after one position, up to and with another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Bounds {
+    /// Events after this position.
+    pub after: i64,
+    /// Events up to this position.
+    pub upto: i64,
+}
+
+/// One event of a room by its id.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn event(tx: &ReadTx, room_id: &RoomId, event_id: &EventId) -> Result<Option<RoomEvent>, Error> {
+    let rows = tx
+        .query(
+            "SELECT position, room_id, event_id, json, redacted_by FROM events WHERE event_id = $1 AND room_id = $2",
+            [event_id.as_str().into(), room_id.as_str().into()],
+        )
+        .await?;
+    rows.first().map(|row| StoredEvent::from_row(row)?.into_room_event()).transpose()
+}
+
+/// At most `limit` events of a room within `bounds`, in the direction given.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn events_between(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    bounds: Bounds,
+    direction: Direction,
+    limit: u64,
+) -> Result<Vec<RoomEvent>, Error> {
+    let order = if direction == Direction::Forward { "ASC" } else { "DESC" };
+    let sql = format!(
+        "SELECT position, room_id, event_id, json, redacted_by FROM events \
+         WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {limit}"
+    );
+    let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
+    rows.iter().map(|row| StoredEvent::from_row(row)?.into_room_event()).collect()
+}
+
+/// The newest event of a room within `bounds`.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn newest(tx: &ReadTx, room_id: &RoomId, bounds: Bounds) -> Result<Option<RoomEvent>, Error> {
+    Ok(events_between(tx, room_id, bounds, Direction::Backward, 1).await?.pop())
+}
+
+/// The newest events of many rooms, newest first: of each at most `limit` within its bounds.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn timelines(
+    tx: &ReadTx,
+    rooms: &[(OwnedRoomId, Bounds)],
+    limit: u64,
+) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, Error> {
+    let mut timelines: HashMap<OwnedRoomId, Vec<RoomEvent>> = HashMap::new();
+    for chunk in rooms.chunks(ROOMS_A_STATEMENT) {
+        // One subquery a room, so that each walks the index backward and stops at its limit.
+        let sql = (0..chunk.len())
+            .map(|i| {
+                let n = i * 3;
+                format!(
+                    "SELECT * FROM (SELECT position, room_id, event_id, json, redacted_by FROM events \
+                     WHERE room_id = ${} AND position > ${} AND position <= ${} \
+                     ORDER BY position DESC LIMIT {limit}) AS room_{i}",
+                    n + 1,
+                    n + 2,
+                    n + 3
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(" UNION ALL ");
+        let values = chunk.iter().flat_map(|(room_id, bounds)| {
+            [Value::from(room_id.as_str()), bounds.after.into(), bounds.upto.into()]
+        });
+        for row in tx.query(&sql, values).await? {
+            let event = StoredEvent::from_row(&row)?.into_room_event()?;
+            timelines.entry(event.pdu.room_id.clone()).or_default().push(event);
+        }
+    }
+    for timeline in timelines.values_mut() {
+        timeline.sort_unstable_by_key(|event| std::cmp::Reverse(event.position));
+    }
+    Ok(timelines)
+}
+
+/// Puts the redacted form of an event in the place of the event. Its first redaction stays its redaction.
+///
+/// # Errors
+/// The database's own.
+pub async fn redact(
+    tx: &WriteTx,
+    event_id: &EventId,
+    json: &str,
+    redacted_by: &EventId,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE events SET json = $2, redacted_by = $3 WHERE event_id = $1 AND redacted_by IS NULL",
+        [event_id.as_str().into(), json.into(), redacted_by.as_str().into()],
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! The wake bus: tells readers that something happened. Hints only; the database is the truth.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use keystead_core::shard::Shard;
+use sea_orm::sqlx::{
+    self, Connection, PgConnection,
+    postgres::{PgListener, PgNotification},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::AbortHandle,
+};
+
+/// PostgreSQL's channel for the hints of all replicas.
+const CHANNEL: &str = "keystead";
+/// How many hints a slow reader may fall behind before it is told that it missed some.
+const CAPACITY: usize = 4_096;
+/// PostgreSQL takes payloads of less than 8,000 bytes; hints are packed up to this.
+const MAX_PAYLOAD_BYTES: usize = 6_000;
+/// How long to wait before a lost connection is made anew.
+const RECONNECT_AFTER: Duration = Duration::from_millis(500);
+
+/// Something that happened. Losing one costs at most the readers' re-check interval.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum Hint {
+    /// Shards have reached these positions.
+    Positions(Vec<(Shard, i64)>),
+    /// A user types in a room, or stops to.
+    Typing {
+        /// The room.
+        room_id: String,
+        /// The user.
+        user_id: String,
+        /// When the user counts as having stopped, in milliseconds since the epoch; `None` for at once.
+        until: Option<u64>,
+    },
+    /// Hints may have been lost: look for yourself.
+    Resync,
+}
+
+pub(crate) struct WakeBus {
+    local: broadcast::Sender<Hint>,
+    remote: Option<mpsc::UnboundedSender<Hint>>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl WakeBus {
+    /// A bus for the one process that uses the database.
+    pub(crate) fn in_process() -> Self {
+        Self { local: broadcast::channel(CAPACITY).0, remote: None, tasks: Vec::new() }
+    }
+
+    /// A bus between all processes that use the PostgreSQL database at `url`, by LISTEN and NOTIFY.
+    pub(crate) fn postgres(url: &str) -> Self {
+        let local = broadcast::channel(CAPACITY).0;
+        let (remote, queue) = mpsc::unbounded_channel();
+        // Notifications that this process sent come back to it; PostgreSQL names their sender's backend.
+        let own_backend = Arc::new(AtomicU32::new(0));
+        let listen = tokio::spawn(listen(url.to_owned(), local.clone(), own_backend.clone()));
+        let notify = tokio::spawn(notify(url.to_owned(), queue, own_backend));
+        Self { local, remote: Some(remote), tasks: vec![listen.abort_handle(), notify.abort_handle()] }
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Hint> {
+        self.local.subscribe()
+    }
+
+    /// Tells this process at once and the others soon. To be called after the commit that the hint speaks of.
+    pub(crate) fn send(&self, hint: Hint) {
+        if let Some(remote) = &self.remote {
+            // The receiver ends only with the bus.
+            let _ = remote.send(hint.clone());
+        }
+        // Without a subscriber there is nobody to tell.
+        let _ = self.local.send(hint);
+    }
+
+    pub(crate) fn close(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for WakeBus {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Hands the hints of other replicas to this process's readers, for as long as the process lives.
+async fn listen(url: String, local: broadcast::Sender<Hint>, own_backend: Arc<AtomicU32>) {
+    loop {
+        if let Err(error) = listen_once(&url, &local, &own_backend).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "lost the connection that listens for hints"
+            );
+        }
+        tokio::time::sleep(RECONNECT_AFTER).await;
+    }
+}
+
+async fn listen_once(
+    url: &str,
+    local: &broadcast::Sender<Hint>,
+    own_backend: &AtomicU32,
+) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect(url).await?;
+    listener.listen(CHANNEL).await?;
+    // Whatever was told before this moment has been missed.
+    let _ = local.send(Hint::Resync);
+    // `None` means that the connection broke.
+    while let Some(notification) = listener.try_recv().await? {
+        if notification.process_id() == own_backend.load(Ordering::Relaxed) {
+            continue;
+        }
+        for hint in parse(&notification) {
+            let _ = local.send(hint);
+        }
+    }
+    Ok(())
+}
+
+fn parse(notification: &PgNotification) -> Vec<Hint> {
+    // A replica of a newer version may say what this one does not know.
+    serde_json::from_str(notification.payload()).unwrap_or_else(|_| vec![Hint::Resync])
+}
+
+/// Sends what has queued while the last NOTIFY was under way, as one.
+async fn notify(url: String, mut queue: mpsc::UnboundedReceiver<Hint>, own_backend: Arc<AtomicU32>) {
+    loop {
+        if let Err(error) = notify_until_error(&url, &mut queue, &own_backend).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "lost the connection that sends hints");
+            tokio::time::sleep(RECONNECT_AFTER).await;
+        } else {
+            return;
+        }
+    }
+}
+
+async fn notify_until_error(
+    url: &str,
+    queue: &mut mpsc::UnboundedReceiver<Hint>,
+    own_backend: &AtomicU32,
+) -> Result<(), sqlx::Error> {
+    let mut connection = PgConnection::connect(url).await?;
+    let (pid,): (i32,) = sqlx::query_as("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+    own_backend.store(pid.unsigned_abs(), Ordering::Relaxed);
+    let mut hints = Vec::new();
+    while queue.recv_many(&mut hints, CAPACITY).await > 0 {
+        for payload in payloads(hints.drain(..)) {
+            sqlx::query("SELECT pg_notify($1, $2)")
+                .bind(CHANNEL)
+                .bind(payload)
+                .execute(&mut connection)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Packs hints into as few payloads as they fit in: of positions, only the newest of each shard counts.
+fn payloads(hints: impl Iterator<Item = Hint>) -> Vec<String> {
+    let mut positions = BTreeMap::new();
+    let mut others = Vec::new();
+    for hint in hints {
+        match hint {
+            Hint::Positions(reached) => {
+                for (shard, position) in reached {
+                    let newest: &mut i64 = positions.entry(shard).or_default();
+                    *newest = position.max(*newest);
+                }
+            }
+            other => others.push(other),
+        }
+    }
+    if !positions.is_empty() {
+        others.push(Hint::Positions(positions.into_iter().collect()));
+    }
+    let mut payloads: Vec<String> = Vec::new();
+    for hint in others {
+        let Ok(json) = serde_json::to_string(&hint) else { continue };
+        match payloads.last_mut() {
+            Some(last) if last.len() + json.len() < MAX_PAYLOAD_BYTES => {
+                last.push(',');
+                last.push_str(&json);
+            }
+            _ => payloads.push(format!("[{json}")),
+        }
+    }
+    payloads.iter().map(|payload| format!("{payload}]")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_coalesced_and_everything_else_is_kept() {
+        let typing = Hint::Typing { room_id: "!r".to_owned(), user_id: "@u:x".to_owned(), until: Some(1) };
+        let hints = vec![
+            Hint::Positions(vec![(0, 5), (1, 1)]),
+            typing.clone(),
+            Hint::Positions(vec![(0, 7)]),
+            Hint::Positions(vec![(0, 6)]),
+        ];
+        let packed = payloads(hints.into_iter());
+        assert_eq!(packed.len(), 1);
+        let read: Vec<Hint> = serde_json::from_str(&packed[0]).unwrap();
+        assert_eq!(read, vec![typing, Hint::Positions(vec![(0, 7), (1, 1)])]);
+    }
+
+    #[test]
+    fn no_payload_is_larger_than_postgresql_takes() {
+        let hint = Hint::Typing { room_id: "r".repeat(255), user_id: "u".repeat(255), until: None };
+        let packed = payloads(std::iter::repeat_n(hint, 100));
+        assert!(packed.len() > 1 && packed.iter().all(|payload| payload.len() < 8_000));
+        let count: usize = packed.iter().map(|p| serde_json::from_str::<Vec<Hint>>(p).unwrap().len()).sum();
+        assert_eq!(count, 100);
+    }
+}
