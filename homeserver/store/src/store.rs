@@ -12,7 +12,6 @@ use keystead_core::shard::{Shard, Shards};
 use sea_orm::{
     AccessMode, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction,
     DbBackend, QueryResult, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait, Value,
-    sea_query,
 };
 use sea_orm_migration::MigratorTrait;
 
