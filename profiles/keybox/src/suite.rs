@@ -1,0 +1,115 @@
+//! Suites: sets of primitives, looked up by identifier in one table. A new suite is a row, a module and a vector file.
+
+mod v1;
+
+use zeroize::Zeroizing;
+
+pub use v1::ID as V1;
+#[cfg(test)]
+pub(crate) use v1::mac_key;
+
+use crate::context::WrapContext;
+use crate::entropy::Entropy;
+use crate::key_set::{PrivateKeySet, PublicKeySet};
+use crate::primitives::CryptoError;
+use crate::resource_key::ResourceKey;
+
+/// Content sealed under a resource key, before it is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Initialisation vector, fresh for each message.
+    pub iv: Vec<u8>,
+    /// As long as the plaintext.
+    pub ciphertext: Vec<u8>,
+    /// Authenticates context, IV and ciphertext.
+    pub mac: Vec<u8>,
+}
+
+/// Why something did not open. Deliberately says little: it must not help to forge.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Altered, or not made for this context and key.
+    #[error("not authentic for its context and key")]
+    NotAuthentic,
+    /// The cryptographic library failed.
+    #[error("the ciphertext could not be opened")]
+    Crypto(#[from] CryptoError),
+}
+
+type Wrap =
+    fn(&ResourceKey, &PublicKeySet, &WrapContext<'_>, &mut dyn Entropy) -> Result<Vec<u8>, CryptoError>;
+type Unwrap = fn(&[u8], &PrivateKeySet, &WrapContext<'_>) -> Result<ResourceKey, OpenError>;
+type Seal = fn(&ResourceKey, &[u8], &[u8], &mut dyn Entropy) -> Result<Sealed, CryptoError>;
+type Open = fn(&ResourceKey, &[u8], &Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError>;
+
+/// One row of the table: an identifier and its primitives.
+#[derive(Debug)]
+pub struct Suite {
+    /// Identifier: in `m.room.encryption`, in `algorithms` of a key set, and in each message.
+    pub id: &'static str,
+    /// Greater for what replaces. A room may change to a greater one, never to a lesser.
+    pub version: u32,
+    wrap: Wrap,
+    unwrap: Unwrap,
+    seal: Seal,
+    open: Open,
+}
+
+/// All suites, best last.
+pub static SUITES: &[Suite] = &[v1::SUITE];
+
+/// The suite of that identifier; `None` if this implementation does not speak it.
+pub fn find(id: &str) -> Option<&'static Suite> {
+    SUITES.iter().find(|suite| suite.id == id)
+}
+
+/// Whether `id` is in the profile's name space, spoken here or not. A server guards rooms that use any of these.
+pub fn is_keybox_suite(id: &str) -> bool {
+    id.starts_with("com.trustner.keybox.v")
+}
+
+impl Suite {
+    /// Encrypts `key` to the KeyBox `recipient`, bound to `context`.
+    pub fn wrap(
+        &self,
+        key: &ResourceKey,
+        recipient: &PublicKeySet,
+        context: &WrapContext<'_>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<u8>, CryptoError> {
+        (self.wrap)(key, recipient, context, entropy)
+    }
+
+    /// Opens a wrap that was made for this KeyBox and `context`, and checks that the key id in `context` is the key's.
+    pub fn unwrap(
+        &self,
+        wrapped: &[u8],
+        keys: &PrivateKeySet,
+        context: &WrapContext<'_>,
+    ) -> Result<ResourceKey, OpenError> {
+        let key = (self.unwrap)(wrapped, keys, context)?;
+        if key.id(context.room_id) == *context.key_id { Ok(key) } else { Err(OpenError::NotAuthentic) }
+    }
+
+    /// Encrypts and authenticates `plaintext`, bound to the bytes of a [`crate::context::MessageContext`].
+    pub(crate) fn seal(
+        &self,
+        key: &ResourceKey,
+        context: &[u8],
+        plaintext: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Sealed, CryptoError> {
+        (self.seal)(key, context, plaintext, entropy)
+    }
+
+    /// Checks that `sealed` is authentic for `context`; only then decrypts.
+    pub(crate) fn open(
+        &self,
+        key: &ResourceKey,
+        context: &[u8],
+        sealed: &Sealed,
+    ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        (self.open)(key, context, sealed)
+    }
+}

@@ -1,0 +1,134 @@
+//! Suite v1, the whitepaper's: RSA 2048 for keys, AES-256-OFB for content, with a MAC that the whitepaper lacks.
+//!
+//! OFB is a stream cipher: whoever carries the ciphertext can flip any bit of the plaintext. The MAC is therefore
+//! part of the suite, compared in constant time, and checked before anything is decrypted.
+
+use openssl::pkey::PKey;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::{OpenError, Sealed, Suite};
+use crate::context::WrapContext;
+use crate::encoding::Fields;
+use crate::entropy::{Entropy, random};
+use crate::key_set::{PrivateKeySet, PublicKeySet};
+use crate::primitives::{
+    CryptoError, aes_256_ofb, hkdf_sha256, hmac_sha256, rsa_oaep_decrypt, rsa_oaep_encrypt,
+};
+use crate::resource_key::ResourceKey;
+
+/// Identifier of suite v1.
+pub const ID: &str = "com.trustner.keybox.v1.rsa2048-oaep-sha256.aes256-ofb-hmac-sha256";
+
+pub(super) const SUITE: Suite = Suite { id: ID, version: 1, wrap, unwrap, seal, open };
+
+fn wrap(
+    key: &ResourceKey,
+    recipient: &PublicKeySet,
+    context: &WrapContext<'_>,
+    _entropy: &mut dyn Entropy,
+) -> Result<Vec<u8>, CryptoError> {
+    let public = PKey::public_key_from_der(&recipient.rsa)?;
+    rsa_oaep_encrypt(&public, &context.to_bytes(), key.as_bytes())
+}
+
+fn unwrap(wrapped: &[u8], keys: &PrivateKeySet, context: &WrapContext<'_>) -> Result<ResourceKey, OpenError> {
+    let opened =
+        rsa_oaep_decrypt(&keys.rsa, &context.to_bytes(), wrapped).map_err(|_| OpenError::NotAuthentic)?;
+    ResourceKey::from_bytes(&opened).ok_or(OpenError::NotAuthentic)
+}
+
+fn seal(
+    key: &ResourceKey,
+    context: &[u8],
+    plaintext: &[u8],
+    entropy: &mut dyn Entropy,
+) -> Result<Sealed, CryptoError> {
+    let iv: [u8; 16] = random(entropy)?;
+    let ciphertext = aes_256_ofb(key.as_bytes(), &iv, plaintext)?;
+    let mac = mac(key, context, &iv, &ciphertext)?;
+    Ok(Sealed { iv: iv.to_vec(), ciphertext, mac })
+}
+
+fn open(key: &ResourceKey, context: &[u8], sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    let iv = <[u8; 16]>::try_from(sealed.iv.as_slice()).map_err(|_| OpenError::NotAuthentic)?;
+    let expected = mac(key, context, &iv, &sealed.ciphertext)?;
+    if !bool::from(expected.ct_eq(&sealed.mac)) {
+        return Err(OpenError::NotAuthentic);
+    }
+    Ok(Zeroizing::new(aes_256_ofb(key.as_bytes(), &iv, &sealed.ciphertext)?))
+}
+
+/// HMAC-SHA-256 over the fields label, context, IV, ciphertext.
+fn mac(key: &ResourceKey, context: &[u8], iv: &[u8; 16], ciphertext: &[u8]) -> Result<Vec<u8>, CryptoError> {
+    let covered = Fields::new("com.trustner.keybox.v1.mac").bytes(context).bytes(iv).bytes(ciphertext);
+    hmac_sha256(&*mac_key(key)?, covered.as_slice())
+}
+
+/// The MAC has its own key, so that the resource key serves one primitive only.
+pub(crate) fn mac_key(key: &ResourceKey) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+    hkdf_sha256(key.as_bytes(), "com.trustner.keybox.v1.mac_key")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OpensslEntropy;
+    use crate::suite::find;
+
+    #[test]
+    fn a_wrap_opens_for_its_context_only() {
+        let keys = PrivateKeySet::generate("@a:x", "A", &mut OpensslEntropy).unwrap();
+        let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+        let (id, other_id) = (key.id("!r"), key.id("!s"));
+        let context = WrapContext {
+            suite: ID,
+            room_id: "!r",
+            key_id: &id,
+            sender: "@b:x",
+            sender_keybox: "B",
+            recipient: "@a:x",
+            recipient_keybox: "A",
+        };
+        let suite = find(ID).unwrap();
+        let wrapped = suite.wrap(&key, &keys.public().unwrap(), &context, &mut OpensslEntropy).unwrap();
+        assert_eq!(wrapped.len(), 256);
+        assert_eq!(suite.unwrap(&wrapped, &keys, &context).unwrap(), key);
+        let moved = [
+            WrapContext { suite: "v2", ..context },
+            WrapContext { room_id: "!s", ..context },
+            WrapContext { key_id: &other_id, ..context },
+            WrapContext { room_id: "!s", key_id: &other_id, ..context },
+            WrapContext { sender: "@c:x", ..context },
+            WrapContext { sender_keybox: "C", ..context },
+            WrapContext { recipient: "@c:x", ..context },
+            WrapContext { recipient_keybox: "C", ..context },
+        ];
+        for elsewhere in moved {
+            assert!(
+                matches!(suite.unwrap(&wrapped, &keys, &elsewhere), Err(OpenError::NotAuthentic)),
+                "{elsewhere:?}"
+            );
+        }
+        let stranger = PrivateKeySet::generate("@a:x", "A", &mut OpensslEntropy).unwrap();
+        assert!(suite.unwrap(&wrapped, &stranger, &context).is_err());
+    }
+
+    #[test]
+    fn a_wrap_of_something_else_than_32_bytes_is_refused() {
+        let keys = PrivateKeySet::generate("@a:x", "A", &mut OpensslEntropy).unwrap();
+        let id = ResourceKey::from_bytes(&[1; 32]).unwrap().id("!r");
+        let context = WrapContext {
+            suite: ID,
+            room_id: "!r",
+            key_id: &id,
+            sender: "@b:x",
+            sender_keybox: "B",
+            recipient: "@a:x",
+            recipient_keybox: "A",
+        };
+        let public = PKey::public_key_from_der(&keys.public().unwrap().rsa).unwrap();
+        let wrapped = rsa_oaep_encrypt(&public, &context.to_bytes(), &[1; 31]).unwrap();
+        assert!(matches!(unwrap(&wrapped, &keys, &context), Err(OpenError::NotAuthentic)));
+    }
+}
