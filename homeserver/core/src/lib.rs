@@ -1,7 +1,9 @@
 //! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
 
 pub mod event;
+pub mod password;
 pub mod pdu;
 pub mod room;
 pub mod shard;
+pub mod throttle;
 pub mod token;
