@@ -1,5 +1,6 @@
 //! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
 
+pub mod encryption;
 pub mod event;
 pub mod password;
 pub mod pdu;

@@ -1,0 +1,257 @@
+//! Rules on `m.room.encryption`: what a KeyBox room may change, and what it may not.
+//!
+//! The suite of a KeyBox room stands in `m.room.encryption` and, frozen, in the content of `m.room.create`. Nobody
+//! takes it away or steps down; from v1 to v2 is the one change. Ordinary rooms keep Matrix's behaviour.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The key of the `m.room.create` content that freezes a KeyBox room's suite.
+pub const CREATE_CONTENT_KEY: &str = "com.trustner.encryption_algorithm";
+/// What the identifier of every KeyBox suite starts with.
+const SUITE_PREFIX: &str = "com.trustner.keybox.";
+
+/// A KeyBox suite; a later one is the stronger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Suite {
+    /// RSA-OAEP and AES-256-OFB with HMAC.
+    V1,
+    /// HPKE over X25519 and AES-256-GCM.
+    V2,
+}
+
+impl Suite {
+    /// All suites, weakest first.
+    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    /// The suite's identifier, as it stands in `algorithm`.
+    pub const fn identifier(self) -> &'static str {
+        match self {
+            Self::V1 => "com.trustner.keybox.v1.rsa2048-oaep-sha256.aes256-ofb-hmac-sha256",
+            Self::V2 => "com.trustner.keybox.v2.x25519-hpke.aes256-gcm",
+        }
+    }
+
+    /// The suite that an `algorithm` names: `None` for an algorithm of somebody else.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionRefusal::UnknownSuite`] for an identifier of the KeyBox name space that names no suite.
+    pub fn of(algorithm: &str) -> Result<Option<Self>, EncryptionRefusal> {
+        match Self::ALL.into_iter().find(|suite| suite.identifier() == algorithm) {
+            None if algorithm.starts_with(SUITE_PREFIX) => Err(EncryptionRefusal::UnknownSuite),
+            suite => Ok(suite),
+        }
+    }
+}
+
+/// Why a change of a room's encryption is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncryptionRefusal {
+    /// The room has a KeyBox suite and the change names another algorithm.
+    #[error("the room is encrypted with a KeyBox suite, which cannot be replaced by another algorithm")]
+    LeavesProfile,
+    /// The content has no `algorithm`, or it is not a string.
+    #[error("m.room.encryption needs an algorithm, a string")]
+    NoAlgorithm,
+    /// The room was not made with a KeyBox suite.
+    #[error("a KeyBox suite is chosen when a room is made and cannot be added to this room")]
+    NotAKeyBoxRoom,
+    /// The event that carries the suite cannot be redacted.
+    #[error("the encryption of a KeyBox room cannot be redacted")]
+    Redaction,
+    /// The change goes back to an older suite.
+    #[error("the room's KeyBox suite cannot step down to an older one")]
+    StepDown,
+    /// The create content and `m.room.encryption` of a new room disagree.
+    #[error("the create content and m.room.encryption name different algorithms")]
+    SuiteMismatch,
+    /// No suite has that identifier.
+    #[error("there is no KeyBox suite of that name")]
+    UnknownSuite,
+}
+
+/// The `algorithm` of an `m.room.encryption` content.
+///
+/// # Errors
+///
+/// [`EncryptionRefusal::NoAlgorithm`] if there is none or it is no string.
+pub fn algorithm(content: &RawValue) -> Result<String, EncryptionRefusal> {
+    #[derive(Deserialize)]
+    struct Content {
+        algorithm: String,
+    }
+    serde_json::from_str::<Content>(content.get())
+        .map(|content| content.algorithm)
+        .map_err(|_| EncryptionRefusal::NoAlgorithm)
+}
+
+/// The suite that a room's `m.room.create` content froze; `None` for an ordinary room.
+///
+/// A room whose create content names a suite that this server does not know is still a KeyBox room: the
+/// strongest suite that is known stands for it, so that nothing weaker gets in.
+pub fn frozen_suite(create_content: &RawValue) -> Option<Suite> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "com.trustner.encryption_algorithm")]
+        algorithm: Option<String>,
+    }
+    let algorithm = serde_json::from_str::<Content>(create_content.get()).ok()?.algorithm?;
+    Suite::of(&algorithm).unwrap_or(Some(Suite::V2))
+}
+
+/// Checks a new `m.room.encryption` event of an existing room.
+///
+/// `frozen` is the suite of the room's create content, `current` the content of its `m.room.encryption` event if
+/// it has one, `new` the content to be sent.
+///
+/// # Errors
+///
+/// The reason for the refusal, fit to be shown to the user.
+pub fn check_change(
+    frozen: Option<Suite>,
+    current: Option<&RawValue>,
+    new: &RawValue,
+) -> Result<(), EncryptionRefusal> {
+    let Some(frozen) = frozen else {
+        // Matrix lets an ordinary room change its encryption event freely, even to nonsense.
+        return match algorithm(new).map(|name| Suite::of(&name)) {
+            Ok(Ok(Some(_)) | Err(_)) => Err(EncryptionRefusal::NotAKeyBoxRoom),
+            _ => Ok(()),
+        };
+    };
+    let floor = current
+        .and_then(|content| Suite::of(&algorithm(content).ok()?).ok()?)
+        .map_or(frozen, |current| current.max(frozen));
+    match Suite::of(&algorithm(new)?)? {
+        None => Err(EncryptionRefusal::LeavesProfile),
+        Some(suite) if suite < floor => Err(EncryptionRefusal::StepDown),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Checks that an event may be redacted as far as the room's encryption is concerned.
+///
+/// # Errors
+///
+/// [`EncryptionRefusal::Redaction`] if it is the `m.room.encryption` event of a KeyBox room.
+pub fn check_redaction(frozen: Option<Suite>, event_type: &str) -> Result<(), EncryptionRefusal> {
+    if frozen.is_some() && event_type == "m.room.encryption" {
+        return Err(EncryptionRefusal::Redaction);
+    }
+    Ok(())
+}
+
+/// Settles the suite of a new room from what its creator asked for.
+///
+/// `create_algorithm` is the value of [`CREATE_CONTENT_KEY`], `encryption` the content of the `m.room.encryption`
+/// event of the initial state. The answer is the suite to freeze, or `None` for an ordinary room.
+///
+/// # Errors
+///
+/// The reason for the refusal: the two disagree, or name an unknown suite.
+pub fn settle_new_room(
+    create_algorithm: Option<&str>,
+    encryption: Option<&RawValue>,
+) -> Result<Option<Suite>, EncryptionRefusal> {
+    let wanted = match encryption {
+        None => None,
+        // An ordinary room may hold any content; only a KeyBox room has to name its suite.
+        Some(content) if create_algorithm.is_none() => match algorithm(content) {
+            Ok(name) => Suite::of(&name)?,
+            Err(_) => None,
+        },
+        Some(content) => Suite::of(&algorithm(content)?)?,
+    };
+    match create_algorithm {
+        None => Ok(wanted),
+        Some(name) => match Suite::of(name)? {
+            None => Err(EncryptionRefusal::UnknownSuite),
+            suite if suite == wanted => Ok(suite),
+            Some(_) => Err(EncryptionRefusal::SuiteMismatch),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use EncryptionRefusal::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn content(algorithm: &str) -> Box<RawValue> {
+        serde_json::value::to_raw_value(&json!({ "algorithm": algorithm })).unwrap()
+    }
+
+    const V1: &str = Suite::V1.identifier();
+    const V2: &str = Suite::V2.identifier();
+    const MEGOLM: &str = "m.megolm.v1.aes-sha2";
+
+    #[test]
+    fn a_keybox_room_never_steps_down_or_off() {
+        let table = [
+            (Some(Suite::V1), Some(V1), V1, Ok(())),
+            (Some(Suite::V1), Some(V1), V2, Ok(())),
+            (Some(Suite::V1), Some(V2), V1, Err(StepDown)),
+            (Some(Suite::V1), Some(V2), V2, Ok(())),
+            (Some(Suite::V2), Some(V2), V1, Err(StepDown)),
+            (Some(Suite::V2), None, V1, Err(StepDown)),
+            (Some(Suite::V1), Some(V1), MEGOLM, Err(LeavesProfile)),
+            (Some(Suite::V1), Some(V1), "com.trustner.keybox.v9", Err(UnknownSuite)),
+            (None, None, MEGOLM, Ok(())),
+            (None, Some(MEGOLM), "org.example.other", Ok(())),
+            (None, Some(MEGOLM), V1, Err(NotAKeyBoxRoom)),
+            (None, None, V2, Err(NotAKeyBoxRoom)),
+        ];
+        for (frozen, current, new, expected) in table {
+            let current = current.map(content);
+            let found = check_change(frozen, current.as_deref(), &content(new));
+            assert_eq!(found, expected, "{frozen:?} {current:?} -> {new}");
+        }
+    }
+
+    #[test]
+    fn content_without_algorithm_is_refused_in_a_keybox_room_only() {
+        for text in [r"{}", r#"{"algorithm":7}"#, r#"{"algorithm":null}"#] {
+            let raw = RawValue::from_string(text.to_owned()).unwrap();
+            assert_eq!(check_change(Some(Suite::V1), None, &raw), Err(NoAlgorithm));
+            assert_eq!(check_change(None, None, &raw), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_new_room_names_one_suite() {
+        let table = [
+            (None, None, Ok(None)),
+            (None, Some(MEGOLM), Ok(None)),
+            (None, Some(V1), Ok(Some(Suite::V1))),
+            (Some(V1), Some(V1), Ok(Some(Suite::V1))),
+            (Some(V2), Some(V2), Ok(Some(Suite::V2))),
+            (Some(V1), None, Err(SuiteMismatch)),
+            (Some(V1), Some(V2), Err(SuiteMismatch)),
+            (Some(V1), Some(MEGOLM), Err(SuiteMismatch)),
+            (Some(MEGOLM), Some(MEGOLM), Err(UnknownSuite)),
+            (None, Some("com.trustner.keybox.v9"), Err(UnknownSuite)),
+        ];
+        for (create, encryption, expected) in table {
+            let encryption = encryption.map(content);
+            assert_eq!(settle_new_room(create, encryption.as_deref()), expected, "{create:?} {encryption:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_frozen_suite_lets_nothing_weaker_in() {
+        let create = |value| serde_json::value::to_raw_value(&json!({ CREATE_CONTENT_KEY: value })).unwrap();
+        assert_eq!(frozen_suite(&create(V1)), Some(Suite::V1));
+        assert_eq!(frozen_suite(&create("com.trustner.keybox.v9")), Some(Suite::V2));
+        assert_eq!(frozen_suite(&RawValue::from_string("{}".to_owned()).unwrap()), None);
+    }
+
+    #[test]
+    fn the_suite_is_not_redacted_away() {
+        assert_eq!(check_redaction(Some(Suite::V1), "m.room.encryption"), Err(Redaction));
+        assert_eq!(check_redaction(Some(Suite::V1), "m.room.message"), Ok(()));
+        assert_eq!(check_redaction(None, "m.room.encryption"), Ok(()));
+    }
+}
