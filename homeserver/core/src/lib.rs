@@ -8,3 +8,4 @@ pub mod room;
 pub mod shard;
 pub mod throttle;
 pub mod token;
+pub mod visibility;
