@@ -2,8 +2,10 @@
 
 pub mod encryption;
 pub mod event;
+pub mod json;
 pub mod password;
 pub mod pdu;
+pub mod redaction;
 pub mod room;
 pub mod shard;
 pub mod throttle;
