@@ -1,7 +1,9 @@
 //! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
 
+pub mod client_format;
 pub mod encryption;
 pub mod event;
+pub mod event_fields;
 pub mod json;
 pub mod password;
 pub mod pdu;
