@@ -4,6 +4,7 @@ pub mod client_format;
 pub mod encryption;
 pub mod event;
 pub mod event_fields;
+pub mod filter;
 pub mod json;
 pub mod password;
 pub mod pdu;
