@@ -8,6 +8,7 @@ pub mod filter;
 pub mod json;
 pub mod password;
 pub mod pdu;
+pub mod push;
 pub mod redaction;
 pub mod room;
 pub mod shard;
