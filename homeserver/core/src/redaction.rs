@@ -1,22 +1,11 @@
-//! Redactions: what remains of an event, and who may ask for it ([spec]).
+//! Redactions: what remains of an event ([spec]).
 //!
 //! [spec]: https://spec.matrix.org/v1.19/client-server-api/#redactions
 
-use ruma::{UserId, canonical_json::redact_in_place, room_version_rules::RedactionRules};
+use ruma::{canonical_json::redact_in_place, room_version_rules::RedactionRules};
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::json;
-
-/// Why a redaction is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RedactionRefusal {
-    /// The room's create event says what the room is and cannot be redacted.
-    #[error("the create event of a room cannot be redacted")]
-    CreateEvent,
-    /// The event is somebody else's and the user's power level is too low.
-    #[error("redacting somebody else's event needs the room's redact power level")]
-    NoPermission,
-}
 
 /// A stored event that cannot be read as an event.
 #[derive(Debug, thiserror::Error)]
@@ -37,29 +26,9 @@ pub fn redact(pdu: &RawValue, rules: &RedactionRules) -> Result<Box<RawValue>, M
     to_raw_value(&event).map_err(|_| MalformedEvent)
 }
 
-/// Whether a local user may redact an event.
-///
-/// The authorisation rules of a room let any redaction in; this decides whether it takes effect. `has_power`
-/// says whether the user's power level reaches the room's `redact` level.
-///
-/// # Errors
-///
-/// The reason, fit to be shown to the user.
-pub fn check(
-    redacter: &UserId,
-    event_sender: &UserId,
-    event_type: &str,
-    has_power: bool,
-) -> Result<(), RedactionRefusal> {
-    if event_type == "m.room.create" {
-        return Err(RedactionRefusal::CreateEvent);
-    }
-    if has_power || redacter == event_sender { Ok(()) } else { Err(RedactionRefusal::NoPermission) }
-}
-
 #[cfg(test)]
 mod tests {
-    use ruma::{room_version_rules::RoomVersionRules, user_id};
+    use ruma::room_version_rules::RoomVersionRules;
     use serde_json::{Value, json};
 
     use super::*;
@@ -119,14 +88,5 @@ mod tests {
         // A content that is no object has nothing to keep, but must not be taken for one either.
         let odd = json!({ "type": "m.room.message", "content": 1.5 });
         assert!(redact(&raw(&odd), &RoomVersionRules::V12.redaction).is_err());
-    }
-
-    #[test]
-    fn one_s_own_events_or_with_power() {
-        let (a, b) = (user_id!("@a:b.c"), user_id!("@b:b.c"));
-        assert_eq!(check(a, a, "m.room.message", false), Ok(()));
-        assert_eq!(check(a, b, "m.room.message", true), Ok(()));
-        assert_eq!(check(a, b, "m.room.message", false), Err(RedactionRefusal::NoPermission));
-        assert_eq!(check(a, a, "m.room.create", true), Err(RedactionRefusal::CreateEvent));
     }
 }

@@ -41,7 +41,7 @@ impl Setting {
 
 /// The history visibility that an absent or unreadable `m.room.history_visibility` stands for.
 ///
-/// > If a room has no `m.room.history_visibility` event, or the value is not understood, it is `shared`.
+/// The specification lets a room without one, or with a value that is not understood, count as `shared`.
 pub fn or_default(visibility: Option<HistoryVisibility>) -> HistoryVisibility {
     match visibility {
         Some(
