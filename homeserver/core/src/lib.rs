@@ -11,6 +11,7 @@ pub mod pdu;
 pub mod push;
 pub mod redaction;
 pub mod room;
+pub mod room_creation;
 pub mod shard;
 pub mod throttle;
 pub mod token;
