@@ -18,8 +18,15 @@
 //! What `/sync` delivers is a row at a position of a shard's stream. [`WriteTx::lock_shards`] takes the rows of the shards,
 //! in ascending order; the locks stand until the commit, so whoever can see a position can see all before it.
 
+pub mod account_data;
 mod error;
+pub mod filters;
 mod migrations;
+pub mod profiles;
+pub mod pushers;
+pub mod receipts;
+pub mod room_aliases;
+pub mod room_directory;
 pub mod rooms;
 pub mod settings;
 mod stats;

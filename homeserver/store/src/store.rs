@@ -514,11 +514,12 @@ fn make_parent_folder(path: &str) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{settings, streams};
 
-    async fn store(folder: &tempfile::TempDir) -> Store {
+    /// A new database in a folder.
+    pub(crate) async fn store(folder: &tempfile::TempDir) -> Store {
         let url = format!("sqlite:{}/keystead.db", folder.path().display());
         let options = Options { url, max_connections: 4, observer: Arc::new(|_| {}) };
         assert!(Store::migrate(&options).await.unwrap() > 0);

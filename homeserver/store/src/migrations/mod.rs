@@ -6,13 +6,14 @@
 use sea_orm_migration::prelude::*;
 
 mod m0001_streams_and_rooms;
+mod m0003_user_data_and_directory;
 
 /// The list of steps, in order.
 pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_streams_and_rooms::Migration)]
+        vec![Box::new(m0001_streams_and_rooms::Migration), Box::new(m0003_user_data_and_directory::Migration)]
     }
 }
 

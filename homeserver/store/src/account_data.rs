@@ -1,0 +1,109 @@
+//! Account data: what a user's clients keep at the server, for the account or for one room.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#client-config>
+
+use ruma::{RoomId, UserId};
+
+use crate::{Error, ReadTx, WriteTx, streams, streams::AccountData};
+
+/// The content of one entry, a JSON object; `room_id` is `None` for the account's own.
+///
+/// # Errors
+/// The database's own.
+pub async fn find(
+    tx: &ReadTx,
+    user_id: &UserId,
+    room_id: Option<&RoomId>,
+    data_type: &str,
+) -> Result<Option<String>, Error> {
+    let rows = tx
+        .query(
+            "SELECT content FROM account_data WHERE user_id = $1 AND room_id = $2 AND data_type = $3",
+            [user_id.as_str().into(), room_key(room_id).into(), data_type.into()],
+        )
+        .await?;
+    Ok(rows.first().map(|row| row.try_get("", "content")).transpose()?)
+}
+
+/// All entries of a user, of the account and of all rooms.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<Vec<AccountData>, Error> {
+    let sql = "SELECT user_id, room_id, data_type, content FROM account_data WHERE user_id = $1";
+    tx.query(sql, [user_id.as_str().into()]).await?.iter().map(streams::account_data).collect()
+}
+
+/// Writes an entry at the next position of the user's shard, which the transaction has locked.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn put(tx: &WriteTx, data: &AccountData) -> Result<(), Error> {
+    let shard = tx.shards().of_user(&data.user_id);
+    let position = tx.next_position(shard)?;
+    tx.execute(
+        "INSERT INTO account_data (user_id, room_id, data_type, content, shard, position) \
+         VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (user_id, room_id, data_type) DO UPDATE SET \
+         content = excluded.content, position = excluded.position",
+        [
+            data.user_id.as_str().into(),
+            room_key(data.room_id.as_deref()).into(),
+            data.data_type.as_str().into(),
+            data.content.as_str().into(),
+            shard.into(),
+            position.into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+fn room_key(room_id: Option<&RoomId>) -> &str {
+    room_id.map_or("", RoomId::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{room_id, user_id};
+
+    use super::*;
+    use crate::{store::tests::store, streams::StreamItem};
+
+    #[tokio::test]
+    async fn the_newest_entry_stands_at_the_newest_position() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let shard = store.shards().of_user(user);
+        for (room, content) in [(None, "1"), (Some(room_id!("!r:x")), "2"), (None, "3")] {
+            let data = AccountData {
+                user_id: user.to_owned(),
+                room_id: room.map(ToOwned::to_owned),
+                data_type: "m.x".to_owned(),
+                content: content.to_owned(),
+            };
+            let put = |tx: WriteTx| {
+                let data = data.clone();
+                async move {
+                    tx.lock_shards(&[shard]).await?;
+                    put(&tx, &data).await
+                }
+            };
+            store.write::<_, Error, _, _>("test", put).await.unwrap();
+        }
+        let (account, room, all, rows) = store
+            .read("test", |tx| async move {
+                let account = find(&tx, user, None, "m.x").await?;
+                let room = find(&tx, user, Some(room_id!("!r:x")), "m.x").await?;
+                let rows = streams::read_shard(&tx, shard, 0, 10).await?;
+                Ok::<_, Error>((account, room, of_user(&tx, user).await?.len(), rows))
+            })
+            .await
+            .unwrap();
+        assert_eq!((account.as_deref(), room.as_deref(), all), (Some("3"), Some("2"), 2));
+        let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
+        assert_eq!(positions, [2, 3]);
+        assert!(matches!(&rows[1].item, StreamItem::AccountData(data) if data.content == "3"));
+    }
+}

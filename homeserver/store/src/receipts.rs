@@ -1,0 +1,130 @@
+//! Read receipts: public ones in the room's stream, private ones in the reader's own.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#receipts>
+
+use keystead_core::shard::Shard;
+use ruma::RoomId;
+
+use crate::{Error, ReadTx, WriteTx, streams, streams::Receipt};
+
+/// The receipt type that only its reader sees.
+const PRIVATE: &str = "m.read.private";
+
+/// The shard that a receipt belongs to.
+pub fn shard_of(tx: &ReadTx, receipt: &Receipt) -> Shard {
+    if receipt.receipt_type == PRIVATE {
+        tx.shards().of_user(&receipt.user_id)
+    } else {
+        tx.shards().of_room(&receipt.room_id)
+    }
+}
+
+/// Moves a receipt forward, at the next position of its shard ([`shard_of`]), which the transaction has locked.
+///
+/// Returns whether it moved: a receipt never goes back to an older event, and one for the same event is left alone.
+/// The event must be one of the room's.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn advance(tx: &WriteTx, receipt: &Receipt) -> Result<bool, Error> {
+    let key = || {
+        [
+            receipt.room_id.as_str().into(),
+            receipt.user_id.as_str().into(),
+            receipt.receipt_type.as_str().into(),
+            receipt.thread_id.as_str().into(),
+            receipt.event_id.as_str().into(),
+        ]
+    };
+    let newer = "SELECT 1 AS found FROM receipts r JOIN events old ON old.event_id = r.event_id \
+         JOIN events new ON new.event_id = $5 \
+         WHERE r.room_id = $1 AND r.user_id = $2 AND r.receipt_type = $3 AND r.thread_id = $4 \
+         AND old.position >= new.position";
+    if !tx.query(newer, key()).await?.is_empty() {
+        return Ok(false);
+    }
+    let shard = shard_of(tx, receipt);
+    let position = tx.next_position(shard)?;
+    let values = key().into_iter().chain([i64::from(receipt.ts.0).into(), shard.into(), position.into()]);
+    tx.execute(
+        "INSERT INTO receipts (room_id, user_id, receipt_type, thread_id, event_id, ts, shard, position) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+         ON CONFLICT (room_id, user_id, receipt_type, thread_id) DO UPDATE SET \
+         event_id = excluded.event_id, ts = excluded.ts, shard = excluded.shard, position = excluded.position",
+        values,
+    )
+    .await?;
+    Ok(true)
+}
+
+/// All receipts of a room, the private ones of everybody included: to be filtered by who asks.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn of_room(tx: &ReadTx, room_id: &RoomId) -> Result<Vec<Receipt>, Error> {
+    let sql =
+        "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id = $1";
+    tx.query(sql, [room_id.as_str().into()]).await?.iter().map(streams::receipt).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{MilliSecondsSinceUnixEpoch, UInt, event_id, room_id, user_id};
+
+    use super::*;
+    use crate::{Store, store::tests::store};
+
+    async fn read(store: &Store, receipt_type: &str, event_id: &ruma::EventId) -> bool {
+        let receipt = Receipt {
+            room_id: room_id!("!r:x").to_owned(),
+            user_id: user_id!("@a:x").to_owned(),
+            receipt_type: receipt_type.to_owned(),
+            thread_id: String::new(),
+            event_id: event_id.to_owned(),
+            ts: MilliSecondsSinceUnixEpoch(UInt::from(7_u32)),
+        };
+        let advance = |tx: WriteTx| {
+            let receipt = receipt.clone();
+            async move {
+                tx.lock_shards(&[shard_of(&tx, &receipt)]).await?;
+                advance(&tx, &receipt).await
+            }
+        };
+        store.write::<_, Error, _, _>("test", advance).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn receipts_only_move_forward_and_private_ones_stay_in_the_users_shard() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let rows = [(1, "$1"), (2, "$2")].map(|(position, id)| {
+            vec![0.into(), i64::from(position).into(), "!r:x".into(), id.into(), "{}".into()]
+        });
+        let rows = rows.to_vec();
+        store
+            .write("test", |tx| {
+                let rows = rows.clone();
+                async move {
+                    let columns = ["shard", "position", "room_id", "event_id", "json"];
+                    tx.insert_rows("events", &columns, rows, "").await
+                }
+            })
+            .await
+            .unwrap();
+        assert!(read(&store, "m.read", event_id!("$2")).await);
+        assert!(!read(&store, "m.read", event_id!("$1")).await);
+        assert!(!read(&store, "m.read", event_id!("$2")).await);
+        assert!(read(&store, "m.read.private", event_id!("$1")).await);
+        let (room, user, all) = store
+            .read("test", |tx| async move {
+                let positions = streams::positions(&tx).await?;
+                let of = |shard| positions.iter().find(|(s, _)| *s == shard).map(|(_, position)| *position);
+                let room = of(tx.shards().of_room(room_id!("!r:x")));
+                let user = of(tx.shards().of_user(user_id!("@a:x")));
+                Ok::<_, Error>((room, user, of_room(&tx, room_id!("!r:x")).await?))
+            })
+            .await
+            .unwrap();
+        assert_eq!((room, user, all.len()), (Some(1), Some(1), 2));
+    }
+}
