@@ -1,3 +1,10 @@
 //! The integration tests: one program, so that all of them share one PostgreSQL container.
 
 mod architecture;
+mod encryption;
+mod hostile;
+mod push_rules;
+mod rooms;
+mod routes;
+mod sessions;
+mod syncing;

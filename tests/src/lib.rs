@@ -7,8 +7,9 @@
 
 pub mod cluster;
 pub mod http;
+pub mod keys;
 mod postgres;
-mod process;
+pub mod process;
 mod reaper;
 pub mod sync;
 pub mod user;

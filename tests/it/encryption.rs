@@ -1,0 +1,288 @@
+//! What end-to-end encryption asks of the server: keys, their signatures, their changes, their backup.
+
+use keystead_tests::{
+    TestCluster, User,
+    cluster::{PASSWORD, at},
+    http::encode,
+    keys::{SigningKey, cross_signing_key, device_keys, fallback_key, one_time_keys},
+};
+use serde_json::{Value, json};
+
+/// Publishes device keys and gives the key that signed them.
+async fn publish(user: &User) -> SigningKey {
+    let key = SigningKey::named(&user.device);
+    user.post("/keys/upload", json!({ "device_keys": device_keys(user, &key) })).await.ok();
+    key
+}
+
+#[tokio::test]
+async fn device_keys_are_handed_out_as_they_were_signed() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    alice.put(&format!("/devices/{}", alice.device), json!({ "display_name": "phone" })).await.ok();
+    let key = SigningKey::named(&alice.device);
+    let keys = device_keys(&alice, &key);
+    let counts = alice.at(0).post("/keys/upload", json!({ "device_keys": keys })).await.ok();
+    assert!(counts["one_time_key_counts"].is_object());
+
+    let answer = bob.at(1).post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+    let mut shown = at(&answer, "/device_keys")[&alice.id][&alice.device].clone();
+    assert_eq!(shown["unsigned"]["device_display_name"], "phone");
+    shown.as_object_mut().expect("an object").remove("unsigned");
+    assert_eq!(shown, keys);
+
+    let one = json!({ "device_keys": { &alice.id: ["NOSUCH"] } });
+    let answer = bob.post("/keys/query", one).await.ok();
+    assert!(answer["device_keys"][&alice.id].get(&alice.device).is_none(), "{answer}");
+}
+
+#[tokio::test]
+async fn keys_of_another_device_are_refused() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let key = SigningKey::named(&alice.device);
+    let keys = device_keys(&alice, &key);
+    let answer = bob.post("/keys/upload", json!({ "device_keys": keys })).await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    let nonsense = alice.post("/keys/upload", json!({ "device_keys": { "user_id": 7 } })).await;
+    assert_eq!(nonsense.status, 400, "{}", nonsense.text);
+}
+
+#[tokio::test]
+async fn each_one_time_key_is_claimed_once_however_many_ask() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let key = publish(&alice).await;
+    let upload = json!({
+        "one_time_keys": one_time_keys(&alice, &key, 0, 20), "fallback_keys": fallback_key(&alice, &key),
+    });
+    let counts = alice.post("/keys/upload", upload.clone()).await.ok();
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 20);
+    let again = alice.post("/keys/upload", upload).await.ok();
+    assert_eq!(again["one_time_key_counts"]["signed_curve25519"], 20, "the same upload adds nothing");
+
+    let claim = json!({ "one_time_keys": { &alice.id: { &alice.device: "signed_curve25519" } } });
+    let claims = (0..30).map(|replica| {
+        let (bob, claim) = (bob.at(replica), claim.clone());
+        async move { bob.post("/keys/claim", claim).await.ok() }
+    });
+    let answers = futures_util::future::join_all(claims).await;
+    let mut claimed: Vec<_> = answers
+        .iter()
+        .map(|answer| {
+            let keys = answer["one_time_keys"][&alice.id][&alice.device].as_object().expect("a key").clone();
+            assert_eq!(keys.len(), 1, "{answer}");
+            keys.into_iter().next().expect("one").0
+        })
+        .collect();
+    claimed.sort();
+    let fallback = claimed.iter().filter(|name| *name == "signed_curve25519:AAAFB").count();
+    assert_eq!(fallback, 10, "when the keys are used up the fallback key serves: {claimed:?}");
+    claimed.dedup();
+    assert_eq!(claimed.len(), 21, "{claimed:?}");
+
+    let answer = alice.sync_once(None).await;
+    let left = answer["device_one_time_keys_count"]["signed_curve25519"].as_u64().unwrap_or(0);
+    assert_eq!(left, 0);
+    assert_eq!(answer["device_unused_fallback_key_types"], json!([]));
+}
+
+#[tokio::test]
+async fn a_one_time_key_is_never_replaced() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let key = publish(&alice).await;
+    alice
+        .at(0)
+        .post("/keys/upload", json!({ "one_time_keys": one_time_keys(&alice, &key, 1, 1) }))
+        .await
+        .ok();
+    let mut other = one_time_keys(&alice, &key, 2, 1);
+    let moved = other.as_object_mut().expect("an object").remove("signed_curve25519:AAA002").expect("a key");
+    let upload = json!({ "one_time_keys": { "signed_curve25519:AAA001": moved } });
+    assert_eq!(alice.at(1).post("/keys/upload", upload).await.status, 400);
+}
+
+#[tokio::test]
+async fn changes_of_devices_show_in_the_syncs_of_those_who_share_a_room() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob, eve) =
+        (cluster.user("alice").await, cluster.user("bob").await, cluster.user("eve").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let mut bobs = bob.at(1).syncing();
+    bobs.until_joined(&room).await;
+    let before = bobs.since().expect("a token").to_owned();
+    let mut eves = eve.syncing();
+    eves.next(0).await;
+    let lists = |answer: &Value, list: &str, user: &User| {
+        answer["device_lists"][list].as_array().is_some_and(|users| users.contains(&json!(user.id)))
+    };
+
+    publish(&alice.at(0)).await;
+    bobs.until("alice's new keys", |answer| lists(answer, "changed", &alice).then_some(())).await;
+    let after = bobs.since().expect("a token").to_owned();
+    assert!(!lists(&eves.next(0).await, "changed", &alice), "eve shares no room with her");
+    let path = format!("/keys/changes?from={}&to={}", encode(&before), encode(&after));
+    let changes = bob.at(0).get(&path).await.ok();
+    assert_eq!(changes["changed"], json!([alice.id]));
+
+    let tablet = cluster.login("alice").await;
+    publish(&tablet).await;
+    bobs.until("alice's tablet", |answer| lists(answer, "changed", &alice).then_some(())).await;
+    tablet.post("/logout", json!({})).await.ok();
+    bobs.until("the tablet is gone", |answer| lists(answer, "changed", &alice).then_some(())).await;
+    let answer = bob.post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+    let devices = answer["device_keys"][&alice.id].as_object().expect("devices");
+    assert_eq!(devices.keys().collect::<Vec<_>>(), [&alice.device]);
+
+    // Those who come to share a room learn of each other; those who part no longer.
+    eve.join(&room).await;
+    bobs.until("eve is new", |answer| lists(answer, "changed", &eve).then_some(())).await;
+    eves.until("the others are new", |answer| lists(answer, "changed", &alice).then_some(())).await;
+    alice.leave(&room).await;
+    bobs.until("alice left", |answer| lists(answer, "left", &alice).then_some(())).await;
+}
+
+#[tokio::test]
+async fn cross_signing_keys_are_shown_to_whom_they_concern() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let device = publish(&alice).await;
+    let (master, selfs, users) = (SigningKey::anonymous(), SigningKey::anonymous(), SigningKey::anonymous());
+    let upload = json!({
+        "master_key": cross_signing_key(&alice, "master", &master, &[&device]),
+        "self_signing_key": cross_signing_key(&alice, "self_signing", &selfs, &[&master]),
+        "user_signing_key": cross_signing_key(&alice, "user_signing", &users, &[&master]),
+    });
+    upload_cross_signing(&alice, upload.clone()).await;
+
+    let query = json!({ "device_keys": { &alice.id: [] } });
+    let own = alice.at(0).post("/keys/query", query.clone()).await.ok();
+    let others = bob.at(1).post("/keys/query", query.clone()).await.ok();
+    for answer in [&own, &others] {
+        assert_eq!(answer["master_keys"][&alice.id]["keys"], upload["master_key"]["keys"]);
+        assert_eq!(answer["self_signing_keys"][&alice.id]["keys"], upload["self_signing_key"]["keys"]);
+    }
+    assert_eq!(own["user_signing_keys"][&alice.id]["keys"], upload["user_signing_key"]["keys"]);
+    assert!(others["user_signing_keys"].get(&alice.id).is_none(), "{others}");
+
+    // The device is signed by the owner's self-signing key, and everybody sees the signature.
+    let signed = selfs.sign(&alice.id, device_keys(&alice, &device));
+    let body = json!({ &alice.id: { &alice.device: signed } });
+    let answer = alice.post("/keys/signatures/upload", body).await.ok();
+    assert_eq!(answer.get("failures").unwrap_or(&json!({})), &json!({}));
+    let shown = bob.post("/keys/query", query.clone()).await.ok();
+    let signatures = &shown["device_keys"][&alice.id][&alice.device]["signatures"][&alice.id];
+    assert!(signatures.get(format!("ed25519:{}", selfs.id)).is_some(), "{signatures}");
+    assert!(signatures.get(format!("ed25519:{}", alice.device)).is_some(), "{signatures}");
+}
+
+#[tokio::test]
+async fn a_cross_signing_key_that_the_master_key_did_not_sign_is_refused() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let (master, selfs, other) = (SigningKey::anonymous(), SigningKey::anonymous(), SigningKey::anonymous());
+    let mut forged = cross_signing_key(&alice, "self_signing", &selfs, &[&master]);
+    let name = format!("ed25519:{}", master.id);
+    let by_other = cross_signing_key(&alice, "self_signing", &selfs, &[&other]);
+    forged["signatures"][&alice.id][&name] =
+        by_other["signatures"][&alice.id][format!("ed25519:{}", other.id)].clone();
+    let upload = json!({
+        "master_key": cross_signing_key(&alice, "master", &master, &[]), "self_signing_key": forged,
+    });
+    let answer = alice.post("/keys/device_signing/upload", with_password(&alice, upload).await).await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert!(["M_INVALID_SIGNATURE", "M_INVALID_PARAM"].contains(&answer.errcode()), "{}", answer.text);
+    let own = alice.post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+    assert!(own["master_keys"].get(&alice.id).is_none(), "nothing of a refused upload stays: {own}");
+}
+
+/// Uploads cross-signing keys; the first ones of a user may need no password.
+async fn upload_cross_signing(user: &User, upload: Value) {
+    let answer = user.post("/keys/device_signing/upload", upload.clone()).await;
+    if answer.status == 401 {
+        let body = with_session(user, upload, &answer.body["session"]);
+        user.post("/keys/device_signing/upload", body).await.ok();
+    } else {
+        answer.ok();
+    }
+}
+
+/// The body with the password stage completed, or the body itself where no stage is asked for.
+async fn with_password(user: &User, body: Value) -> Value {
+    let challenge = user.post("/keys/device_signing/upload", json!({})).await;
+    if challenge.status == 401 { with_session(user, body, &challenge.body["session"]) } else { body }
+}
+
+fn with_session(user: &User, mut body: Value, session: &Value) -> Value {
+    body["auth"] = json!({
+        "type": "m.login.password", "session": session, "password": PASSWORD,
+        "identifier": { "type": "m.id.user", "user": user.id },
+    });
+    body
+}
+
+#[tokio::test]
+async fn replacing_cross_signing_keys_asks_for_the_password() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let (first, second) = (SigningKey::anonymous(), SigningKey::anonymous());
+    let upload = |key: &SigningKey| json!({ "master_key": cross_signing_key(&alice, "master", key, &[]) });
+    upload_cross_signing(&alice, upload(&first)).await;
+    let challenge = alice.post("/keys/device_signing/upload", upload(&second)).await;
+    assert_eq!(challenge.status, 401, "{}", challenge.text);
+    let body = with_session(&alice, upload(&second), &challenge.body["session"]);
+    alice.post("/keys/device_signing/upload", body).await.ok();
+}
+
+#[tokio::test]
+async fn a_key_backup_keeps_the_best_key_and_counts_its_changes() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    alice.get("/room_keys/version").await.refused(404, "M_NOT_FOUND");
+    let auth = json!({ "public_key": "abc", "signatures": {} });
+    let create = json!({ "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": auth });
+    let made = alice.at(0).post("/room_keys/version", create).await.ok();
+    let version = at(&made, "/version").as_str().expect("text").to_owned();
+    let current = alice.at(1).get("/room_keys/version").await.ok();
+    assert_eq!((&current["version"], &current["count"]), (&json!(version), &json!(0)));
+    bob.get(&format!("/room_keys/version/{version}")).await.refused(404, "M_NOT_FOUND");
+
+    let room = encode("!room:keystead.test");
+    let path = format!("/room_keys/keys/{room}/session?version={version}");
+    let key = |first: u32, forwarded: u32, verified: bool| {
+        json!({
+            "first_message_index": first, "forwarded_count": forwarded, "is_verified": verified,
+            "session_data": { "ciphertext": format!("{first}-{forwarded}-{verified}") },
+        })
+    };
+    let one = alice.at(0).put(&path, key(5, 1, false)).await.ok();
+    assert_eq!(one["count"], 1);
+    let worse = alice.at(1).put(&path, key(9, 0, false)).await.ok();
+    assert_eq!(worse["etag"], one["etag"], "a worse key changes nothing");
+    assert_eq!(alice.get(&path).await.ok()["first_message_index"], 5);
+    let better = alice.put(&path, key(5, 1, true)).await.ok();
+    assert_ne!(better["etag"], one["etag"]);
+    assert_eq!(alice.at(0).get(&path).await.ok()["is_verified"], true);
+
+    let all = json!({ "rooms": { "!other:keystead.test": { "sessions": { "s2": key(0, 0, true) } } } });
+    let count = alice.put(&format!("/room_keys/keys?version={version}"), all).await.ok();
+    assert_eq!(count["count"], 2);
+    let everything = alice.get(&format!("/room_keys/keys?version={version}")).await.ok();
+    assert_eq!(everything["rooms"].as_object().expect("rooms").len(), 2);
+    alice.get(&format!("/room_keys/keys/{room}/none?version={version}")).await.refused(404, "M_NOT_FOUND");
+
+    let newer = alice
+        .post(
+            "/room_keys/version",
+            json!({ "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
+            "auth_data": { "public_key": "def", "signatures": {} } }),
+        )
+        .await
+        .ok();
+    let wrong = alice.put(&path, key(0, 0, true)).await.refused(403, "M_WRONG_ROOM_KEYS_VERSION");
+    assert_eq!(wrong["current_version"], newer["version"]);
+    alice.delete(&format!("/room_keys/version/{version}")).await.ok();
+    alice.get(&path).await.refused(404, "M_NOT_FOUND");
+}

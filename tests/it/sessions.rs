@@ -1,0 +1,297 @@
+//! Accounts, sessions and devices, each step through another replica.
+
+use hyper::Method;
+use keystead_tests::{
+    TestCluster, User,
+    cluster::{PASSWORD, SHARED_SECRET, at},
+    http::Request,
+};
+use openssl::{hash::MessageDigest, pkey::PKey, sign::Signer};
+use serde_json::{Value, json};
+
+fn post(path: &str, body: &Value) -> Request {
+    Request::new(Method::POST, format!("/_matrix/client/v3{path}")).json(body)
+}
+
+fn get(path: &str) -> Request {
+    Request::new(Method::GET, format!("/_matrix/client/v3{path}"))
+}
+
+fn password_login(name: &str, password: &str) -> Value {
+    json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": name },
+        "password": password,
+    })
+}
+
+#[tokio::test]
+async fn registration_asks_for_a_stage_and_then_makes_a_session() {
+    let cluster = TestCluster::start().await;
+    let body = json!({ "username": "alice", "password": PASSWORD });
+    let challenge = cluster.send(post("/register", &body)).await;
+    assert_eq!(challenge.status, 401, "{}", challenge.text);
+    assert!(challenge.body.get("errcode").is_none(), "the first answer is not an error: {}", challenge.text);
+    let flows = at(&challenge.body, "/flows").as_array().expect("flows");
+    assert!(flows.iter().any(|flow| flow["stages"] == json!(["m.login.dummy"])), "{flows:?}");
+    let session = at(&challenge.body, "/session").clone();
+
+    let body = json!({
+        "username": "alice", "password": PASSWORD, "device_id": "PHONE",
+        "initial_device_display_name": "Alice's phone",
+        "auth": { "type": "m.login.dummy", "session": session },
+    });
+    let alice = User::from_login(&cluster, &cluster.send(post("/register", &body)).await.ok());
+    assert_eq!((&*alice.id, &*alice.device), ("@alice:keystead.test", "PHONE"));
+    for replica in 0..2 {
+        let me = alice.at(replica).get("/account/whoami").await.ok();
+        assert_eq!(me["user_id"], "@alice:keystead.test");
+        assert_eq!(me["device_id"], "PHONE");
+        let phone = alice.at(replica).get("/devices/PHONE").await.ok();
+        assert_eq!(phone["display_name"], "Alice's phone");
+    }
+}
+
+#[tokio::test]
+async fn registration_refuses_names_that_are_taken_or_malformed() {
+    let cluster = TestCluster::start().await;
+    let register = |name: &str| {
+        post(
+            "/register",
+            &json!({ "username": name, "password": PASSWORD, "auth": { "type": "m.login.dummy" } }),
+        )
+    };
+    cluster.user("alice").await;
+    for _ in 0..2 {
+        cluster.send(register("alice")).await.refused(400, "M_USER_IN_USE");
+        cluster.send(get("/register/available?username=alice")).await.refused(400, "M_USER_IN_USE");
+    }
+    for name in ["with space", "ümlaut", "a/../b\n", "@x:y", &"x".repeat(300)] {
+        cluster.send(register(name)).await.refused(400, "M_INVALID_USERNAME");
+    }
+    assert_eq!(cluster.send(get("/register/available?username=bob")).await.ok()["available"], true);
+
+    let body = json!({ "username": "bob", "password": PASSWORD, "inhibit_login": true,
+        "auth": { "type": "m.login.dummy" } });
+    let answer = cluster.send(post("/register", &body)).await.ok();
+    assert_eq!(answer["user_id"], "@bob:keystead.test");
+    assert!(answer.get("access_token").is_none());
+    cluster.login("bob").await;
+}
+
+#[tokio::test]
+async fn two_registrations_of_one_name_at_once_make_one_account() {
+    let cluster = TestCluster::start().await;
+    let body = json!({ "username": "alice", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
+    let both = (0..8).map(|replica| cluster.send_to(replica, post("/register", &body)));
+    let answers = futures_util::future::join_all(both).await;
+    let made = answers.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(made, 1, "{answers:?}");
+    for answer in answers.into_iter().filter(|answer| answer.status != 200) {
+        answer.refused(400, "M_USER_IN_USE");
+    }
+}
+
+#[tokio::test]
+async fn login_wants_the_right_password() {
+    let cluster = TestCluster::start().await;
+    cluster.user("alice").await;
+    let flows = cluster.send(get("/login")).await.ok();
+    let flows = at(&flows, "/flows").as_array().expect("flows").clone();
+    assert!(flows.iter().any(|flow| flow["type"] == "m.login.password"), "{flows:?}");
+
+    cluster.send(post("/login", &password_login("alice", "wrong"))).await.refused(403, "M_FORBIDDEN");
+    cluster.send(post("/login", &password_login("nobody", PASSWORD))).await.refused(403, "M_FORBIDDEN");
+    cluster.send(post("/login", &json!({ "type": "com.example.unknown" }))).await.refused(400, "M_UNKNOWN");
+    cluster.send(post("/login", &json!({}))).await.refused(400, "M_BAD_JSON");
+
+    for name in ["alice", "@alice:keystead.test"] {
+        let answer = cluster.send(post("/login", &password_login(name, PASSWORD))).await.ok();
+        assert_eq!(answer["user_id"], "@alice:keystead.test");
+    }
+    // The form without an identifier, which old clients send.
+    let old = json!({ "type": "m.login.password", "user": "alice", "password": PASSWORD });
+    cluster.send(post("/login", &old)).await.ok();
+}
+
+#[tokio::test]
+async fn a_second_login_of_a_device_ends_its_first_session() {
+    let cluster = TestCluster::start().await;
+    cluster.user("alice").await;
+    let mut login = password_login("alice", PASSWORD);
+    login["device_id"] = "LAPTOP".into();
+    let first = User::from_login(&cluster, &cluster.send(post("/login", &login)).await.ok());
+    let second = User::from_login(&cluster, &cluster.send(post("/login", &login)).await.ok());
+    assert_eq!((&*first.device, &*second.device), ("LAPTOP", "LAPTOP"));
+    assert_ne!(first.token, second.token);
+    for replica in 0..2 {
+        first.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        second.at(replica).get("/account/whoami").await.ok();
+    }
+}
+
+#[tokio::test]
+async fn logout_holds_on_all_replicas_at_once() {
+    let cluster = TestCluster::start().await;
+    let phone = cluster.user("alice").await;
+    let laptop = cluster.login("alice").await;
+    let tablet = cluster.login("alice").await;
+    laptop.at(1).get("/account/whoami").await.ok();
+    laptop.at(0).post("/logout", json!({})).await.ok();
+    laptop.at(1).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+    let devices = phone.at(1).get("/devices").await.ok();
+    assert_eq!(at(&devices, "/devices").as_array().expect("a list").len(), 2, "{devices}");
+
+    phone.at(0).post("/logout/all", json!({})).await.ok();
+    for session in [&phone, &tablet] {
+        session.at(1).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_gives_a_new_session_once() {
+    let cluster = TestCluster::start().await;
+    cluster.user("alice").await;
+    let mut login = password_login("alice", PASSWORD);
+    login["refresh_token"] = true.into();
+    let first = User::from_login(&cluster, &cluster.send(post("/login", &login)).await.ok());
+    assert!(at(&first.login, "/expires_in_ms").as_u64().is_some_and(|time| time > 0));
+    let refresh_token = at(&first.login, "/refresh_token").clone();
+
+    let refresh = post("/refresh", &json!({ "refresh_token": refresh_token }));
+    let answer = cluster.send(refresh.clone()).await.ok();
+    let mut second = first.clone();
+    second.token = at(&answer, "/access_token").as_str().expect("a token").to_owned();
+    assert_ne!(first.token, second.token);
+    for replica in 0..2 {
+        let me = second.at(replica).get("/account/whoami").await.ok();
+        assert_eq!(me["device_id"], json!(first.device));
+    }
+    // Once the new session was used the old token, and what it was refreshed with, are worth nothing.
+    for replica in 0..2 {
+        first.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        cluster.send_to(replica, refresh.clone()).await.refused(401, "M_UNKNOWN_TOKEN");
+    }
+    let bogus = post("/refresh", &json!({ "refresh_token": "bogus" }));
+    cluster.send(bogus).await.refused(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn removing_a_device_asks_for_the_password() {
+    let cluster = TestCluster::start().await;
+    let phone = cluster.user("alice").await;
+    let laptop = cluster.login("alice").await;
+    let bob = cluster.user("bob").await;
+    phone.put(&format!("/devices/{}", laptop.device), json!({ "display_name": "old laptop" })).await.ok();
+    bob.get(&format!("/devices/{}", laptop.device)).await.refused(404, "M_NOT_FOUND");
+
+    let path = format!("/_matrix/client/v3/devices/{}", laptop.device);
+    let challenge = phone.send(Request::new(Method::DELETE, &*path).json(&json!({}))).await;
+    assert_eq!(challenge.status, 401, "{}", challenge.text);
+    let auth = |password: &str| {
+        json!({ "auth": {
+            "type": "m.login.password", "password": password, "session": challenge.body["session"],
+            "identifier": { "type": "m.id.user", "user": "alice" },
+        }})
+    };
+    let wrong = phone.send(Request::new(Method::DELETE, &*path).json(&auth("wrong"))).await;
+    assert_eq!((wrong.status, wrong.errcode()), (401, "M_FORBIDDEN"), "{}", wrong.text);
+    assert!(wrong.body.get("flows").is_some(), "another try is possible: {}", wrong.text);
+    laptop.get("/account/whoami").await.ok();
+
+    phone.send(Request::new(Method::DELETE, &*path).json(&auth(PASSWORD))).await.ok();
+    for replica in 0..2 {
+        laptop.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        phone.at(replica).get(&format!("/devices/{}", laptop.device)).await.refused(404, "M_NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_other_sessions() {
+    let cluster = TestCluster::start().await;
+    let phone = cluster.user("alice").await;
+    let laptop = cluster.login("alice").await;
+    let new = "Another-Staple-9-battery?";
+    let mut body = json!({ "new_password": new });
+    let challenge = phone.post("/account/password", body.clone()).await;
+    assert_eq!(challenge.status, 401, "{}", challenge.text);
+    body["auth"] = json!({
+        "type": "m.login.password", "password": PASSWORD, "session": challenge.body["session"],
+        "identifier": { "type": "m.id.user", "user": "alice" },
+    });
+    phone.post("/account/password", body).await.ok();
+    for replica in 0..2 {
+        phone.at(replica).get("/account/whoami").await.ok();
+        laptop.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        let old = post("/login", &password_login("alice", PASSWORD));
+        cluster.send_to(replica, old).await.refused(403, "M_FORBIDDEN");
+        cluster.send_to(replica, post("/login", &password_login("alice", new))).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_weak_password_is_refused_with_the_reason() {
+    let cluster = TestCluster::start().await;
+    let flawed = ["short1!", "alllowercase", "NODIGITS!no", "NoSpecial123"];
+    for password in flawed {
+        let body = json!({ "username": "alice", "password": password, "auth": { "type": "m.login.dummy" } });
+        cluster.send(post("/register", &body)).await.refused(400, "M_WEAK_PASSWORD");
+    }
+    let long = json!({ "username": "alice", "password": "a passphrase of more than twenty characters",
+        "auth": { "type": "m.login.dummy" } });
+    cluster.send(post("/register", &long)).await.ok();
+}
+
+#[tokio::test]
+async fn a_deactivated_account_stays_closed() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let challenge = alice.post("/account/deactivate", json!({})).await;
+    assert_eq!(challenge.status, 401, "{}", challenge.text);
+    let body = json!({ "auth": {
+        "type": "m.login.password", "password": PASSWORD, "session": challenge.body["session"],
+        "identifier": { "type": "m.id.user", "user": "alice" },
+    }});
+    alice.post("/account/deactivate", body).await.ok();
+    for replica in 0..2 {
+        alice.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        let login = cluster.send_to(replica, post("/login", &password_login("alice", PASSWORD))).await;
+        assert_eq!(login.status, 403, "{}", login.text);
+    }
+    let again = json!({ "username": "alice", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
+    cluster.send(post("/register", &again)).await.refused(400, "M_USER_IN_USE");
+}
+
+#[tokio::test]
+async fn the_shared_secret_registers_users_and_administrators() {
+    let cluster = TestCluster::start().await;
+    let path = "/_synapse/admin/v1/register";
+    let nonce = || async {
+        let answer = cluster.send(Request::new(Method::GET, path)).await.ok();
+        at(&answer, "/nonce").as_str().expect("a nonce").to_owned()
+    };
+    let mac = |nonce: &str, name: &str, admin: bool| {
+        let key = PKey::hmac(SHARED_SECRET.as_bytes()).expect("a key");
+        let mut signer = Signer::new(MessageDigest::sha1(), &key).expect("a signer");
+        let role = if admin { "admin" } else { "notadmin" };
+        let message = [nonce, name, PASSWORD, role].join("\0");
+        let mac = signer.sign_oneshot_to_vec(message.as_bytes()).expect("a mac");
+        mac.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let request = |nonce: &str, name: &str, admin: bool, mac: &str| {
+        let body =
+            json!({ "nonce": nonce, "username": name, "password": PASSWORD, "admin": admin, "mac": mac });
+        Request::new(Method::POST, path).json(&body)
+    };
+
+    let first = nonce().await;
+    let made = cluster.send(request(&first, "root", true, &mac(&first, "root", true))).await.ok();
+    assert_eq!(made["user_id"], "@root:keystead.test");
+    User::from_login(&cluster, &made).get("/account/whoami").await.ok();
+
+    let used = cluster.send(request(&first, "carol", false, &mac(&first, "carol", false))).await;
+    assert_eq!(used.status, 400, "a nonce is good for one registration: {}", used.text);
+    let second = nonce().await;
+    let forged = cluster.send(request(&second, "carol", true, &mac(&second, "carol", false))).await;
+    assert_eq!(forged.status, 403, "{}", forged.text);
+}

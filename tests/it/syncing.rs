@@ -1,0 +1,434 @@
+//! `/sync`: everything that happens reaches everyone concerned, whichever replica they ask.
+
+use keystead_tests::{
+    TestCluster, User,
+    cluster::at,
+    http::encode,
+    sync::{events, of_type, timeline, timeline_limit},
+    user::{in_room, transaction_id},
+};
+use serde_json::{Value, json};
+
+async fn pair() -> (User, User, String) {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    (alice, bob, room)
+}
+
+fn ids(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["event_id"].as_str().expect("an id")).collect()
+}
+
+#[tokio::test]
+async fn a_message_sent_through_one_replica_wakes_the_syncs_of_the_other() {
+    let (alice, bob, room) = pair().await;
+    for (writer, reader) in [(0, 1), (1, 0), (0, 0)] {
+        let mut bobs = bob.at(reader).syncing();
+        bobs.next(0).await;
+        let alice = alice.at(writer);
+        let waiting =
+            bobs.until("the message", |answer| of_type(timeline(answer, &room), "m.room.message").cloned());
+        let (event, seen) = tokio::join!(alice.send_text(&room, "wake up"), waiting);
+        assert_eq!(seen["event_id"], json!(event));
+        assert_eq!(seen["content"]["body"], "wake up");
+        assert_eq!(seen["sender"], json!(alice.id));
+        assert!(seen.get("room_id").is_none(), "the room is known from the place in the answer");
+        assert!(seen["origin_server_ts"].is_u64());
+    }
+}
+
+#[tokio::test]
+async fn the_sender_learns_which_transaction_an_event_was() {
+    let (alice, bob, room) = pair().await;
+    let mut alices = alice.syncing();
+    alices.next(0).await;
+    let txn = transaction_id();
+    let path = in_room(&room, &format!("/send/m.room.message/{txn}"));
+    let answer = alice.put(&path, json!({ "msgtype": "m.text", "body": "hi" })).await.ok();
+    let id = answer["event_id"].as_str().expect("an id");
+    let own = alices.until_event(&room, id).await;
+    assert_eq!(own["unsigned"]["transaction_id"], json!(txn));
+    let others = bob.syncing().until_event(&room, id).await;
+    assert!(others["unsigned"].get("transaction_id").is_none(), "{others}");
+}
+
+#[tokio::test]
+async fn an_initial_sync_has_the_state_and_the_newest_events() {
+    let (alice, bob, room) = pair().await;
+    alice.set_state(&room, "m.room.name", "", json!({ "name": "Lobby" })).await;
+    let mut sent = Vec::new();
+    for number in 0..15 {
+        sent.push(alice.send_text(&room, &format!("{number}")).await);
+    }
+    let mut bobs = bob.syncing_with(&timeline_limit(5));
+    let joined = bobs.until_joined(&room).await;
+    assert_eq!(joined["timeline"]["limited"], true);
+    assert_eq!(ids(events(&joined["timeline"])), sent[10..]);
+    let state = events(&joined["state"]);
+    for kind in ["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.name"] {
+        assert!(of_type(state, kind).is_some(), "no {kind}");
+    }
+    assert_eq!(state.iter().filter(|event| event["type"] == "m.room.member").count(), 2);
+
+    let before = at(&joined, "/timeline/prev_batch").as_str().expect("a token");
+    let path = in_room(&room, &format!("/messages?dir=b&limit=3&from={}", encode(before)));
+    let page = bob.get(&path).await.ok();
+    let page = at(&page, "/chunk").as_array().expect("a list").clone();
+    assert_eq!(ids(&page), [&*sent[9], &sent[8], &sent[7]], "prev_batch leads to what came before");
+}
+
+#[tokio::test]
+async fn a_gap_is_marked_and_its_state_is_given() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.syncing_with(&timeline_limit(3));
+    bobs.until_joined(&room).await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "in the gap" })).await;
+    let mut sent = Vec::new();
+    for number in 0..6 {
+        sent.push(alice.send_text(&room, &format!("{number}")).await);
+    }
+    let last = bobs.until_joined(&room).await;
+    assert_eq!(last["timeline"]["limited"], true);
+    assert_eq!(ids(events(&last["timeline"])), sent[3..]);
+    let state = events(&last["state"]);
+    assert_eq!(state.len(), 1, "the state that changed in the gap, and no more: {state:?}");
+    assert_eq!(state[0]["content"]["topic"], "in the gap");
+
+    let quiet = bobs.next(0).await;
+    assert!(quiet["rooms"]["join"].get(&room).is_none(), "nothing happened: {quiet:#}");
+}
+
+#[tokio::test]
+async fn an_old_token_still_works_on_any_replica() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.at(0).syncing();
+    bobs.until_joined(&room).await;
+    let since = bobs.since().expect("a token").to_owned();
+    let event = alice.send_text(&room, "one").await;
+    for replica in [1, 0, 1] {
+        let mut again = bob.at(replica).syncing();
+        again.resume(&since);
+        let answer = again.next(0).await;
+        assert_eq!(ids(timeline(&answer, &room)), [&*event], "the same answer each time");
+    }
+    bob.get("/sync?since=nonsense&timeout=0").await.refused(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
+async fn invitations_come_with_what_a_client_shows() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let mut bobs = bob.at(1).syncing();
+    bobs.next(0).await;
+    let room = alice.at(0).create_room(json!({ "name": "Plans", "invite": [bob.id] })).await;
+    let stripped = bobs.until_invited(&room).await;
+    let stripped = stripped.as_array().expect("a list");
+    for kind in ["m.room.create", "m.room.name", "m.room.join_rules"] {
+        assert!(of_type(stripped, kind).is_some(), "no {kind} in {stripped:?}");
+    }
+    let own =
+        stripped.iter().find(|event| event["state_key"] == json!(bob.id)).expect("the invitation itself");
+    assert_eq!(own["content"]["membership"], "invite");
+
+    bob.at(0).leave(&room).await;
+    bobs.until("the refusal", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+}
+
+#[tokio::test]
+async fn a_join_brings_the_whole_state_and_a_leave_ends_the_room() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "Hall" })).await;
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    bob.at(0).join(&room).await;
+    let joined = bobs.until_joined(&room).await;
+    let all: Vec<_> = [events(&joined["state"]), events(&joined["timeline"])].concat();
+    for kind in ["m.room.create", "m.room.name", "m.room.power_levels"] {
+        assert!(of_type(&all, kind).is_some(), "no {kind}: {joined:#}");
+    }
+    assert_eq!(joined["summary"]["m.joined_member_count"], 2);
+
+    bob.at(1).leave(&room).await;
+    let left = bobs.until("the leave", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    let own = events(&left["timeline"]).last().expect("an event");
+    assert_eq!((&own["state_key"], &own["content"]["membership"]), (&json!(bob.id), &json!("leave")));
+    alice.send_text(&room, "after bob").await;
+    let after = bobs.next(0).await;
+    assert!(!after["rooms"].to_string().contains("after bob"), "{after:#}");
+    let fresh = bob.sync_once(None).await;
+    assert!(fresh["rooms"]["leave"].get(&room).is_none(), "left rooms need include_leave: {fresh:#}");
+}
+
+#[tokio::test]
+async fn filters_choose_rooms_types_and_senders() {
+    let (alice, bob, room) = pair().await;
+    let other = alice.create_public_room().await;
+    bob.join(&other).await;
+    alice.send_text(&room, "text").await;
+    bob.send_event(&room, "org.example.note", json!({ "note": 1 })).await;
+    let note = alice.send_event(&room, "org.example.note", json!({ "note": 2 })).await;
+    alice.send_event(&other, "org.example.note", json!({ "note": 3 })).await;
+
+    let filter = json!({ "room": {
+        "rooms": [room],
+        "timeline": { "types": ["org.example.*"], "not_senders": [bob.id] },
+        "state": { "types": [] },
+    }});
+    let stored = bob.at(0).post(&format!("/user/{}/filter", encode(&bob.id)), filter.clone()).await.ok();
+    let id = at(&stored, "/filter_id").as_str().expect("an id").to_owned();
+    let read = bob.at(1).get(&format!("/user/{}/filter/{id}", encode(&bob.id))).await.ok();
+    assert_eq!(read["room"]["rooms"], filter["room"]["rooms"]);
+    let unknown = bob.get(&format!("/user/{}/filter/999999", encode(&bob.id))).await;
+    unknown.refused(404, "M_NOT_FOUND");
+
+    let inline = bob.syncing_with(&filter).next(0).await;
+    let by_id = bob.at(1).get(&format!("/sync?timeout=0&filter={id}")).await.ok();
+    for answer in [inline, by_id] {
+        assert_eq!(ids(timeline(&answer, &room)), [&*note]);
+        assert!(answer["rooms"]["join"].get(&other).is_none());
+        assert!(events(&answer["rooms"]["join"][&room]["state"]).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn lazy_loading_gives_the_members_who_spoke() {
+    let (alice, bob, room) = pair().await;
+    alice
+        .set_state(&room, "m.room.name", "", json!({ "name": "Without a name, members stand for it" }))
+        .await;
+    let cluster = alice.cluster.clone();
+    for name in ["carol", "dave", "erin"] {
+        cluster.user(name).await.join(&room).await;
+    }
+    alice.send_text(&room, "hello").await;
+    let filter = json!({ "room": {
+        "timeline": { "limit": 1 },
+        "state": { "lazy_load_members": true },
+    }});
+    let mut bobs = bob.syncing_with(&filter);
+    let joined = bobs.until_joined(&room).await;
+    let mut members: Vec<_> = events(&joined["state"])
+        .iter()
+        .filter(|event| event["type"] == "m.room.member")
+        .map(|event| event["state_key"].as_str().expect("text"))
+        .collect();
+    members.sort_unstable();
+    assert_eq!(members, [&*alice.id, &bob.id], "the sender and oneself");
+    assert_eq!(joined["summary"]["m.joined_member_count"], 5);
+
+    let carol = cluster.login("carol").await;
+    carol.send_text(&room, "me too").await;
+    let next = bobs.until_joined(&room).await;
+    let state = events(&next["state"]);
+    assert_eq!(state.len(), 1, "{state:?}");
+    assert_eq!(state[0]["state_key"], json!(carol.id));
+}
+
+#[tokio::test]
+async fn a_room_without_a_name_is_known_by_its_members() {
+    let (alice, bob, room) = pair().await;
+    let filter = json!({ "room": { "timeline": { "limit": 1 }, "state": { "lazy_load_members": true } } });
+    alice.send_text(&room, "hello").await;
+    let carol = alice.cluster.user("carol").await;
+    carol.join(&room).await;
+    alice.send_text(&room, "hello again").await;
+    let joined = bob.syncing_with(&filter).until_joined(&room).await;
+    let mut heroes: Vec<_> = at(&joined, "/summary/m.heroes").as_array().expect("a list").clone();
+    heroes.sort_by_key(ToString::to_string);
+    assert_eq!(heroes, [json!(alice.id), json!(carol.id)]);
+    let state = events(&joined["state"]);
+    for hero in heroes {
+        assert!(state.iter().any(|event| event["state_key"] == hero), "no member event of {hero}");
+    }
+}
+
+#[tokio::test]
+async fn typing_shows_and_ends() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.at(1).syncing();
+    bobs.until_joined(&room).await;
+    let path = in_room(&room, &format!("/typing/{}", encode(&alice.id)));
+    let users = |answer: &Value| {
+        let ephemeral = events(&answer["rooms"]["join"][&room]["ephemeral"]);
+        of_type(ephemeral, "m.typing").map(|event| event["content"]["user_ids"].clone())
+    };
+    alice.at(0).put(&path, json!({ "typing": true, "timeout": 30_000 })).await.ok();
+    bobs.until("alice types", |answer| users(answer).filter(|users| users == &json!([alice.id]))).await;
+    alice.at(0).put(&path, json!({ "typing": false })).await.ok();
+    bobs.until("alice stopped", |answer| users(answer).filter(|users| users == &json!([]))).await;
+    alice.at(0).put(&path, json!({ "typing": true, "timeout": 300 })).await.ok();
+    bobs.until("alice's typing ran out", |answer| users(answer).filter(|users| users == &json!([]))).await;
+    let others = in_room(&room, &format!("/typing/{}", encode(&bob.id)));
+    alice.put(&others, json!({ "typing": true })).await.refused(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn receipts_reach_the_room_and_private_ones_only_oneself() {
+    let (alice, bob, room) = pair().await;
+    let event = alice.send_text(&room, "read me").await;
+    let mut alices = alice.at(1).syncing();
+    alices.until_event(&room, &event).await;
+    let path = |kind: &str| in_room(&room, &format!("/receipt/{kind}/{}", encode(&event)));
+    let receipt = |answer: &Value, kind: &str| {
+        let ephemeral = events(&answer["rooms"]["join"][&room]["ephemeral"]);
+        let content = of_type(ephemeral, "m.receipt")?["content"].clone();
+        content[&event][kind].get(&bob.id).cloned()
+    };
+
+    bob.at(0).post(&path("m.read.private"), json!({})).await.ok();
+    let mut bobs = bob.at(1).syncing();
+    bobs.until("one's own private receipt", |answer| receipt(answer, "m.read.private")).await;
+    bob.at(0).post(&path("m.read"), json!({})).await.ok();
+    let mut private = None;
+    let public = alices
+        .until("bob's receipt", |answer| {
+            private = private.take().or_else(|| receipt(answer, "m.read.private"));
+            receipt(answer, "m.read")
+        })
+        .await;
+    assert_eq!(private, None, "nobody else sees a private receipt");
+    assert!(public["ts"].is_u64());
+
+    assert_eq!(bob.post(&path("m.read.nonsense"), json!({})).await.status, 400);
+}
+
+#[tokio::test]
+async fn receipts_keep_their_thread() {
+    let (alice, bob, room) = pair().await;
+    let event = alice.send_text(&room, "read me").await;
+    let path = in_room(&room, &format!("/receipt/m.read/{}", encode(&event)));
+    bob.post(&path, json!({ "thread_id": "main" })).await.ok();
+    alice
+        .syncing()
+        .until("bob's receipt", |answer| {
+            let ephemeral = events(&answer["rooms"]["join"][&room]["ephemeral"]);
+            let receipt = of_type(ephemeral, "m.receipt")?["content"][&event]["m.read"].get(&bob.id)?.clone();
+            (receipt["thread_id"] == "main").then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn unread_counts_follow_the_receipts() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    let mut last = String::new();
+    for _ in 0..3 {
+        last = alice.send_text(&room, "news").await;
+    }
+    bobs.until("three unread", |answer| {
+        let counts = &answer["rooms"]["join"][&room]["unread_notifications"];
+        (counts["notification_count"] == 3).then_some(())
+    })
+    .await;
+    let (name, _) = bob.id[1..].split_once(':').expect("a user id");
+    alice.send_text(&room, &format!("{name}: look")).await;
+    bob.post(&in_room(&room, &format!("/receipt/m.read/{}", encode(&last))), json!({})).await.ok();
+    bobs.until("one unread", |answer| {
+        let counts = &answer["rooms"]["join"][&room]["unread_notifications"];
+        (counts["notification_count"] == 1 && counts["highlight_count"] == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn account_data_reaches_the_other_devices() {
+    let (alice, bob, room) = pair().await;
+    let tablet = alice.cluster.login("alice").await;
+    let mut tablets = tablet.at(1).syncing();
+    tablets.next(0).await;
+    let me = encode(&alice.id);
+    let global = format!("/user/{me}/account_data/org.example.setting");
+    alice.at(0).put(&global, json!({ "dark": true })).await.ok();
+    tablets
+        .until("global data", |answer| {
+            of_type(events(&answer["account_data"]), "org.example.setting").cloned()
+        })
+        .await;
+    assert_eq!(tablet.at(1).get(&global).await.ok(), json!({ "dark": true }));
+
+    let local = format!("/user/{me}/rooms/{}/account_data/org.example.mark", encode(&room));
+    alice.at(1).put(&local, json!({ "mark": 1 })).await.ok();
+    tablets
+        .until("the room's data", |answer| {
+            of_type(events(&answer["rooms"]["join"][&room]["account_data"]), "org.example.mark").cloned()
+        })
+        .await;
+    let tags = format!("/user/{me}/rooms/{}/tags", encode(&room));
+    alice.put(&format!("{tags}/m.favourite"), json!({ "order": 0.5 })).await.ok();
+    assert_eq!(tablet.get(&tags).await.ok()["tags"]["m.favourite"]["order"], 0.5);
+
+    bob.put(&global, json!({})).await.refused(403, "M_FORBIDDEN");
+    let protected = format!("/user/{me}/account_data/m.fully_read");
+    let answer = alice.put(&protected, json!({})).await;
+    assert_eq!((answer.status, answer.errcode()), (405, "M_BAD_JSON"), "{}", answer.text);
+    let never = format!("/user/{me}/account_data/org.example.never");
+    alice.get(&never).await.refused(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn to_device_messages_arrive_once_and_wait_for_their_device() {
+    let (alice, bob, _room) = pair().await;
+    let tablet = bob.cluster.login("bob").await;
+    let mut bobs = bob.at(1).syncing();
+    bobs.next(0).await;
+    let to = |device: &str, number: u32| json!({ "messages": { &bob.id: { device: { "number": number } } } });
+    let path = "/sendToDevice/org.example.ping/t1";
+    alice.at(0).put(path, to(&bob.device, 1)).await.ok();
+    alice.at(1).put(path, to(&bob.device, 1)).await.ok();
+    alice.put("/sendToDevice/org.example.ping/t2", to("*", 2)).await.ok();
+
+    let numbers = |answer: &Value| -> Vec<u64> {
+        events(&answer["to_device"])
+            .iter()
+            .map(|event| event["content"]["number"].as_u64().unwrap())
+            .collect()
+    };
+    let mut got = Vec::new();
+    let before = bobs.since().expect("a token").to_owned();
+    bobs.until("both messages", |answer| {
+        got.extend(numbers(answer));
+        got.contains(&2).then_some(())
+    })
+    .await;
+    assert_eq!(got, [1, 2]);
+    // An answer that was lost on its way can be had again.
+    let mut again = bob.at(0).syncing();
+    again.resume(&before);
+    assert_eq!(numbers(&again.next(0).await), [1, 2]);
+    // What a newer token acknowledged is gone.
+    bobs.next(0).await;
+    again.resume(&before);
+    assert_eq!(numbers(&again.next(0).await), [0_u64; 0]);
+
+    let mut tablets = tablet.syncing();
+    let event = tablets.until("the tablet's", |answer| events(&answer["to_device"]).first().cloned()).await;
+    assert_eq!(event["content"]["number"], 2);
+    assert_eq!((&event["sender"], &event["type"]), (&json!(alice.id), &json!("org.example.ping")));
+}
+
+#[tokio::test]
+async fn a_sync_that_waits_ends_when_its_time_is_over() {
+    let (_alice, bob, _room) = pair().await;
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    let asked = tokio::time::Instant::now();
+    bobs.next(500).await;
+    let waited = asked.elapsed().as_millis();
+    assert!((450..10_000).contains(&waited), "{waited} ms");
+}
+
+#[tokio::test]
+async fn full_state_gives_all_of_it_again() {
+    let (_alice, bob, room) = pair().await;
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    let since = encode(bobs.since().expect("a token"));
+    let full = bob.get(&format!("/sync?timeout=0&full_state=true&since={since}")).await.ok();
+    let state = events(&full["rooms"]["join"][&room]["state"]);
+    assert!(of_type(state, "m.room.create").is_some(), "{full:#}");
+}
