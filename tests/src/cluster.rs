@@ -48,15 +48,6 @@ impl TestCluster {
     /// As [`TestCluster::start`], with more settings (names of environment variables, values).
     pub async fn start_with(settings: &[(&str, &str)]) -> Arc<Self> {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        if let Ok(port) = std::env::var("EXTERNAL") {
-            return Arc::new(Self {
-                replicas: vec![],
-                ports: vec![port.parse().unwrap()],
-                turn: AtomicUsize::new(0),
-                client: Client::new(),
-                folder,
-            });
-        }
         let (count, url) = if on_sqlite() {
             let url = format!("sqlite:{}", folder.path().join("keystead.db").display());
             process::migrate(&url).unwrap_or_else(|error| panic!("{error}"));
@@ -102,7 +93,7 @@ impl TestCluster {
 
     /// How many replicas there are.
     pub fn size(&self) -> usize {
-        self.ports.len()
+        self.replicas.len()
     }
 
     /// `http://HOST:PORT` of a replica. Numbers past the last start over: with one process, all are the same.
@@ -142,10 +133,6 @@ impl TestCluster {
 
     /// Registers `name` with [`PASSWORD`].
     pub async fn user(self: &Arc<Self>, name: &str) -> User {
-        let suffix = std::env::var("EXTERNAL")
-            .map(|_| self.folder.path().file_name().unwrap().to_string_lossy().to_lowercase())
-            .unwrap_or_default();
-        let name = &format!("{name}{suffix}");
         let body = json!({
             "username": name,
             "password": PASSWORD,
@@ -157,10 +144,6 @@ impl TestCluster {
 
     /// Logs `name` in once more: another device.
     pub async fn login(self: &Arc<Self>, name: &str) -> User {
-        let suffix = std::env::var("EXTERNAL")
-            .map(|_| self.folder.path().file_name().unwrap().to_string_lossy().to_lowercase())
-            .unwrap_or_default();
-        let name = &format!("{name}{suffix}");
         let body = json!({
             "type": "m.login.password",
             "identifier": { "type": "m.id.user", "user": name },
@@ -218,7 +201,7 @@ impl Drop for TestCluster {
         if !std::thread::panicking() {
             return;
         }
-        for number in 0..self.replicas.len() {
+        for number in 0..self.size() {
             let log = self.log(number);
             let lines: Vec<_> = log.lines().collect();
             let newest = &lines[lines.len().saturating_sub(200)..];
