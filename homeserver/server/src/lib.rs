@@ -1,1 +1,14 @@
+//! The homeserver: HTTP, endpoints, use cases, background work.
 
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod context;
+pub mod entropy;
+pub mod http;
+pub mod lifecycle;
+pub mod serve;
+pub mod session;
+pub mod telemetry;

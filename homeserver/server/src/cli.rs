@@ -1,0 +1,122 @@
+//! The command line.
+
+use std::{error::Error as StdError, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    api,
+    config::{ConfigError, Settings, reader::Environment},
+    serve::{self, ServeError},
+};
+
+/// A Matrix homeserver that scales out, with the Trustner KeyBox encryption profile.
+#[derive(Debug, Parser)]
+#[command(name = "keystead", version)]
+struct Cli {
+    /// The configuration file (TOML); environment variables stand over it
+    #[arg(long, global = true, env = "KEYSTEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve,
+    /// Check the configuration and report every problem
+    CheckConfig,
+    /// Look at and change a server
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+#[derive(Debug, Subcommand)]
+enum Admin {
+    /// List all endpoints
+    Routes(RoutesArgs),
+}
+
+#[derive(Debug, Args)]
+struct RoutesArgs {
+    /// As JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the answer cannot be written as JSON")]
+    Json(#[source] serde_json::Error),
+    #[error("the asynchronous runtime cannot be started")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Does what the arguments of the process say. Exit status 0 on success, 1 on failure, 2 on wrong arguments.
+#[must_use]
+pub fn run() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), CommandError> {
+    let load = || Settings::load(cli.config.as_deref(), Environment::of_process());
+    match cli.command {
+        Command::Serve => {
+            let settings = load()?;
+            let runtime = tokio::runtime::Runtime::new().map_err(CommandError::Runtime)?;
+            Ok(runtime.block_on(serve::run(settings))?)
+        }
+        Command::CheckConfig => {
+            load()?;
+            println!("The configuration is valid.");
+            Ok(())
+        }
+        Command::Admin(Admin::Routes(args)) => print_routes(args.json),
+    }
+}
+
+fn print_routes(json: bool) -> Result<(), CommandError> {
+    let routes = api::routes().routes();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&routes).map_err(CommandError::Json)?);
+    } else {
+        for route in routes {
+            println!("{:6} {:10} {}", route.method, route.auth(), route.path);
+        }
+    }
+    Ok(())
+}
+
+/// Prints an error with all its causes.
+fn report(error: &dyn StdError) {
+    eprintln!("keystead: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,83 @@
+use super::*;
+
+fn read(toml: &str, environment: Environment) -> Result<Settings, Vec<String>> {
+    Settings::read(toml.parse().unwrap(), environment)
+        .map_err(|problems| problems.0.into_iter().map(|problem| problem.setting).collect())
+}
+
+#[test]
+fn the_defaults_are_those_that_tools_rely_on() {
+    let settings = read("", Environment::default()).unwrap();
+    assert_eq!(settings.server.name, "localhost:8008");
+    assert_eq!(settings.server.listen, ["127.0.0.1:8008".parse().unwrap()]);
+    assert_eq!(settings.server.public_base_url, "http://127.0.0.1:8008");
+    assert_eq!(settings.database.url.expose(), "sqlite:data/keystead.db");
+    assert_eq!(settings.data_dir, Path::new("data"));
+    assert!(!settings.registration.open);
+    assert_eq!(settings.registration.password_policy, registration::PasswordPolicy::Bsi);
+    assert!(settings.limits.rate_limits);
+    assert_eq!(settings.auth.bcrypt_cost, 12);
+    assert_eq!(settings.rooms.default_version.as_str(), "12");
+    assert_eq!((settings.log.format, settings.log.filter.as_str()), (log::LogFormat::Text, "info"));
+}
+
+#[test]
+fn the_environment_stands_over_the_file() {
+    let file = "data_dir = \"/from/file\"\n[server]\nname = \"file.example\"\nlisten = [\"127.0.0.1:1\"]";
+    let environment = Environment::from([
+        ("KEYSTEAD_SERVER_NAME", "env.example"),
+        ("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:2, [::1]:3"),
+        ("KEYSTEAD_REGISTRATION_OPEN", "true"),
+        ("KEYSTEAD_LOG_FORMAT", "json"),
+    ]);
+    let settings = read(file, environment).unwrap();
+    assert_eq!(settings.server.name, "env.example");
+    assert_eq!(settings.server.listen.len(), 2);
+    assert_eq!(settings.data_dir, Path::new("/from/file"));
+    assert!(settings.registration.open);
+    assert_eq!(settings.log.format, log::LogFormat::Json);
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    let file = "colour = 1\n[server]\nname = 5\ntls_certificate = \"c.pem\"\nnmae = \"x\"\n[auth]\nbcrypt_cost = 99\n[nope]\na = 1";
+    let environment = Environment::from([("KEYSTEAD_LIMITS_RATE_LIMITS", "maybe"), ("KEYSTEAD_PORT", "1")]);
+    let mut problems = read(file, environment).unwrap_err();
+    problems.sort();
+    assert_eq!(
+        problems,
+        [
+            "KEYSTEAD_LIMITS_RATE_LIMITS",
+            "KEYSTEAD_PORT",
+            "auth.bcrypt_cost",
+            "colour",
+            "nope.a",
+            "server.name",
+            "server.nmae",
+            "server.tls_private_key",
+        ]
+    );
+}
+
+#[test]
+fn a_secret_comes_inline_or_from_a_file_and_never_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    std::fs::write(&path, "hush\n").unwrap();
+    let path = path.to_str().unwrap();
+    let settings = read("", Environment::from([("KEYSTEAD_REGISTRATION_SHARED_SECRET_FILE", path)])).unwrap();
+    assert_eq!(settings.registration.shared_secret.as_ref().unwrap().expose(), "hush");
+    assert!(!format!("{settings:?}").contains("hush"));
+
+    let both = Environment::from([
+        ("KEYSTEAD_REGISTRATION_SHARED_SECRET_FILE", path),
+        ("KEYSTEAD_REGISTRATION_SHARED_SECRET", "inline"),
+    ]);
+    assert_eq!(read("", both).unwrap_err(), ["registration.shared_secret"]);
+}
+
+#[test]
+fn the_problems_read_as_text() {
+    let text = Settings::read("x = 1".parse().unwrap(), Environment::default()).unwrap_err().to_string();
+    assert_eq!(text, "the configuration has 1 problem(s)\n  x: there is no such setting");
+}

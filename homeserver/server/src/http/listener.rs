@@ -1,0 +1,227 @@
+//! Listening sockets and connections: HTTP/1.1 and HTTP/2, with or without TLS, within limits.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+};
+use openssl::ssl::{Ssl, SslAcceptor};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_openssl::SslStream;
+use tracing::{debug, warn};
+
+use crate::{
+    config::{Settings, limits::LimitSettings},
+    http::{
+        first_bytes::FirstBytes,
+        service::Service,
+        tls::{self, TlsError},
+    },
+    telemetry::metrics::ConnectionError,
+};
+
+/// After a failed accept, mostly for want of file descriptors, before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the server could not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, not ours, or not allowed.
+    #[error("cannot listen on {0}")]
+    Bind(SocketAddr, #[source] io::Error),
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// The sockets of the server, open but not yet answering.
+pub struct Listeners {
+    sockets: Vec<TcpListener>,
+    tls: Option<SslAcceptor>,
+}
+
+impl Listeners {
+    /// Opens all configured sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`] names the socket or the TLS file that cannot be used.
+    pub async fn bind(settings: &Settings) -> Result<Self, ListenError> {
+        let tls = match &settings.server.tls {
+            Some(tls) => Some(tls::acceptor(&tls.certificate, &tls.private_key)?),
+            None => None,
+        };
+        let mut sockets = Vec::new();
+        for address in &settings.server.listen {
+            let socket = TcpListener::bind(address).await;
+            sockets.push(socket.map_err(|error| ListenError::Bind(*address, error))?);
+        }
+        Ok(Self { sockets, tls })
+    }
+
+    /// The addresses that the sockets really have: a configured port 0 is a free port here.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+    }
+
+    /// Whether connections are encrypted.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Accepts connections until the soft stop begins, then waits until the open ones have finished what they were
+    /// at.
+    pub async fn serve(self, service: Service) {
+        let server = Arc::new(Server::new(service, self.tls));
+        let graceful = GracefulShutdown::new();
+        join_all(self.sockets.into_iter().map(|socket| server.accept_until_draining(socket, &graceful)))
+            .await;
+        graceful.shutdown().await;
+    }
+}
+
+/// What all connections share.
+struct Server {
+    service: Service,
+    tls: Option<SslAcceptor>,
+    permits: Arc<Semaphore>,
+    handshake_timeout: Duration,
+    header_timeout: Duration,
+    http: auto::Builder<TokioExecutor>,
+}
+
+impl Server {
+    fn new(service: Service, tls: Option<SslAcceptor>) -> Self {
+        let limits = &service.app().settings.limits;
+        Self {
+            permits: Arc::new(Semaphore::new(limits.max_connections)),
+            handshake_timeout: limits.handshake_timeout,
+            header_timeout: limits.header_timeout,
+            http: http_builder(limits),
+            tls,
+            service,
+        }
+    }
+
+    async fn accept_until_draining(self: &Arc<Self>, socket: TcpListener, graceful: &GracefulShutdown) {
+        let draining = self.service.app().shutdown.clone();
+        loop {
+            tokio::select! {
+                () = draining.draining() => return,
+                accepted = self.accept(&socket) => match accepted {
+                    Ok((stream, peer, permit)) => {
+                        let (server, watcher) = (Arc::clone(self), graceful.watcher());
+                        tokio::spawn(async move { server.serve_connection(stream, peer, watcher, permit).await });
+                    }
+                    Err(error) => {
+                        warn!(error = %error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next connection; waits for a permit first, so that beyond the limit the system's own queue holds them.
+    async fn accept(
+        &self,
+        socket: &TcpListener,
+    ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, peer) = socket.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, peer, permit))
+    }
+
+    async fn serve_connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        watcher: Watcher,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        let metrics = &self.service.app().metrics;
+        metrics.connections().inc();
+        match &self.tls {
+            None => self.serve_stream(stream, peer.ip(), watcher).await,
+            Some(acceptor) => match handshake(acceptor, stream, self.handshake_timeout).await {
+                Ok(stream) => self.serve_stream(stream, peer.ip(), watcher).await,
+                Err(error) => {
+                    metrics.connection_error(ConnectionError::Tls);
+                    debug!(client.address = %peer.ip(), error = %error, "a TLS handshake failed");
+                }
+            },
+        }
+        metrics.connections().dec();
+    }
+
+    async fn serve_stream(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: IpAddr,
+        watcher: Watcher,
+    ) {
+        let service = self.service.clone();
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let service = service.clone();
+            async move { Ok::<_, Infallible>(service.answer(request, peer).await) }
+        });
+        let stream = TokioIo::new(FirstBytes::within(self.header_timeout, stream));
+        let connection = self.http.serve_connection(stream, answer).into_owned();
+        if let Err(error) = watcher.watch(connection).await {
+            self.service.app().metrics.connection_error(ConnectionError::Http);
+            debug!(client.address = %peer, error = %error, "a connection ended with an error");
+        }
+    }
+}
+
+/// Without a timer hyper would silently have no time-outs.
+fn http_builder(limits: &LimitSettings) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Counts while a connection waits for its next request, too: it is the idle time-out of HTTP/1.1.
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(limits.max_headers)
+        .max_buf_size(limits.max_header_bytes)
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.idle_timeout)
+        .keep_alive_timeout(limits.header_timeout)
+        .max_concurrent_streams(256)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+    builder
+}
+
+async fn handshake(
+    acceptor: &SslAcceptor,
+    stream: TcpStream,
+    timeout: Duration,
+) -> Result<SslStream<TcpStream>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut stream = SslStream::new(Ssl::new(acceptor.context())?, stream)?;
+    tokio::time::timeout(timeout, Pin::new(&mut stream).accept()).await??;
+    Ok(stream)
+}

@@ -1,0 +1,17 @@
+//! HTTP: listeners, routing, authentication, errors. The only place that knows status codes.
+
+mod access_log;
+pub mod auth;
+mod body;
+pub mod client_address;
+mod cors;
+pub mod error;
+mod first_bytes;
+pub mod listener;
+pub mod reply;
+pub mod router;
+pub mod service;
+mod tls;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,392 @@
+//! The table of endpoints: paths and methods come from the request types, one line an endpoint.
+
+use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use percent_encoding::percent_decode_str;
+use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder as _};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    app::App,
+    context::Ctx,
+    http::{
+        auth::{AuthKind, Authenticate},
+        client_address::Client,
+        error::ApiError,
+        reply::Reply,
+    },
+};
+
+/// All endpoints of the server.
+#[derive(Default)]
+pub struct Router {
+    paths: matchit::Router<usize>,
+    /// For each registered path, the endpoints by method; `paths` holds the indexes.
+    methods: Vec<BTreeMap<String, Arc<Endpoint>>>,
+    /// The index into `methods` of each path, with its parameters numbered.
+    indexes: BTreeMap<String, usize>,
+    routes: Vec<RouteInfo>,
+}
+
+/// One endpoint.
+pub struct Endpoint {
+    /// The newest of its paths, as the specification writes it; labels metrics and the access log.
+    pub template: &'static str,
+    /// How it is run.
+    pub options: Options,
+    handler: Box<dyn Handle>,
+}
+
+/// How an endpoint is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether the request waits, before it is authenticated, until this replica has seen all that was committed.
+    pub fence: bool,
+    /// Whether the endpoint waits for something to happen; such a wait ends with its client and with the server.
+    pub long_poll: bool,
+    /// The greatest size of the request's body in bytes; None for the configured one.
+    pub body_limit: Option<usize>,
+}
+
+impl Options {
+    /// Fenced, answers at once, body as configured.
+    pub const NORMAL: Self = Self { fence: true, long_poll: false, body_limit: None };
+    /// Not fenced, may wait, ends when its client hangs up.
+    pub const LONG_POLL: Self = Self { fence: false, long_poll: true, body_limit: None };
+    /// Not fenced: the answer does not depend on what the database holds.
+    pub const UNFENCED: Self = Self { fence: false, long_poll: false, body_limit: None };
+}
+
+/// A line of the route table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct RouteInfo {
+    /// The path with its parameters in braces.
+    pub path: &'static str,
+    /// The HTTP method.
+    pub method: String,
+    /// Who may call it.
+    #[serde(rename = "auth")]
+    auth: &'static str,
+}
+
+impl RouteInfo {
+    /// Who may call it: `none`, `optional`, `user`, `admin` or `appservice`.
+    #[must_use]
+    pub fn auth(&self) -> &'static str {
+        self.auth
+    }
+}
+
+/// What a path and a method lead to.
+pub enum Found {
+    /// An endpoint, with the decoded parameters of the path in their order.
+    Endpoint(Arc<Endpoint>, Vec<String>),
+    /// The path exists, with other methods only; these.
+    OtherMethods(Vec<String>),
+    /// No endpoint has such a path.
+    Nothing,
+    /// A parameter of the path is not valid percent-encoded UTF-8.
+    BadEncoding,
+}
+
+/// A request to an endpoint for which ruma has no type.
+#[derive(Clone, Debug)]
+pub struct OwnRequest {
+    /// The decoded parameters of the path, in their order.
+    pub path: Vec<String>,
+    /// The undecoded query string, without the question mark.
+    pub query: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl OwnRequest {
+    /// The parameter of the path at this place, counted from 0; empty if there are fewer.
+    #[must_use]
+    pub fn path_arg(&self, index: usize) -> &str {
+        self.path.get(index).map_or("", String::as_str)
+    }
+
+    /// Reads the body as JSON.
+    ///
+    /// # Errors
+    ///
+    /// 400 `M_NOT_JSON` or `M_BAD_JSON`.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            if error.is_data() {
+                ApiError::bad_json(error.to_string())
+            } else {
+                ApiError::not_json(error.to_string())
+            }
+        })
+    }
+
+    /// The value of a query parameter, decoded; the first one if there are several.
+    #[must_use]
+    pub fn query_arg(&self, name: &str) -> Option<String> {
+        let query = self.query.as_deref()?;
+        query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name)
+                .then(|| percent_decode_str(&value.replace('+', " ")).decode_utf8_lossy().into_owned())
+        })
+    }
+}
+
+impl Router {
+    /// Registers the endpoint that `handler` answers, under all paths of its request type.
+    pub fn route<Req, F, Fut, Rep>(&mut self, handler: F) -> &mut Self
+    where
+        Req: IncomingRequest + Metadata<Authentication: Authenticate> + Send + Sync + 'static,
+        F: Fn(Ctx<<Req::Authentication as Authenticate>::Requester>, Req) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+        Rep: Reply + 'static,
+    {
+        self.route_with(Options::NORMAL, handler)
+    }
+
+    /// Like [`Router::route`], run as `options` say.
+    pub fn route_with<Req, F, Fut, Rep>(&mut self, options: Options, handler: F) -> &mut Self
+    where
+        Req: IncomingRequest + Metadata<Authentication: Authenticate> + Send + Sync + 'static,
+        F: Fn(Ctx<<Req::Authentication as Authenticate>::Requester>, Req) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+        Rep: Reply + 'static,
+    {
+        let paths: Vec<&'static str> = Req::PATH_BUILDER.all_paths().collect();
+        let handler = Typed { handler: Arc::new(handler), request: PhantomData::<fn(Req)> };
+        self.add(Req::METHOD, &paths, <Req::Authentication as Authenticate>::KIND, options, Box::new(handler))
+    }
+
+    /// Registers an endpoint for which ruma has no request type. `Auth` says who may call it.
+    pub fn route_own<Auth, F, Fut, Rep>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        options: Options,
+        handler: F,
+    ) -> &mut Self
+    where
+        Auth: Authenticate,
+        F: Fn(Ctx<Auth::Requester>, OwnRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+        Rep: Reply + 'static,
+    {
+        let handler = Own { handler: Arc::new(handler), auth: PhantomData::<fn(Auth)> };
+        self.add(method, &[path], Auth::KIND, options, Box::new(handler))
+    }
+
+    /// The route table, sorted by path.
+    #[must_use]
+    pub fn routes(&self) -> Vec<RouteInfo> {
+        let mut routes = self.routes.clone();
+        routes.sort();
+        routes
+    }
+
+    /// Finds the endpoint for a method and an undecoded path; GET endpoints answer HEAD as well.
+    #[must_use]
+    pub fn find(&self, method: &Method, path: &str) -> Found {
+        let Ok(matched) = self.paths.at(path) else { return Found::Nothing };
+        let Some(methods) = self.methods.get(*matched.value) else { return Found::Nothing };
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        let Some(endpoint) = methods.get(method.as_str()) else {
+            return Found::OtherMethods(methods.keys().cloned().collect());
+        };
+        let decoded: Result<Vec<String>, _> =
+            matched.params.iter().map(|(_, value)| decode_segment(value)).collect();
+        match decoded {
+            Ok(args) => Found::Endpoint(Arc::clone(endpoint), args),
+            Err(BadPercentEncoding) => Found::BadEncoding,
+        }
+    }
+
+    fn add(
+        &mut self,
+        method: Method,
+        paths: &[&'static str],
+        auth: AuthKind,
+        options: Options,
+        handler: Box<dyn Handle>,
+    ) -> &mut Self {
+        let Some(template) = paths.last().copied() else { return self };
+        let endpoint = Arc::new(Endpoint { template, options, handler });
+        for path in paths {
+            self.routes.push(RouteInfo { path, method: method.to_string(), auth: auth.name() });
+            for variant in variants(path) {
+                self.insert(&variant, &method, &endpoint);
+            }
+        }
+        self
+    }
+
+    #[expect(
+        clippy::panic,
+        reason = "a conflict in the route table is a defect that no server should start with"
+    )]
+    fn insert(&mut self, path: &str, method: &Method, endpoint: &Arc<Endpoint>) {
+        let key = number_parameters(path);
+        let index = *self.indexes.entry(key.clone()).or_insert_with(|| {
+            let index = self.methods.len();
+            self.methods.push(BTreeMap::new());
+            if let Err(error) = self.paths.insert(key, index) {
+                panic!("the path {path} cannot be routed: {error}");
+            }
+            index
+        });
+        let known = self
+            .methods
+            .get_mut(index)
+            .and_then(|methods| methods.insert(method.to_string(), Arc::clone(endpoint)));
+        assert!(known.is_none(), "{method} {path} is registered twice");
+    }
+}
+
+impl Endpoint {
+    /// Checks who asks, reads the request and runs the handler.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the endpoint refuses with.
+    pub async fn answer(
+        &self,
+        app: Arc<App>,
+        request: Request<Bytes>,
+        path_args: Vec<String>,
+        client: Client,
+    ) -> Result<Response<Bytes>, ApiError> {
+        self.handler.handle(Call { app, request, path_args, client, fence: self.options.fence }).await
+    }
+}
+
+struct Call {
+    app: Arc<App>,
+    request: Request<Bytes>,
+    path_args: Vec<String>,
+    client: Client,
+    fence: bool,
+}
+
+impl Call {
+    /// Who asks. What was committed before the request came is seen first, so a session that another replica ended
+    /// is refused here at once.
+    async fn requester<Auth: Authenticate>(&self) -> Result<Auth::Requester, ApiError> {
+        if self.fence && Auth::KIND != AuthKind::None {
+            self.app.fence().await?;
+        }
+        Auth::authenticate(&self.app, &self.request).await
+    }
+
+    fn ctx<R>(&self, requester: R) -> Ctx<R> {
+        Ctx {
+            now: self.app.clock.now(),
+            app: Arc::clone(&self.app),
+            client_addr: self.client.address,
+            user_agent: self.client.user_agent.clone(),
+            requester,
+        }
+    }
+}
+
+type HandleFuture<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, ApiError>> + Send + 'a>>;
+
+trait Handle: Send + Sync {
+    fn handle(&self, call: Call) -> HandleFuture<'_>;
+}
+
+/// A handler whose request type is ruma's.
+struct Typed<Req, F> {
+    handler: Arc<F>,
+    request: PhantomData<fn(Req)>,
+}
+
+impl<Req, F, Fut, Rep> Handle for Typed<Req, F>
+where
+    Req: IncomingRequest + Metadata<Authentication: Authenticate> + Send + Sync + 'static,
+    F: Fn(Ctx<<Req::Authentication as Authenticate>::Requester>, Req) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+    Rep: Reply + 'static,
+{
+    fn handle(&self, call: Call) -> HandleFuture<'_> {
+        Box::pin(async move {
+            let requester = call.requester::<Req::Authentication>().await?;
+            let ctx = call.ctx(requester);
+            let request = {
+                let args: Vec<&str> = call.path_args.iter().map(String::as_str).collect();
+                let (parts, body) = call.request.into_parts();
+                Req::try_from_http_request_inner(Request::from_parts(parts, body.as_ref()), &args)?
+            };
+            (self.handler)(ctx, request).await?.into_response()
+        })
+    }
+}
+
+/// A handler whose request ruma has no type for.
+struct Own<Auth, F> {
+    handler: Arc<F>,
+    auth: PhantomData<fn(Auth)>,
+}
+
+impl<Auth, F, Fut, Rep> Handle for Own<Auth, F>
+where
+    Auth: Authenticate,
+    F: Fn(Ctx<Auth::Requester>, OwnRequest) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+    Rep: Reply + 'static,
+{
+    fn handle(&self, call: Call) -> HandleFuture<'_> {
+        Box::pin(async move {
+            let requester = call.requester::<Auth>().await?;
+            let ctx = call.ctx(requester);
+            let request = OwnRequest {
+                query: call.request.uri().query().map(str::to_owned),
+                path: call.path_args,
+                body: call.request.into_body(),
+            };
+            (self.handler)(ctx, request).await?.into_response()
+        })
+    }
+}
+
+/// The forms under which clients call one path of the specification.
+fn variants(path: &str) -> Vec<String> {
+    let mut variants = vec![path.to_owned()];
+    // "The trailing slash on this endpoint is optional", and with it the state key is empty.
+    if let Some(stem) = path.strip_suffix("/{state_key}") {
+        variants.extend([stem.to_owned(), format!("{stem}/")]);
+    } else if let Some(stem) = path.strip_suffix('/').filter(|stem| !stem.is_empty()) {
+        variants.push(stem.to_owned());
+    }
+    variants
+}
+
+/// `/a/{x}/b/{y}` as `/a/{0}/b/{1}`: endpoints name the same place differently.
+fn number_parameters(path: &str) -> String {
+    let mut number = 0_usize;
+    let segments = path.split('/').map(|segment| {
+        if segment.starts_with('{') {
+            number += 1;
+            format!("{{{}}}", number - 1)
+        } else {
+            segment.to_owned()
+        }
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+struct BadPercentEncoding;
+
+fn decode_segment(segment: &str) -> Result<String, BadPercentEncoding> {
+    let mut rest = segment;
+    while let Some(at) = rest.find('%') {
+        let digits = rest.get(at + 1..at + 3).ok_or(BadPercentEncoding)?;
+        if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(BadPercentEncoding);
+        }
+        rest = rest.get(at + 3..).unwrap_or_default();
+    }
+    percent_decode_str(segment).decode_utf8().map(|text| text.into_owned()).map_err(|_| BadPercentEncoding)
+}

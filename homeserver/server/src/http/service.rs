@@ -1,0 +1,136 @@
+//! The walk of one request: find the endpoint, read the body, run the handler, write the log line.
+
+use std::{net::IpAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use keystead_store::with_query_stats;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    app::App,
+    http::{
+        access_log, body,
+        client_address::Client,
+        cors,
+        error::ApiError,
+        router::{Endpoint, Found, Router},
+    },
+    telemetry::request::{self, RequestRecord},
+};
+
+/// The label of requests that lead to no endpoint, in metrics and in the access log.
+pub const NO_ROUTE: &str = "none";
+
+/// Answers requests; shared by all connections.
+#[derive(Clone)]
+pub struct Service {
+    app: Arc<App>,
+    router: Arc<Router>,
+}
+
+impl Service {
+    /// A service that answers with the endpoints of `router`.
+    #[must_use]
+    pub fn new(app: Arc<App>, router: Router) -> Self {
+        Self { app, router: Arc::new(router) }
+    }
+
+    /// What the endpoints share.
+    #[must_use]
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Answers one request that came in over a connection from `peer`.
+    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
+        let started = Instant::now();
+        let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
+        let method = request.method().clone();
+        let record = Arc::new(RequestRecord::default());
+        let (route, response) = self.route(request, client.clone(), &record).await;
+        let mut response = response.unwrap_or_else(ApiError::into_response);
+        cors::allow_any_origin(response.headers_mut());
+        let took = started.elapsed();
+        self.app.metrics.http_request(route, &method, response.status(), took);
+        access_log::write(&self.app.metrics, &method, route, &client, &response, &record, took);
+        finish(&method, response)
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        client: Client,
+        record: &Arc<RequestRecord>,
+    ) -> (&'static str, Result<Response<Bytes>, ApiError>) {
+        if request.method() == Method::OPTIONS {
+            return (NO_ROUTE, Ok(cors::preflight()));
+        }
+        match self.router.find(request.method(), request.uri().path()) {
+            Found::Endpoint(endpoint, args) => {
+                let template = endpoint.template;
+                (template, self.call(endpoint, request, args, client, record).await)
+            }
+            Found::OtherMethods(methods) => (NO_ROUTE, Ok(other_methods(&methods))),
+            Found::Nothing => (NO_ROUTE, Err(ApiError::unrecognized())),
+            Found::BadEncoding => {
+                let text = "A parameter of the path is not valid percent-encoded UTF-8";
+                (NO_ROUTE, Err(ApiError::invalid_param(text)))
+            }
+        }
+    }
+
+    /// Runs the endpoint in a task of its own, so that a panic ends that task only and a write whose client hung up
+    /// still finishes; a long-poll ends with its client.
+    async fn call(
+        &self,
+        endpoint: Arc<Endpoint>,
+        request: Request<Incoming>,
+        args: Vec<String>,
+        client: Client,
+        record: &Arc<RequestRecord>,
+    ) -> Result<Response<Bytes>, ApiError> {
+        let limits = &self.app.settings.limits;
+        let (parts, incoming) = request.into_parts();
+        let limit = endpoint.options.body_limit.unwrap_or(limits.max_body_bytes);
+        let bytes = body::read(&parts.headers, incoming, limit, limits.body_timeout).await?;
+        let request = Request::from_parts(parts, bytes);
+
+        let long_poll = endpoint.options.long_poll;
+        let app = Arc::clone(&self.app);
+        let noted = Arc::clone(record);
+        let task = self.app.shutdown.tasks().spawn(request::scope(Arc::clone(record), async move {
+            let (answer, stats) = with_query_stats(endpoint.answer(app, request, args, client)).await;
+            noted.set_database(stats);
+            answer
+        }));
+        let ended = if long_poll { AbortOnDropHandle::new(task).await } else { task.await };
+        ended.unwrap_or_else(|failure| {
+            if failure.is_panic() {
+                self.app.metrics.handler_panicked();
+            }
+            Err(ApiError::internal(failure))
+        })
+    }
+}
+
+fn other_methods(methods: &[String]) -> Response<Bytes> {
+    let mut response = ApiError::method_not_allowed().into_response();
+    if let Ok(value) = HeaderValue::try_from(methods.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, value);
+    }
+    response
+}
+
+/// A HEAD request gets the headers of the answer that GET would have got.
+fn finish(method: &Method, response: Response<Bytes>) -> Response<Full<Bytes>> {
+    let (mut parts, body) = response.into_parts();
+    if method == Method::HEAD {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        return Response::from_parts(parts, Full::default());
+    }
+    Response::from_parts(parts, Full::new(body))
+}

@@ -1,0 +1,86 @@
+//! `keystead serve`: from the start text to the last answered request.
+
+use std::{io, io::IsTerminal as _};
+
+use tracing::{info, warn};
+
+use crate::{
+    api,
+    app::{App, StartError},
+    config::Settings,
+    http::{
+        listener::{ListenError, Listeners},
+        service::Service,
+    },
+    lifecycle::StopSignals,
+    telemetry::log::{self, LogError},
+};
+
+/// Why the server could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket or TLS could not be set up.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Logging could not be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Signals could not be taken over.
+    #[error("the stop signals cannot be handled")]
+    Signals(#[source] io::Error),
+    /// Part of the server could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Runs the server until a signal stops it.
+///
+/// The first SIGTERM or SIGINT stops softly: readiness fails, long-polls answer, open requests finish within
+/// `server.stop_grace_seconds`. A second one stops at once.
+///
+/// # Errors
+///
+/// [`ServeError`] when the server could not start.
+pub async fn run(settings: Settings) -> Result<(), ServeError> {
+    log::start(&settings.log)?;
+    let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
+    let listeners = Listeners::bind(&settings).await?;
+    let grace = settings.server.stop_grace;
+    let app = App::start(settings).await?;
+    welcome(&app.settings, &listeners);
+
+    let shutdown = app.shutdown.clone();
+    let mut serving = tokio::spawn(listeners.serve(Service::new(app, api::routes())));
+    tokio::select! {
+        () = signals.next() => {}
+        _ = &mut serving => {}
+    }
+    info!(grace_seconds = grace.as_secs(), "stopping");
+    shutdown.begin();
+    let drain = async {
+        let _ = serving.await;
+        shutdown.drained().await;
+    };
+    tokio::select! {
+        () = drain => info!("stopped"),
+        () = tokio::time::sleep(grace) => warn!("some requests did not finish within the grace period"),
+        () = signals.next() => warn!("stopped at once by a second signal"),
+    }
+    Ok(())
+}
+
+/// Tells a person at the terminal where the server is and what to do next; a log gets one line.
+fn welcome(settings: &Settings, listeners: &Listeners) {
+    let addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
+    info!(server.name = %settings.server.name, listen = addresses.join(", "), tls = listeners.has_tls(), "serving");
+    if !io::stdout().is_terminal() {
+        return;
+    }
+    println!("\nKeystead serves {} at {}", settings.server.name, settings.server.public_base_url);
+    if settings.registration.open {
+        println!("Anybody who reaches it may register. Point any Matrix client there.");
+    } else {
+        println!("Registration is closed; set KEYSTEAD_REGISTRATION_OPEN=true to let anybody register.");
+    }
+    println!("Ctrl-C stops it.\n");
+}

@@ -1,0 +1,224 @@
+//! All metrics of the server, in one place.
+//!
+//! Labels come from closed sets only (routes, errcodes, transaction names), never from what a client sends, so that a
+//! replica keeps below 2,000 series.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use prometheus::{
+    CounterVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder, core::Collector,
+};
+
+/// The bounds of duration histograms, in seconds.
+const SECONDS: [f64; 9] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The metrics of one replica. What each one means stands in its help text, in [`Metrics::new`].
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    http_requests: IntCounterVec,
+    http_request_seconds: CounterVec,
+    http_request_duration: HistogramVec,
+    http_errors: IntCounterVec,
+    http_panics: IntCounter,
+    http_connections: IntGauge,
+    http_connection_errors: IntCounterVec,
+}
+
+/// Why a connection ended before its time; a closed set of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionError {
+    /// The peer broke the HTTP protocol, was too slow, or broke off.
+    Http,
+    /// The TLS handshake failed or took too long.
+    Tls,
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    ///
+    /// # Errors
+    ///
+    /// When two metrics have the same name, or one has a malformed name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let metrics = Self {
+            http_requests: counters(
+                &registry,
+                "keystead_http_requests_total",
+                "Requests answered, by route template and class of status (2xx, 4xx, ...).",
+                &["route", "status"],
+            )?,
+            http_request_seconds: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "keystead_http_request_seconds_total",
+                        "Time spent on answering requests in seconds, by route template.",
+                    ),
+                    &["route"],
+                )?,
+            )?,
+            http_request_duration: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "keystead_http_request_duration_seconds",
+                        "Duration of requests from the last header to the answer, by method and area of the API.",
+                    )
+                    .buckets(SECONDS.to_vec()),
+                    &["method", "area"],
+                )?,
+            )?,
+            http_errors: counters(
+                &registry,
+                "keystead_http_errors_total",
+                "Requests that were refused or that failed, by errcode.",
+                &["errcode"],
+            )?,
+            http_panics: register(
+                &registry,
+                IntCounter::new(
+                    "keystead_http_handler_panics_total",
+                    "Requests whose handler panicked; each is a defect and was answered with status 500.",
+                )?,
+            )?,
+            http_connections: register(
+                &registry,
+                IntGauge::new("keystead_http_connections", "Connections that are open now.")?,
+            )?,
+            http_connection_errors: counters(
+                &registry,
+                "keystead_http_connection_errors_total",
+                "Connections that ended with an error, by layer (http, tls).",
+                &["layer"],
+            )?,
+            registry,
+        };
+        // Memory, processor time and file descriptors; on Linux only.
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// All series in the Prometheus text format.
+    ///
+    /// # Errors
+    ///
+    /// When a series cannot be written, which is a defect.
+    pub fn encode(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Counts an answered request. `route` is a route template, never a path that a client sent.
+    pub fn http_request(&self, route: &'static str, method: &Method, status: StatusCode, took: Duration) {
+        let class = match status.as_u16() / 100 {
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "1xx",
+        };
+        self.http_requests.with_label_values(&[route, class]).inc();
+        self.http_request_seconds.with_label_values(&[route]).inc_by(took.as_secs_f64());
+        let method = match method.as_str() {
+            method @ ("GET" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "HEAD") => method,
+            _ => "other",
+        };
+        self.http_request_duration.with_label_values(&[method, area(route)]).observe(took.as_secs_f64());
+    }
+
+    /// Counts an errcode that was sent; errcodes are constants of this program.
+    pub fn http_error(&self, errcode: &str) {
+        self.http_errors.with_label_values(&[errcode]).inc();
+    }
+
+    /// Counts a handler that panicked.
+    pub fn handler_panicked(&self) {
+        self.http_panics.inc();
+    }
+
+    /// How many connections are open now.
+    #[must_use]
+    pub fn connections(&self) -> &IntGauge {
+        &self.http_connections
+    }
+
+    /// Counts a connection that ended with an error.
+    pub fn connection_error(&self, layer: ConnectionError) {
+        let layer = match layer {
+            ConnectionError::Http => "http",
+            ConnectionError::Tls => "tls",
+        };
+        self.http_connection_errors.with_label_values(&[layer]).inc();
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+/// The part of the API that a route belongs to: few enough to have a histogram each.
+fn area(route: &'static str) -> &'static str {
+    let Some(path) = route.strip_prefix("/_matrix/client/") else {
+        return if route.starts_with("/_synapse/") { "admin" } else { "other" };
+    };
+    // After the version.
+    let mut segments = path.split('/').skip(1);
+    match (segments.next(), segments.last()) {
+        (Some("sync"), _) => "sync",
+        (Some("rooms"), Some("{txn_id}")) => "send",
+        (Some("rooms" | "createRoom" | "join" | "knock" | "joined_rooms" | "directory"), _) => "rooms",
+        (Some("sendToDevice"), _) => "to_device",
+        (Some("keys" | "room_keys" | "com.trustner"), _) => "keys",
+        (Some("login" | "logout" | "register" | "refresh" | "account" | "devices" | "delete_devices"), _) => {
+            "account"
+        }
+        (Some("media"), _) => "media",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_series_are_labelled() {
+        let metrics = Metrics::new().unwrap();
+        metrics.http_request(
+            "/_matrix/client/v3/sync",
+            &Method::GET,
+            StatusCode::OK,
+            Duration::from_millis(10),
+        );
+        metrics.http_error("M_NOT_FOUND");
+        metrics.connection_error(ConnectionError::Tls);
+        let text = metrics.encode().unwrap();
+        assert!(
+            text.contains(r#"keystead_http_requests_total{route="/_matrix/client/v3/sync",status="2xx"} 1"#)
+        );
+        assert!(text.contains(r#"keystead_http_errors_total{errcode="M_NOT_FOUND"} 1"#));
+        assert!(text.contains(r#"area="sync",method="GET""#));
+    }
+
+    #[test]
+    fn an_invented_method_makes_no_new_series() {
+        let metrics = Metrics::new().unwrap();
+        let method = Method::from_bytes(b"BREW").unwrap();
+        metrics.http_request("none", &method, StatusCode::METHOD_NOT_ALLOWED, Duration::ZERO);
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(r#"method="other""#) && !text.contains("BREW"));
+    }
+}
