@@ -1,6 +1,7 @@
 //! The integration tests: one program, so that all of them share one PostgreSQL container.
 
 mod architecture;
+mod consistency;
 mod encryption;
 mod hostile;
 mod push_rules;

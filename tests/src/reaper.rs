@@ -25,6 +25,7 @@ done
 
 fn tell(line: &str) {
     static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
+    #[expect(clippy::zombie_processes, reason = "it outlives this process")]
     let pipe = PIPE.get_or_init(|| {
         let mut shell = Command::new("sh")
             .args(["-c", SCRIPT])

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use hyper::Method;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     TestCluster,
     cluster::at,
+    eventually,
     http::{Request, Response, encode},
     sync::Syncing,
 };
@@ -57,6 +58,22 @@ impl User {
             Some(replica) => self.cluster.send_to(replica, request).await,
             None => self.cluster.send(request).await,
         }
+    }
+
+    /// Sends a request again and again, to one replica after the other, until one answers without a fault of its
+    /// own. The request must be one that may be repeated.
+    ///
+    /// # Panics
+    /// When none does within [`crate::PATIENCE`].
+    pub async fn insist(&self, first_replica: usize, request: Request) -> Response {
+        let request = request.token(&self.token);
+        let tries = AtomicUsize::new(first_replica);
+        eventually(&format!("an answer to {} {}", request.method, request.path), || async {
+            let replica = tries.fetch_add(1, Ordering::Relaxed);
+            let answer = self.cluster.try_send_to(replica, request.clone()).await;
+            answer.ok().filter(|answer| answer.status < 500)
+        })
+        .await
     }
 
     /// GET `path` below `/_matrix/client/v3`.
