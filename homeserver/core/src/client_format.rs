@@ -4,30 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, TransactionId};
-use serde::{Deserialize, Serialize};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId, events::TimelineEventType};
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-/// A stored event that cannot be read as an event.
-#[derive(Debug, thiserror::Error)]
-#[error("the stored event cannot be read as a persistent event")]
-pub struct MalformedEvent(#[from] serde_json::Error);
+use crate::pdu::Pdu;
 
-/// A stored event, read only as far as clients need it.
-#[derive(Debug, Deserialize)]
-pub struct StoredEvent<'a> {
-    #[serde(borrow, rename = "type")]
-    event_type: &'a RawValue,
-    #[serde(borrow)]
-    sender: &'a RawValue,
-    #[serde(borrow, default)]
-    state_key: Option<&'a RawValue>,
-    #[serde(borrow)]
-    content: &'a RawValue,
-    origin_server_ts: MilliSecondsSinceUnixEpoch,
-    #[serde(borrow, default)]
-    redacts: Option<&'a RawValue>,
-}
+/// An event whose content is not what events of its type have, so that it cannot be shown.
+#[derive(Debug, thiserror::Error)]
+#[error("the event cannot be written in the form that clients read")]
+pub struct MalformedEvent(#[from] serde_json::Error);
 
 /// What goes into `unsigned`: facts about the event that depend on who asks, and when.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +21,7 @@ pub struct Unsigned<'a> {
     /// The time of the request; makes `age`.
     pub now: Option<MilliSecondsSinceUnixEpoch>,
     /// The client's transaction id; only for the device that sent the event.
-    pub transaction_id: Option<&'a TransactionId>,
+    pub transaction_id: Option<&'a str>,
     /// The content of the state event that this one replaced.
     pub prev_content: Option<&'a RawValue>,
     /// The id of the state event that this one replaced.
@@ -59,7 +45,7 @@ struct UnsignedJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     replaces_state: Option<&'a EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    transaction_id: Option<&'a TransactionId>,
+    transaction_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -68,133 +54,98 @@ struct ClientEventJson<'a> {
     event_id: &'a EventId,
     origin_server_ts: MilliSecondsSinceUnixEpoch,
     #[serde(skip_serializing_if = "Option::is_none")]
-    redacts: Option<&'a RawValue>,
+    redacts: Option<&'a EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     room_id: Option<&'a RoomId>,
-    sender: &'a RawValue,
+    sender: &'a UserId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    state_key: Option<&'a RawValue>,
+    state_key: Option<&'a str>,
     #[serde(rename = "type")]
-    event_type: &'a RawValue,
+    event_type: &'a TimelineEventType,
     unsigned: UnsignedJson<'a>,
 }
 
 #[derive(Serialize)]
 struct StrippedJson<'a> {
     content: &'a RawValue,
-    sender: &'a RawValue,
+    sender: &'a UserId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    state_key: Option<&'a RawValue>,
+    state_key: Option<&'a str>,
     #[serde(rename = "type")]
-    event_type: &'a RawValue,
+    event_type: &'a TimelineEventType,
 }
 
-impl<'a> StoredEvent<'a> {
-    /// Reads a stored event.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedEvent`] if a field that every event has is missing or of the wrong type.
-    pub fn read(pdu: &'a RawValue) -> Result<Self, MalformedEvent> {
-        Ok(serde_json::from_str(pdu.get())?)
-    }
-
-    /// The event's content.
-    pub fn content(&self) -> &'a RawValue {
-        self.content
-    }
-
-    /// The event with its `room_id`, as `/messages`, `/context`, `/event` and push gateways want it.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedEvent`] if the content of a redaction is no object.
-    pub fn with_room_id(
-        &self,
-        event_id: &EventId,
-        room_id: &RoomId,
-        unsigned: &Unsigned<'_>,
-    ) -> Result<Box<RawValue>, MalformedEvent> {
-        self.client_event(event_id, Some(room_id), unsigned)
-    }
-
-    /// The event without its `room_id`, as `/sync` wants it.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedEvent`] if the content of a redaction is no object.
-    pub fn for_sync(
-        &self,
-        event_id: &EventId,
-        unsigned: &Unsigned<'_>,
-    ) -> Result<Box<RawValue>, MalformedEvent> {
-        self.client_event(event_id, None, unsigned)
-    }
-
-    /// The [stripped state] that an invited or knocking user is shown of the room.
-    ///
-    /// # Errors
-    ///
-    /// [`MalformedEvent`] if the event cannot be written, which valid parts never cause.
-    ///
-    /// [stripped state]: https://spec.matrix.org/v1.19/client-server-api/#stripped-state
-    pub fn stripped(&self) -> Result<Box<RawValue>, MalformedEvent> {
-        let Self { event_type, sender, state_key, content, .. } = *self;
-        Ok(to_raw_value(&StrippedJson { content, sender, state_key, event_type })?)
-    }
-
-    fn client_event(
-        &self,
-        event_id: &EventId,
-        room_id: Option<&RoomId>,
-        unsigned: &Unsigned<'_>,
-    ) -> Result<Box<RawValue>, MalformedEvent> {
-        let redaction = self.redacts_everywhere()?;
-        let (redacts, content) = match &redaction {
-            Some(both) => (Some(both.redacts), &*both.content),
-            None => (self.redacts, self.content),
-        };
-        Ok(to_raw_value(&ClientEventJson {
-            content,
-            event_id,
-            origin_server_ts: self.origin_server_ts,
-            redacts,
-            room_id,
-            sender: self.sender,
-            state_key: self.state_key,
-            event_type: self.event_type,
-            unsigned: UnsignedJson {
-                age: unsigned.now.map(|now| age(self.origin_server_ts, now)),
-                membership: unsigned.membership,
-                prev_content: unsigned.prev_content,
-                redacted_because: unsigned.redacted_because,
-                replaces_state: unsigned.replaces_state,
-                transaction_id: unsigned.transaction_id,
-            },
-        })?)
-    }
-
-    /// For a redaction, `redacts` both at the top level and in the content.
-    ///
-    /// > For improved compatibility with newer clients, servers should add a `redacts` property to the `content` of
-    /// > `m.room.redaction` events in *older* room versions. […] with older clients, […] to the top level […] in
-    /// > *newer* room versions when serving such events over the Client-Server API.
-    fn redacts_everywhere(&self) -> Result<Option<Redaction<'_>>, MalformedEvent> {
-        if self.event_type.get() != "\"m.room.redaction\"" {
-            return Ok(None);
-        }
-        let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(self.content.get())?;
-        let Some(redacts) = self.redacts.or_else(|| fields.get("redacts").copied()) else {
-            return Ok(None);
-        };
-        fields.entry("redacts".to_owned()).or_insert(redacts);
-        Ok(Some(Redaction { redacts, content: to_raw_value(&fields)? }))
-    }
+/// The event with its `room_id`, as `/messages`, `/context`, `/event` and push gateways want it.
+///
+/// # Errors
+/// [`MalformedEvent`] if the content of a redaction is no object.
+pub fn with_room_id(pdu: &Pdu, unsigned: &Unsigned<'_>) -> Result<Box<RawValue>, MalformedEvent> {
+    client_event(pdu, Some(&pdu.room_id), unsigned)
 }
 
-struct Redaction<'a> {
-    redacts: &'a RawValue,
-    content: Box<RawValue>,
+/// The event without its `room_id`, as `/sync` wants it.
+///
+/// # Errors
+/// [`MalformedEvent`] if the content of a redaction is no object.
+pub fn for_sync(pdu: &Pdu, unsigned: &Unsigned<'_>) -> Result<Box<RawValue>, MalformedEvent> {
+    client_event(pdu, None, unsigned)
+}
+
+/// The [stripped state] that an invited or knocking user is shown of the room.
+///
+/// # Errors
+/// [`MalformedEvent`] if the event cannot be written, which valid parts never cause.
+///
+/// [stripped state]: https://spec.matrix.org/v1.19/client-server-api/#stripped-state
+pub fn stripped(pdu: &Pdu) -> Result<Box<RawValue>, MalformedEvent> {
+    Ok(to_raw_value(&StrippedJson {
+        content: &pdu.content,
+        sender: &pdu.sender,
+        state_key: pdu.state_key.as_deref(),
+        event_type: &pdu.event_type,
+    })?)
+}
+
+fn client_event(
+    pdu: &Pdu,
+    room_id: Option<&RoomId>,
+    unsigned: &Unsigned<'_>,
+) -> Result<Box<RawValue>, MalformedEvent> {
+    let content = content_with_redacts(pdu)?;
+    Ok(to_raw_value(&ClientEventJson {
+        content: content.as_deref().unwrap_or(&pdu.content),
+        event_id: &pdu.event_id,
+        origin_server_ts: pdu.origin_server_ts,
+        redacts: pdu.redacts.as_deref(),
+        room_id,
+        sender: &pdu.sender,
+        state_key: pdu.state_key.as_deref(),
+        event_type: &pdu.event_type,
+        unsigned: UnsignedJson {
+            age: unsigned.now.map(|now| age(pdu.origin_server_ts, now)),
+            membership: unsigned.membership,
+            prev_content: unsigned.prev_content,
+            redacted_because: unsigned.redacted_because,
+            replaces_state: unsigned.replaces_state,
+            transaction_id: unsigned.transaction_id,
+        },
+    })?)
+}
+
+/// For a redaction, `redacts` both at the top level and in the content.
+///
+/// > For improved compatibility with newer clients, servers should add a `redacts` property to the `content` of
+/// > `m.room.redaction` events in *older* room versions. […] with older clients, […] to the top level […] in
+/// > *newer* room versions when serving such events over the Client-Server API.
+fn content_with_redacts(pdu: &Pdu) -> Result<Option<Box<RawValue>>, MalformedEvent> {
+    let Some(redacts) = pdu.redacts.as_ref().filter(|_| pdu.event_type == TimelineEventType::RoomRedaction)
+    else {
+        return Ok(None);
+    };
+    let mut fields: BTreeMap<&str, &RawValue> = serde_json::from_str(pdu.content.get())?;
+    let redacts = to_raw_value(redacts)?;
+    fields.entry("redacts").or_insert(&redacts);
+    Ok(Some(to_raw_value(&fields)?))
 }
 
 /// Milliseconds since the event; 0 if it comes from a server whose clock is ahead.
@@ -204,7 +155,7 @@ fn age(sent: MilliSecondsSinceUnixEpoch, now: MilliSecondsSinceUnixEpoch) -> u64
 
 #[cfg(test)]
 mod tests {
-    use ruma::{UInt, event_id, events::AnySyncTimelineEvent, room_id, serde::Raw};
+    use ruma::{UInt, event_id, events::AnySyncTimelineEvent, owned_event_id, owned_room_id, serde::Raw};
     use serde_json::{Value, json};
 
     use super::*;
@@ -214,14 +165,14 @@ mod tests {
         MilliSecondsSinceUnixEpoch(UInt::from(ms))
     }
 
-    fn pdu(extra: Value) -> Box<RawValue> {
+    fn pdu(extra: Value) -> Pdu {
         let mut event = json!({
             "type": "m.room.message", "sender": "@a:b.c", "content": { "body": "x", "msgtype": "m.text" }, "origin_server_ts": 1000,
             "room_id": "!r:b.c", "depth": 7, "auth_events": ["$a"], "prev_events": ["$b"], "hashes": {}, "signatures": {},
         });
         let fields = event.as_object_mut().unwrap();
         fields.extend(extra.as_object().unwrap().clone());
-        raw(&event)
+        Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:b.c"), &event.to_string()).unwrap()
     }
 
     fn parsed(event: &RawValue) -> Value {
@@ -231,17 +182,15 @@ mod tests {
     #[test]
     fn the_two_formats_differ_in_the_room_id_alone() {
         let pdu = pdu(json!({}));
-        let event = StoredEvent::read(&pdu).unwrap();
         let unsigned = Unsigned { now: Some(at(1250)), ..Unsigned::default() };
-        let sync = event.for_sync(event_id!("$e"), &unsigned).unwrap();
+        let sync = for_sync(&pdu, &unsigned).unwrap();
         let mut expected = json!({
             "type": "m.room.message", "sender": "@a:b.c", "content": { "body": "x", "msgtype": "m.text" },
             "origin_server_ts": 1000, "event_id": "$e", "unsigned": { "age": 250 },
         });
         assert_eq!(parsed(&sync), expected);
         expected["room_id"] = "!r:b.c".into();
-        let full = event.with_room_id(event_id!("$e"), room_id!("!r:b.c"), &unsigned).unwrap();
-        assert_eq!(parsed(&full), expected);
+        assert_eq!(parsed(&with_room_id(&pdu, &unsigned).unwrap()), expected);
         Raw::<AnySyncTimelineEvent>::from_json(sync).deserialize().unwrap();
     }
 
@@ -250,14 +199,13 @@ mod tests {
         let pdu = pdu(json!({ "type": "m.room.topic", "state_key": "" }));
         let previous = raw(&json!({ "topic": "old" }));
         let unsigned = Unsigned {
-            transaction_id: Some("t1".into()),
+            transaction_id: Some("t1"),
             prev_content: Some(&previous),
             replaces_state: Some(event_id!("$old")),
             membership: Some("join"),
             ..Unsigned::default()
         };
-        let event = StoredEvent::read(&pdu).unwrap().for_sync(event_id!("$e"), &unsigned).unwrap();
-        let event = parsed(&event);
+        let event = parsed(&for_sync(&pdu, &unsigned).unwrap());
         assert_eq!(event["state_key"], "");
         assert_eq!(
             event["unsigned"],
@@ -272,45 +220,29 @@ mod tests {
         let old = pdu(json!({ "type": "m.room.redaction", "redacts": "$t", "content": { "reason": "r" } }));
         let new = pdu(json!({ "type": "m.room.redaction", "content": { "reason": "r", "redacts": "$t" } }));
         for pdu in [old, new] {
-            let event = StoredEvent::read(&pdu).unwrap();
-            let event = parsed(&event.for_sync(event_id!("$e"), &Unsigned::default()).unwrap());
+            let event = parsed(&for_sync(&pdu, &Unsigned::default()).unwrap());
             assert_eq!(event["redacts"], "$t");
             assert_eq!(event["content"], json!({ "reason": "r", "redacts": "$t" }));
         }
         let redacted = pdu(json!({ "type": "m.room.redaction", "content": {} }));
-        let event = StoredEvent::read(&redacted).unwrap();
-        let event = parsed(&event.for_sync(event_id!("$e"), &Unsigned::default()).unwrap());
-        assert!(event.get("redacts").is_none());
+        assert!(parsed(&for_sync(&redacted, &Unsigned::default()).unwrap()).get("redacts").is_none());
     }
 
     #[test]
     fn stripped_state_has_four_fields() {
         let pdu = pdu(json!({ "type": "m.room.name", "state_key": "", "content": { "name": "n" } }));
-        let event = StoredEvent::read(&pdu).unwrap().stripped().unwrap();
         assert_eq!(
-            parsed(&event),
+            parsed(&stripped(&pdu).unwrap()),
             json!({ "type": "m.room.name", "state_key": "", "content": { "name": "n" }, "sender": "@a:b.c" })
         );
     }
 
     #[test]
     fn content_is_copied_byte_for_byte() {
-        let text =
-            r#"{"type":"m.x","sender":"@a:b.c","origin_server_ts":5,"content":{"z":1,  "a":"\u00e9"}}"#;
-        let pdu = RawValue::from_string(text.to_owned()).unwrap();
-        let event = StoredEvent::read(&pdu).unwrap();
-        let sync =
-            event.for_sync(event_id!("$e"), &Unsigned { now: Some(at(1)), ..Unsigned::default() }).unwrap();
+        let text = r#"{"type":"m.x","sender":"@a:b.c","origin_server_ts":5,"prev_events":[],"auth_events":[],"depth":1,"content":{"z":1,  "a":"\u00e9"}}"#;
+        let pdu = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:b.c"), text).unwrap();
+        let sync = for_sync(&pdu, &Unsigned { now: Some(at(1)), ..Unsigned::default() }).unwrap();
         assert!(sync.get().contains(r#"{"z":1,  "a":"\u00e9"}"#), "{}", sync.get());
         assert_eq!(parsed(&sync)["unsigned"], json!({ "age": 0 }));
-    }
-
-    #[test]
-    fn what_is_no_event_is_an_error() {
-        for text in ["[]", "{}", r#"{"type":"m.x","sender":"@a:b.c","content":{},"origin_server_ts":"now"}"#]
-        {
-            let raw = RawValue::from_string(text.to_owned()).unwrap();
-            assert!(StoredEvent::read(&raw).is_err(), "{text}");
-        }
     }
 }

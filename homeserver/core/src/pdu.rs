@@ -3,8 +3,8 @@
 //! <https://spec.matrix.org/v1.19/server-server-api/#pdus>
 
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
-    events::TimelineEventType,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt,
+    UserId, events::TimelineEventType,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -38,6 +38,17 @@ pub struct Pdu {
     pub redacts: Option<OwnedEventId>,
     /// The redaction that emptied this event, if one did.
     pub redacted_by: Option<OwnedEventId>,
+    /// How a client of this server sent it.
+    pub sent_by: Option<ClientSend>,
+}
+
+/// The client's transaction that an event came with; shown again to that device alone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientSend {
+    /// The device that sent the event.
+    pub device_id: OwnedDeviceId,
+    /// The transaction id that it chose.
+    pub transaction_id: String,
 }
 
 /// A new event with everything that goes into the database.
@@ -96,6 +107,7 @@ impl Pdu {
             depth: fields.depth.into(),
             redacts,
             redacted_by: None,
+            sent_by: None,
         })
     }
 }

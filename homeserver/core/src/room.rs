@@ -50,7 +50,7 @@ pub struct Signer {
 }
 
 /// Why an event cannot become part of the room.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Refusal {
     /// The room's rules do not let this sender do this.
     #[error("{0}")]
@@ -348,6 +348,7 @@ impl RoomState {
             depth: self.depth + 1,
             redacts,
             redacted_by: None,
+            sent_by: None,
         })
     }
 

@@ -2,14 +2,26 @@
 
 use std::sync::Arc;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use keystead_core::room::Signer;
+use keystead_store::{Options, Store, settings};
+use ruma::signatures::Ed25519KeyPair;
+
 use crate::{
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
     http::error::ApiError,
     lifecycle::Shutdown,
+    rooms::Writer,
+    streams::{Fence, Tail},
     telemetry::metrics::Metrics,
 };
+
+/// The setting of the database that holds the server's signing key: PKCS#8 DER in unpadded base64.
+const SIGNING_KEY: &str = "signing_key";
+/// The setting of the database that holds the server's name, which can never change.
+const SERVER_NAME: &str = "server_name";
 
 /// What all endpoints share, made once when the server starts.
 pub struct App {
@@ -23,6 +35,15 @@ pub struct App {
     pub metrics: Metrics,
     /// Tells long-polls and background tasks that the server is about to stop.
     pub shutdown: Shutdown,
+    /// The database.
+    pub store: Store,
+    /// Signs in the server's name.
+    pub signer: Arc<Signer>,
+    /// What this replica has read of the streams, and the caches that it keeps right.
+    pub tail: Arc<Tail>,
+    /// Appends events to rooms.
+    pub writer: Writer,
+    fence: Fence,
 }
 
 /// Why the server could not start.
@@ -31,6 +52,15 @@ pub enum StartError {
     /// Two metrics have the same name, or one has a malformed name.
     #[error("the metrics could not be registered")]
     Metrics(#[source] prometheus::Error),
+    /// The database cannot be opened or brought up to date.
+    #[error("the database could not be opened")]
+    Store(#[from] keystead_store::Error),
+    /// The signing key in the database cannot be read.
+    #[error("the signing key in the database cannot be read: {0}")]
+    SigningKey(String),
+    /// The database belongs to a server of another name.
+    #[error("the database belongs to the server {0}; a server's name can never change (setting server.name)")]
+    ServerName(String),
 }
 
 impl App {
@@ -48,14 +78,24 @@ impl App {
     /// # Errors
     ///
     /// As [`App::start`].
-    #[expect(clippy::unused_async, reason = "opening the database is asynchronous")]
     pub async fn start_with(
         settings: Settings,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Arc<Self>, StartError> {
         let metrics = Metrics::new().map_err(StartError::Metrics)?;
-        Ok(Arc::new(Self { settings, clock, entropy, metrics, shutdown: Shutdown::default() }))
+        let options = store_options(&settings, &metrics);
+        // Replicas that start at once take turns; steps of a newer version leave older replicas able to serve.
+        Store::migrate(&options).await?;
+        let store = Store::open(options).await?;
+        let signer = Arc::new(signer(&store, &settings).await?);
+        let tail = Tail::start(store.clone(), Vec::new()).await?;
+        let batches = metrics.clone();
+        let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
+        let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
+        let fence = Fence::new(Arc::clone(&tail));
+        let shutdown = Shutdown::default();
+        Ok(Arc::new(Self { settings, clock, entropy, metrics, shutdown, store, signer, tail, writer, fence }))
     }
 
     /// Waits until this replica has seen everything that was committed before the call, so that what a client
@@ -64,8 +104,40 @@ impl App {
     /// # Errors
     ///
     /// When the database cannot be reached.
-    #[expect(clippy::unused_async, reason = "asks the database for its positions")]
     pub async fn fence(&self) -> Result<(), ApiError> {
-        Ok(())
+        self.fence.pass().await.map_err(ApiError::unavailable)
     }
+}
+
+/// How the server opens its database: also for `keystead migrate` and the administrator's commands.
+#[must_use]
+pub fn store_options(settings: &Settings, metrics: &Metrics) -> Options {
+    let metrics = metrics.clone();
+    Options {
+        url: settings.database.url.expose().to_owned(),
+        max_connections: settings.database.max_connections,
+        observer: Arc::new(move |report| metrics.transaction(report)),
+    }
+}
+
+/// The key that all replicas sign with: made by whichever comes first.
+async fn signer(store: &Store, app_settings: &Settings) -> Result<Signer, StartError> {
+    let new_key = STANDARD_NO_PAD.encode(&*Ed25519KeyPair::generate());
+    let (new_key, name) = (&new_key, &app_settings.server.name);
+    let (key, known_name) = store
+        .write("server_identity", |tx| async move {
+            let known_name = settings::find_or_insert(&tx, SERVER_NAME, name.as_str()).await?;
+            Ok::<_, keystead_store::Error>((
+                settings::find_or_insert(&tx, SIGNING_KEY, new_key).await?,
+                known_name,
+            ))
+        })
+        .await?;
+    if known_name != name.as_str() {
+        return Err(StartError::ServerName(known_name));
+    }
+    let der = STANDARD_NO_PAD.decode(key).map_err(|error| StartError::SigningKey(error.to_string()))?;
+    let key_pair = Ed25519KeyPair::from_der(&der, "1".to_owned())
+        .map_err(|error| StartError::SigningKey(error.to_string()))?;
+    Ok(Signer::new(name.clone(), key_pair))
 }

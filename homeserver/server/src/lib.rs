@@ -9,6 +9,8 @@ pub mod context;
 pub mod entropy;
 pub mod http;
 pub mod lifecycle;
+pub mod rooms;
 pub mod serve;
 pub mod session;
+pub mod streams;
 pub mod telemetry;

@@ -123,7 +123,7 @@ async fn describe(tx: &ReadTx, rooms: &[ListedRoom]) -> Result<BTreeMap<OwnedRoo
         return Ok(states);
     }
     let sql = format!(
-        "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by FROM room_state s \
+        "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id FROM room_state s \
          JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
          WHERE s.replaced_at IS NULL AND s.state_key = '' AND s.event_type IN ({DESCRIBING}) \
          AND s.room_id IN ({})",

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     future::Future,
     ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -81,8 +84,10 @@ pub struct ReadTx {
 #[derive(Clone)]
 pub struct WriteTx {
     read: ReadTx,
-    /// The next free position of each shard that this transaction has locked, and whether any was taken.
+    /// The shards that this transaction has locked.
     cursors: Arc<Mutex<BTreeMap<Shard, Cursor>>>,
+    /// Whether this process's own readers are told by other means.
+    others_only: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy)]
@@ -164,7 +169,7 @@ impl Store {
 
     /// Tells all replicas, this one included, something that need not survive (typing).
     pub fn send_hint(&self, hint: Hint) {
-        self.inner.wake_bus.send(hint);
+        self.inner.wake_bus.send(hint, false);
     }
 
     /// Runs `work` in a transaction that only reads, on one consistent view of the database.
@@ -218,11 +223,11 @@ impl Store {
             let attempt = async {
                 let transaction = run.begin(&self.inner.writer, immediate()).await?;
                 let read = ReadTx { transaction: Arc::new(transaction), shards: self.inner.shards };
-                let tx = WriteTx { read, cursors: Arc::default() };
+                let tx = WriteTx { read, cursors: Arc::default(), others_only: Arc::default() };
                 let result = work(tx.clone()).await?;
                 let advanced = tx.save_positions().await?;
                 finish(tx.read.transaction).await?;
-                Ok((result, advanced))
+                Ok((result, advanced, tx.others_only.load(Ordering::Relaxed)))
             };
             let result = attempt.await;
             if !run.again(&result).await {
@@ -230,9 +235,9 @@ impl Store {
             }
         };
         run.report(&self.inner.options, result.is_ok());
-        result.map(|(result, advanced)| {
+        result.map(|(result, advanced, others_only)| {
             if !advanced.is_empty() {
-                self.inner.wake_bus.send(Hint::Positions(advanced));
+                self.inner.wake_bus.send(Hint::Positions(advanced), others_only);
             }
             result
         })
@@ -346,6 +351,11 @@ impl WriteTx {
             .ok_or_else(|| Error::Setup(format!("Stream shard {shard} was not locked before its append")))?;
         cursor.newest += 1;
         Ok(cursor.newest)
+    }
+
+    /// Leaves it to the caller to tell this process's own readers what was committed; other replicas are told as always.
+    pub fn announce_to_others_only(&self) {
+        self.others_only.store(true, Ordering::Relaxed);
     }
 
     /// The position that a locked shard had reached when it was locked; 0 for one that was not.

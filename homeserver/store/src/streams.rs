@@ -180,7 +180,7 @@ pub async fn append_user_change(
     Ok(())
 }
 
-const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by FROM events \
+const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
     WHERE shard = $1 AND position > $2 AND position <= $3 ORDER BY position";
 const TO_DEVICE: &str = "SELECT position, user_id, device_id, sender, message_type, content FROM to_device \
     WHERE shard = $1 AND position > $2 AND position <= $3";

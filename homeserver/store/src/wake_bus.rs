@@ -74,14 +74,18 @@ impl WakeBus {
         self.local.subscribe()
     }
 
-    /// Tells this process at once and the others soon. To be called after the commit that the hint speaks of.
-    pub(crate) fn send(&self, hint: Hint) {
+    /// Tells this process at once, unless the hint is for `others_only`, and the others soon.
+    ///
+    /// To be called after the commit that the hint speaks of.
+    pub(crate) fn send(&self, hint: Hint, others_only: bool) {
         if let Some(remote) = &self.remote {
             // The receiver ends only with the bus.
             let _ = remote.send(hint.clone());
         }
-        // Without a subscriber there is nobody to tell.
-        let _ = self.local.send(hint);
+        if !others_only {
+            // Without a subscriber there is nobody to tell.
+            let _ = self.local.send(hint);
+        }
     }
 
     pub(crate) fn close(&self) {

@@ -8,6 +8,8 @@ pub struct DatabaseSettings {
     /// `database.url` or `database.url_file`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/NAME`; default
     /// `sqlite:data/keystead.db`. A secret, as it holds a password.
     pub url: Secret,
+    /// `database.max_connections`: how many connections a replica opens at most; default 16.
+    pub max_connections: u32,
 }
 
 impl DatabaseSettings {
@@ -17,6 +19,10 @@ impl DatabaseSettings {
         if !known.iter().any(|scheme| url.expose().starts_with(scheme)) {
             section.problem("url", "must begin with sqlite: or postgres://");
         }
-        Self { url }
+        let max_connections = section.value("max_connections", || 16);
+        if max_connections < 2 {
+            section.problem("max_connections", "must be at least 2");
+        }
+        Self { url, max_connections }
     }
 }

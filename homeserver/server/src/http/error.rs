@@ -253,6 +253,23 @@ impl StdError for ApiError {
 }
 
 /// What makes a request unreadable is the client's mistake, and the errcode says which kind of mistake.
+impl From<keystead_store::Error> for ApiError {
+    fn from(error: keystead_store::Error) -> Self {
+        match error {
+            keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
+                Self::unavailable(error)
+            }
+            _ => Self::internal(error),
+        }
+    }
+}
+
+impl keystead_store::TransactionError for ApiError {
+    fn store_error(&self) -> Option<&keystead_store::Error> {
+        self.0.cause.as_ref()?.downcast_ref()
+    }
+}
+
 impl From<DeserializationError> for ApiError {
     fn from(error: DeserializationError) -> Self {
         match error {

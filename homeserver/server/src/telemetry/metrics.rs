@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use keystead_store::TransactionReport;
 use prometheus::{
-    CounterVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder, core::Collector,
 };
 
@@ -25,6 +26,12 @@ pub struct Metrics {
     http_panics: IntCounter,
     http_connections: IntGauge,
     http_connection_errors: IntCounterVec,
+    transactions: IntCounterVec,
+    transaction_seconds: CounterVec,
+    transaction_retries: IntCounterVec,
+    pool_wait: Histogram,
+    group_commit_writes: Histogram,
+    group_commit_events: IntCounter,
 }
 
 /// Why a connection ended before its time; a closed set of labels.
@@ -42,6 +49,7 @@ impl Metrics {
     /// # Errors
     ///
     /// When two metrics have the same name, or one has a malformed name.
+    #[expect(clippy::too_many_lines, reason = "a list: one entry a metric, with its help text")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let metrics = Self {
@@ -95,6 +103,52 @@ impl Metrics {
                 "Connections that ended with an error, by layer (http, tls).",
                 &["layer"],
             )?,
+            transactions: counters(
+                &registry,
+                "keystead_transactions_total",
+                "Database transactions that ended, by name and outcome (committed, failed).",
+                &["name", "outcome"],
+            )?,
+            transaction_seconds: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "keystead_transaction_seconds_total",
+                        "Time spent in database transactions in seconds, retries and waits included, by name.",
+                    ),
+                    &["name"],
+                )?,
+            )?,
+            transaction_retries: counters(
+                &registry,
+                "keystead_transaction_retries_total",
+                "Database transactions that had to be tried again because another one was in the way, by name.",
+                &["name"],
+            )?,
+            pool_wait: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "keystead_database_pool_wait_seconds",
+                        "Time that transactions waited for a connection and their BEGIN.",
+                    )
+                    .buckets(SECONDS.to_vec()),
+                )?,
+            )?,
+            group_commit_writes: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "keystead_group_commit_writes",
+                        "How many waiting writes to rooms one transaction took.",
+                    )
+                    .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
+                )?,
+            )?,
+            group_commit_events: register(
+                &registry,
+                IntCounter::new("keystead_events_total", "Events that this replica appended to rooms.")?,
+            )?,
             registry,
         };
         // Memory, processor time and file descriptors; on Linux only.
@@ -109,6 +163,23 @@ impl Metrics {
     /// When a series cannot be written, which is a defect.
     pub fn encode(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Counts a database transaction that ended.
+    pub fn transaction(&self, report: &TransactionReport) {
+        let outcome = if report.committed { "committed" } else { "failed" };
+        self.transactions.with_label_values(&[report.name, outcome]).inc();
+        self.transaction_seconds.with_label_values(&[report.name]).inc_by(report.duration.as_secs_f64());
+        if report.retries > 0 {
+            self.transaction_retries.with_label_values(&[report.name]).inc_by(report.retries.into());
+        }
+        self.pool_wait.observe(report.pool_wait.as_secs_f64());
+    }
+
+    /// Counts a transaction of the writer: how many writes it took, and how many events they became.
+    pub fn group_commit(&self, writes: usize, events: usize) {
+        self.group_commit_writes.observe(f64::from(u32::try_from(writes).unwrap_or(u32::MAX)));
+        self.group_commit_events.inc_by(events.try_into().unwrap_or(u64::MAX));
     }
 
     /// Counts an answered request. `route` is a route template, never a path that a client sent.

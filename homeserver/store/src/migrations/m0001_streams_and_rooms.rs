@@ -49,6 +49,7 @@ CREATE TABLE rooms (
     extremities TEXT NOT NULL
 );
 
+-- An event, and how its client sent it: the sending device is shown the transaction id again.
 CREATE TABLE events (
     shard SMALLINT NOT NULL,
     position BIGINT NOT NULL,
@@ -56,6 +57,8 @@ CREATE TABLE events (
     event_id TEXT NOT NULL,
     json TEXT NOT NULL,
     redacted_by TEXT,
+    device_id TEXT,
+    transaction_id TEXT,
     PRIMARY KEY (shard, position)
 );
 CREATE UNIQUE INDEX events_event_id ON events (event_id);

@@ -40,10 +40,13 @@ pub async fn append(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
                 event.pdu.room_id.as_str().into(),
                 event.pdu.event_id.as_str().into(),
                 event.json.as_str().into(),
+                event.pdu.sent_by.as_ref().map(|sent| sent.device_id.to_string()).into(),
+                event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
             ]
         })
         .collect();
-    tx.insert_rows("events", &["shard", "position", "room_id", "event_id", "json"], events, "").await?;
+    let columns = ["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
+    tx.insert_rows("events", &columns, events, "").await?;
     append_state(tx, append).await?;
     upsert_memberships(tx, append.events).await?;
     upsert_heads(tx, append.heads).await

@@ -5,7 +5,7 @@ mod state;
 mod timeline;
 
 use keystead_core::{
-    pdu::Pdu,
+    pdu::{ClientSend, Pdu},
     room::{RoomEvent, RoomState},
     shard::Shard,
 };
@@ -14,8 +14,8 @@ use sea_orm::{QueryResult, Value};
 
 pub use self::{
     append::{Append, append},
-    state::{members_at, state_at, state_before, state_between, state_event_at},
-    timeline::{Bounds, Direction, event, events_between, newest, redact, timelines},
+    state::{members_at, state_at, state_before, state_between, state_event_at, state_history},
+    timeline::{Bounds, Direction, event, events_between, newest, redact, stored_event, timelines},
 };
 use crate::{Error, ReadTx, WriteTx, streams};
 
@@ -32,6 +32,8 @@ pub struct StoredEvent {
     pub json: String,
     /// The redaction that emptied it.
     pub redacted_by: Option<OwnedEventId>,
+    /// How a client of this server sent it.
+    pub sent_by: Option<ClientSend>,
 }
 
 /// A row of the table of rooms: where the room stands.
@@ -65,16 +67,22 @@ pub struct Membership {
 }
 
 impl StoredEvent {
-    /// Reads the columns `position, room_id, event_id, json, redacted_by`.
+    /// Reads the columns `position, room_id, event_id, json, redacted_by, device_id, transaction_id`.
     pub(crate) fn from_row(row: &QueryResult) -> Result<Self, Error> {
         let redacted_by: Option<String> = row.try_get("", "redacted_by")?;
         let event_id: String = row.try_get("", "event_id")?;
+        let device_id: Option<String> = row.try_get("", "device_id")?;
+        let transaction_id: Option<String> = row.try_get("", "transaction_id")?;
         Ok(Self {
             position: row.try_get("", "position")?,
             room_id: streams::room_id(row, "events")?,
             event_id: parse_event_id("event_id", &event_id)?,
             json: row.try_get("", "json")?,
             redacted_by: redacted_by.map(|id| parse_event_id("redacted_by", &id)).transpose()?,
+            sent_by: device_id.zip(transaction_id).map(|(device, transaction_id)| ClientSend {
+                device_id: device.as_str().into(),
+                transaction_id,
+            }),
         })
     }
 
@@ -86,6 +94,7 @@ impl StoredEvent {
         let mut pdu = Pdu::from_json(self.event_id.clone(), self.room_id, &self.json)
             .map_err(|error| Error::corrupt("events", "json", self.event_id.as_str(), error))?;
         pdu.redacted_by = self.redacted_by;
+        pdu.sent_by = self.sent_by;
         Ok(RoomEvent { position: self.position, pdu })
     }
 }
@@ -170,7 +179,7 @@ pub async fn forget(tx: &WriteTx, user_id: &UserId, room_id: &RoomId) -> Result<
     Ok(changed > 0)
 }
 
-const CURRENT_STATE: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by \
+const CURRENT_STATE: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
     FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
     WHERE s.room_id = $1 AND s.replaced_at IS NULL";
 

@@ -66,7 +66,22 @@ pub async fn state_between(
     read(tx.query(&sql, [room_id.as_str().into(), after.into(), before.into()]).await?)
 }
 
-const SELECT: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by \
+/// Every event that a state key was ever set by, oldest first.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_history(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    (event_type, state_key): (&str, &str),
+) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!(
+        "{SELECT} WHERE s.room_id = $1 AND s.event_type = $2 AND s.state_key = $3 ORDER BY s.position"
+    );
+    read(tx.query(&sql, [room_id.as_str().into(), event_type.into(), state_key.into()]).await?)
+}
+
+const SELECT: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
     FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position";
 
 /// In force after the event at position `$2`.

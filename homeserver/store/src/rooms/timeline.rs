@@ -35,13 +35,25 @@ pub struct Bounds {
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn event(tx: &ReadTx, room_id: &RoomId, event_id: &EventId) -> Result<Option<RoomEvent>, Error> {
+    stored_event(tx, room_id, event_id).await?.map(StoredEvent::into_room_event).transpose()
+}
+
+/// One event of a room by its id, as it is stored.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn stored_event(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    event_id: &EventId,
+) -> Result<Option<StoredEvent>, Error> {
     let rows = tx
         .query(
-            "SELECT position, room_id, event_id, json, redacted_by FROM events WHERE event_id = $1 AND room_id = $2",
+            "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events WHERE event_id = $1 AND room_id = $2",
             [event_id.as_str().into(), room_id.as_str().into()],
         )
         .await?;
-    rows.first().map(|row| StoredEvent::from_row(row)?.into_room_event()).transpose()
+    rows.first().map(StoredEvent::from_row).transpose()
 }
 
 /// At most `limit` events of a room within `bounds`, in the direction given.
@@ -57,7 +69,7 @@ pub async fn events_between(
 ) -> Result<Vec<RoomEvent>, Error> {
     let order = if direction == Direction::Forward { "ASC" } else { "DESC" };
     let sql = format!(
-        "SELECT position, room_id, event_id, json, redacted_by FROM events \
+        "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
          WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {limit}"
     );
     let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
@@ -88,7 +100,7 @@ pub async fn timelines(
             .map(|i| {
                 let n = i * 3;
                 format!(
-                    "SELECT * FROM (SELECT position, room_id, event_id, json, redacted_by FROM events \
+                    "SELECT * FROM (SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
                      WHERE room_id = ${} AND position > ${} AND position <= ${} \
                      ORDER BY position DESC LIMIT {limit}) AS room_{i}",
                     n + 1,

@@ -1,0 +1,92 @@
+//! What one user may see of one room.
+
+use keystead_core::{
+    room::{RoomEvent, membership_of},
+    visibility::{Setting, Viewer, may_see, or_default},
+};
+use keystead_store::{Error, ReadTx, rooms};
+use ruma::{
+    RoomId, UserId,
+    events::room::{history_visibility::HistoryVisibility, member::MembershipState},
+};
+use serde::Deserialize;
+
+/// The history of a room's visibility and of one user's membership: enough to judge any event of the room.
+#[derive(Clone, Debug)]
+pub struct RoomView {
+    /// From which position on each visibility held, oldest first.
+    visibilities: Vec<(i64, HistoryVisibility)>,
+    /// From which position on the user had each membership, oldest first.
+    memberships: Vec<(i64, MembershipState)>,
+}
+
+#[derive(Deserialize)]
+struct VisibilityContent {
+    history_visibility: HistoryVisibility,
+}
+
+impl RoomView {
+    /// Reads what the judgement needs: the two histories, not the room.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn load(tx: &ReadTx, room_id: &RoomId, user_id: &UserId) -> Result<Self, Error> {
+        let visibilities = rooms::state_history(tx, room_id, ("m.room.history_visibility", "")).await?;
+        let memberships = rooms::state_history(tx, room_id, ("m.room.member", user_id.as_str())).await?;
+        Ok(Self {
+            visibilities: visibilities.iter().map(|event| (event.position, visibility_of(event))).collect(),
+            memberships: memberships
+                .iter()
+                .map(|event| (event.position, membership_of(&event.pdu)))
+                .collect(),
+        })
+    }
+
+    /// The user's membership after the newest event.
+    pub fn membership(&self) -> MembershipState {
+        self.memberships.last().map_or(MembershipState::Leave, |(_, membership)| membership.clone())
+    }
+
+    /// The position from which on the user is no longer in the room, if the user was in it and left.
+    pub fn left_at(&self) -> Option<i64> {
+        let (position, membership) = self.memberships.last()?;
+        matches!(membership, MembershipState::Leave | MembershipState::Ban).then_some(*position)
+    }
+
+    /// Whether the user ever was in the room, or was invited to it.
+    pub fn knows_room(&self) -> bool {
+        !self.memberships.is_empty()
+    }
+
+    /// Whether anybody may read the room now.
+    pub fn is_world_readable(&self) -> bool {
+        at(&self.visibilities, i64::MAX)
+            .is_some_and(|visibility| *visibility == HistoryVisibility::WorldReadable)
+    }
+
+    /// Whether the user may see the event at a position.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#server-behaviour-5>
+    pub fn may_see(&self, position: i64) -> bool {
+        let visibility = |position| or_default(at(&self.visibilities, position).cloned());
+        let membership =
+            |position| at(&self.memberships, position).cloned().unwrap_or(MembershipState::Leave);
+        let joined_since = self
+            .memberships
+            .iter()
+            .any(|(since, membership)| *since > position && *membership == MembershipState::Join);
+        let setting = Setting { before: visibility(position - 1), after: visibility(position) };
+        let viewer = Viewer { before: membership(position - 1), after: membership(position), joined_since };
+        may_see(&setting, &viewer)
+    }
+}
+
+/// What held after the event at `position`.
+fn at<T>(history: &[(i64, T)], position: i64) -> Option<&T> {
+    history.iter().rev().find(|(since, _)| *since <= position).map(|(_, value)| value)
+}
+
+fn visibility_of(event: &RoomEvent) -> HistoryVisibility {
+    let content: Option<VisibilityContent> = serde_json::from_str(event.pdu.content.get()).ok();
+    or_default(content.map(|content| content.history_visibility))
+}

@@ -1,0 +1,174 @@
+//! The rooms of the users that this replica serves, and the other way round.
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use keystead_core::room::{RoomEvent, membership_of};
+use keystead_store::rooms;
+use lru::LruCache;
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::{TimelineEventType, room::member::MembershipState},
+};
+
+/// How many users' rooms are kept.
+const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(49_999);
+
+/// A user's newest membership of a room.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RoomMembership {
+    /// `join`, `invite`, `leave`, `ban` or `knock`.
+    pub membership: MembershipState,
+    /// The position of the member event in the room's shard.
+    pub position: i64,
+    /// Whether the user has forgotten the room after leaving it.
+    pub forgotten: bool,
+}
+
+/// The rooms of one user.
+pub type RoomsOfUser = HashMap<OwnedRoomId, RoomMembership>;
+
+/// The memberships of users, by user and by room.
+#[derive(Debug)]
+pub struct Memberships {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    users: LruCache<OwnedUserId, Cached>,
+    /// The users of `users` who are joined to or invited to a room: whom an event of the room concerns here.
+    rooms: HashMap<OwnedRoomId, HashSet<OwnedUserId>>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    rooms: Arc<RoomsOfUser>,
+    /// False while the database is being read: what the tail tells meanwhile is kept and laid over it.
+    complete: bool,
+}
+
+impl Default for Memberships {
+    fn default() -> Self {
+        let inner = Inner { users: LruCache::new(CAPACITY), rooms: HashMap::new() };
+        Self { inner: Mutex::new(inner) }
+    }
+}
+
+impl Memberships {
+    /// The rooms of a user, if they are here.
+    pub fn get(&self, user_id: &UserId) -> Option<Arc<RoomsOfUser>> {
+        self.lock().users.get(user_id).filter(|cached| cached.complete).map(|cached| cached.rooms.clone())
+    }
+
+    /// To be called before the user's rooms are read from the database: from now on the tail's news is kept for them.
+    pub fn begin_load(&self, user_id: &UserId) {
+        let mut inner = self.lock();
+        if !inner.users.contains(user_id) {
+            inner.put(user_id.to_owned(), Cached { rooms: Arc::default(), complete: false });
+        }
+    }
+
+    /// Takes in what was read from the database; newer news from the tail stands.
+    pub fn finish_load(&self, user_id: &UserId, loaded: Vec<rooms::Membership>) -> Arc<RoomsOfUser> {
+        let mut inner = self.lock();
+        let mut rooms = inner.users.pop(user_id).map(|cached| cached.rooms).unwrap_or_default();
+        let map = Arc::make_mut(&mut rooms);
+        for row in loaded {
+            let membership = RoomMembership {
+                membership: row.membership,
+                position: row.position,
+                forgotten: row.forgotten,
+            };
+            match map.get(&row.room_id) {
+                Some(newer) if newer.position > membership.position => {}
+                _ => {
+                    map.insert(row.room_id, membership);
+                }
+            }
+        }
+        for (room_id, membership) in rooms.iter() {
+            inner.index(user_id, room_id, &membership.membership);
+        }
+        inner.put(user_id.to_owned(), Cached { rooms: rooms.clone(), complete: true });
+        rooms
+    }
+
+    /// Takes in a member event of the stream.
+    pub fn apply(&self, event: &RoomEvent) {
+        let pdu = &event.pdu;
+        let (TimelineEventType::RoomMember, Some(user_id)) = (&pdu.event_type, &pdu.state_key) else {
+            return;
+        };
+        let Ok(user_id) = <&UserId>::try_from(user_id.as_str()) else { return };
+        let mut inner = self.lock();
+        let Some(cached) = inner.users.peek_mut(user_id) else { return };
+        if cached.rooms.get(&pdu.room_id).is_some_and(|here| here.position >= event.position) {
+            return;
+        }
+        let membership = membership_of(pdu);
+        Arc::make_mut(&mut cached.rooms).insert(
+            pdu.room_id.clone(),
+            RoomMembership { membership: membership.clone(), position: event.position, forgotten: false },
+        );
+        inner.index(user_id, &pdu.room_id, &membership);
+    }
+
+    /// Drops what is known of a user; it is read again when it is next needed.
+    pub fn forget_user(&self, user_id: &UserId) {
+        self.lock().remove(user_id);
+    }
+
+    /// Calls `each` for every user here whom an event of the room concerns.
+    pub fn for_each_user_of(&self, room_id: &RoomId, mut each: impl FnMut(&UserId)) {
+        if let Some(users) = self.lock().rooms.get(room_id) {
+            users.iter().for_each(|user| each(user));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn put(&mut self, user_id: OwnedUserId, cached: Cached) {
+        if let Some((evicted, old)) = self.users.push(user_id.clone(), cached)
+            && evicted != user_id
+        {
+            self.unindex(&evicted, &old.rooms);
+        }
+    }
+
+    fn remove(&mut self, user_id: &UserId) {
+        if let Some(old) = self.users.pop(user_id) {
+            self.unindex(user_id, &old.rooms);
+        }
+    }
+
+    fn index(&mut self, user_id: &UserId, room_id: &RoomId, membership: &MembershipState) {
+        if matches!(membership, MembershipState::Join | MembershipState::Invite | MembershipState::Knock) {
+            self.rooms.entry(room_id.to_owned()).or_default().insert(user_id.to_owned());
+        } else {
+            self.unindex_room(user_id, room_id);
+        }
+    }
+
+    fn unindex(&mut self, user_id: &UserId, rooms: &RoomsOfUser) {
+        for room_id in rooms.keys() {
+            self.unindex_room(user_id, room_id);
+        }
+    }
+
+    fn unindex_room(&mut self, user_id: &UserId, room_id: &RoomId) {
+        if let Some(users) = self.rooms.get_mut(room_id) {
+            users.remove(user_id);
+            if users.is_empty() {
+                self.rooms.remove(room_id);
+            }
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! The tail: reads what is new in every shard, once for all who wait.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak},
+    time::Duration,
+};
+
+use keystead_core::{
+    room::{RoomEvent, RoomState},
+    shard::{Shard, Shards},
+};
+use keystead_store::{
+    Error, Hint, Store, rooms,
+    streams::{self, StreamItem, StreamRow, UserChange},
+};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedUserId, RoomId, UserId, events::TimelineEventType,
+};
+use tokio::sync::{broadcast::error::RecvError, watch};
+
+use super::{
+    memberships::{Memberships, RoomsOfUser},
+    ring::{Entry, Item, Ring},
+    room_states::RoomStates,
+    typing::Typing,
+    waiters::{Waiter, Waiters},
+};
+
+/// How often the tail looks for itself, in case a hint was lost.
+const RECHECK_EVERY: Duration = Duration::from_secs(2);
+
+/// Told of each new row, in the order of its shard, before anybody is woken: how other caches stay right.
+pub type Listener = Box<dyn Fn(&Item) + Send + Sync>;
+
+/// What this replica knows of the streams.
+pub struct Tail {
+    this: Weak<Tail>,
+    store: Store,
+    shards: Shards,
+    tails: Vec<ShardTail>,
+    rooms: RoomStates,
+    memberships: Memberships,
+    typing: Typing,
+    waiters: Arc<Waiters>,
+    listeners: Vec<Listener>,
+}
+
+struct ShardTail {
+    ring: RwLock<Ring>,
+    /// How far the shard has been read: what the fence and readers wait for.
+    position: watch::Sender<i64>,
+    /// How far it is known to reach.
+    target: watch::Sender<i64>,
+}
+
+impl Tail {
+    /// Begins to follow the streams from where they stand now. The tasks that do so end with the last handle.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn start(store: Store, listeners: Vec<Listener>) -> Result<Arc<Self>, Error> {
+        let hints = store.hints();
+        let positions = store.read("tail_start", |tx| async move { streams::positions(&tx).await }).await?;
+        let tails = positions
+            .into_iter()
+            .map(|(_, position)| ShardTail {
+                ring: RwLock::new(Ring::starting_at(position)),
+                position: watch::Sender::new(position),
+                target: watch::Sender::new(position),
+            })
+            .collect();
+        let tail = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            shards: store.shards(),
+            store,
+            tails,
+            rooms: RoomStates::default(),
+            memberships: Memberships::default(),
+            typing: Typing::default(),
+            waiters: Arc::default(),
+            listeners,
+        });
+        for shard in tail.shards.all() {
+            let target = tail.shard(shard)?.target.subscribe();
+            tokio::spawn(follow(Arc::downgrade(&tail), shard, target));
+        }
+        tokio::spawn(hear(Arc::downgrade(&tail), hints));
+        Ok(tail)
+    }
+
+    /// The database that this follows.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// How the streams are cut.
+    pub fn shards(&self) -> Shards {
+        self.shards
+    }
+
+    /// Who types where.
+    pub fn typing(&self) -> &Typing {
+        &self.typing
+    }
+
+    /// Begins to wait for news of a user.
+    pub fn wait(&self, user_id: &UserId) -> Waiter {
+        self.waiters.register(user_id)
+    }
+
+    /// How many syncs wait.
+    pub fn waiting(&self) -> usize {
+        self.waiters.count()
+    }
+
+    /// How far this replica has read a shard.
+    pub fn position(&self, shard: Shard) -> i64 {
+        self.tail(shard).map_or(0, |tail| *tail.position.borrow())
+    }
+
+    /// How many positions this replica is known to be behind, in the shard where it is most.
+    pub fn lag(&self) -> i64 {
+        let behind = |tail: &ShardTail| *tail.target.borrow() - *tail.position.borrow();
+        self.tails.iter().map(behind).max().unwrap_or_default().max(0)
+    }
+
+    /// Waits until this replica has read a shard up to a position that is known to be committed.
+    pub async fn reached(&self, shard: Shard, position: i64) {
+        let Some(tail) = self.tail(shard) else { return };
+        tail.aim(position);
+        // The sender lives as long as `self`.
+        let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
+    }
+
+    /// The rows of a shard after one position and up to another, if they are all in memory.
+    pub fn recent(&self, shard: Shard, after: i64, upto: i64) -> Option<Vec<Entry>> {
+        Some(self.tail(shard)?.ring().between(after, upto)?.cloned().collect())
+    }
+
+    /// The current state of a room, from memory or the database. `None` for a room that the server does not know.
+    ///
+    /// It may be newer than what the tail has read, never older.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn room(&self, room_id: &RoomId) -> Result<Option<RoomState>, Error> {
+        if let Some(state) = self.rooms.get(room_id) {
+            return Ok(Some(state));
+        }
+        let state = self.store.read("load_room", |tx| async move { rooms::load(&tx, room_id).await }).await?;
+        if let Some(state) = &state {
+            self.keep_room(state.clone());
+        }
+        Ok(state)
+    }
+
+    /// Takes in a room's state that was read from the database or has been committed to it.
+    pub fn keep_room(&self, state: RoomState) {
+        let shard = self.shards.of_room(&state.room_id);
+        let (room_id, position) = (state.room_id.clone(), state.position);
+        self.rooms.insert(state, || {
+            let ring = self.tail(shard)?.ring();
+            let missed = ring.between(position, i64::MAX)?;
+            Some(missed.filter_map(|entry| event_of(entry, &room_id)).cloned().collect())
+        });
+    }
+
+    /// The rooms of a user, from memory or the database.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn rooms_of(&self, user_id: &UserId) -> Result<Arc<RoomsOfUser>, Error> {
+        if let Some(rooms) = self.memberships.get(user_id) {
+            return Ok(rooms);
+        }
+        self.memberships.begin_load(user_id);
+        let loaded = self
+            .store
+            .read("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
+            .await?;
+        Ok(self.memberships.finish_load(user_id, loaded))
+    }
+
+    /// Drops what is known of a user's rooms, after a change that is no event (a room was forgotten).
+    pub fn forget_rooms_of(&self, user_id: &UserId) {
+        self.memberships.forget_user(user_id);
+    }
+
+    /// Takes in rows that this replica has just committed, which saves reading them, if nothing stands between them
+    /// and what it has read; else they are read with the rest.
+    pub fn offer(&self, shard: Shard, before: i64, entries: Vec<Entry>, redacted: &[Arc<RoomEvent>]) {
+        let Some(tail) = self.tail(shard) else { return };
+        let upto = entries.last().map_or(before, |entry| entry.position);
+        if *tail.position.borrow() == before {
+            self.take(tail, entries, upto, redacted);
+        } else {
+            tail.aim(upto);
+        }
+    }
+
+    /// Reads what is new in a shard, up to `upto`.
+    async fn catch_up(&self, shard: Shard, upto: i64) -> Result<(), Error> {
+        let Some(tail) = self.tail(shard) else { return Ok(()) };
+        let after = *tail.position.borrow();
+        if after >= upto {
+            return Ok(());
+        }
+        let (entries, redacted) = self
+            .store
+            .read("tail", |tx| async move {
+                let rows = streams::read_shard(&tx, shard, after, upto).await?;
+                let entries = rows.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
+                let mut redacted = Vec::new();
+                for (room_id, redaction, target) in entries.iter().filter_map(redaction_of) {
+                    let event = rooms::event(&tx, room_id, target).await?;
+                    redacted
+                        .extend(event.filter(|event| event.pdu.redacted_by.as_deref() == Some(redaction)));
+                }
+                Ok::<_, Error>((entries, redacted.into_iter().map(Arc::new).collect::<Vec<_>>()))
+            })
+            .await?;
+        self.take(tail, entries, upto, &redacted);
+        Ok(())
+    }
+
+    /// Brings the caches up to rows that are new, then wakes whom they concern. Rows that came before are passed over.
+    fn take(&self, tail: &ShardTail, entries: Vec<Entry>, upto: i64, redacted: &[Arc<RoomEvent>]) {
+        let mut concerned = HashSet::new();
+        let mut ring = tail.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let before = ring.position();
+        let new: Vec<Entry> = entries.into_iter().filter(|entry| entry.position > before).collect();
+        for entry in &new {
+            self.concerned(&entry.item, &mut concerned);
+        }
+        ring.extend(new.clone(), upto);
+        for event in redacted {
+            ring.replace_redacted(event);
+        }
+        // The caches are fed under the ring's lock, so that two who take at once feed them in the order of the positions.
+        for entry in &new {
+            if let Item::Event(event) = &entry.item {
+                self.rooms.apply(event);
+                self.memberships.apply(event);
+            }
+            self.listeners.iter().for_each(|listener| listener(&entry.item));
+        }
+        for event in redacted {
+            self.rooms.replace_redacted(event);
+        }
+        let reached = ring.position();
+        drop(ring);
+        tail.position
+            .send_if_modified(|position| std::mem::replace(position, reached.max(*position)) < reached);
+        tail.aim(reached);
+        for user_id in &concerned {
+            self.waiters.wake(user_id);
+        }
+    }
+
+    /// Whom a row concerns, of the users that this replica serves.
+    fn concerned(&self, item: &Item, users: &mut HashSet<OwnedUserId>) {
+        match item {
+            Item::Event(event) => {
+                self.add_users_of(&event.pdu.room_id, users);
+                if event.pdu.event_type == TimelineEventType::RoomMember {
+                    users
+                        .extend(event.pdu.state_key.as_deref().and_then(|id| OwnedUserId::try_from(id).ok()));
+                }
+            }
+            Item::Receipt(receipt) => {
+                self.add_users_of(&receipt.room_id, users);
+                users.insert(receipt.user_id.clone());
+            }
+            Item::UserChange(user_id, change) => {
+                users.insert(user_id.clone());
+                if *change == UserChange::DeviceList {
+                    match self.memberships.get(user_id) {
+                        Some(rooms) => rooms.keys().for_each(|room_id| self.add_users_of(room_id, users)),
+                        None => self.wake_contacts_later(user_id.clone()),
+                    }
+                }
+            }
+            Item::ToDevice(message) => drop(users.insert(message.user_id.clone())),
+            Item::AccountData(data) => drop(users.insert(data.user_id.clone())),
+        }
+    }
+
+    fn add_users_of(&self, room_id: &RoomId, users: &mut HashSet<OwnedUserId>) {
+        self.memberships.for_each_user_of(room_id, |user_id| {
+            users.insert(user_id.to_owned());
+        });
+    }
+
+    /// Wakes those who share a room with a user whose rooms are not in memory, once they are.
+    fn wake_contacts_later(&self, user_id: OwnedUserId) {
+        let Some(tail) = self.this.upgrade() else { return };
+        tokio::spawn(async move {
+            match tail.rooms_of(&user_id).await {
+                Ok(rooms) => rooms.keys().for_each(|room_id| tail.wake_room(room_id)),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell who shares a room");
+                }
+            }
+        });
+    }
+
+    fn tail(&self, shard: Shard) -> Option<&ShardTail> {
+        self.tails.get(usize::try_from(shard).ok()?)
+    }
+
+    fn shard(&self, shard: Shard) -> Result<&ShardTail, Error> {
+        self.tail(shard).ok_or_else(|| Error::Setup(format!("The database has no stream shard {shard}")))
+    }
+
+    fn hear_hint(&self, hint: Hint) {
+        match hint {
+            Hint::Positions(positions) => {
+                for (shard, position) in positions {
+                    if let Some(tail) = self.tail(shard) {
+                        tail.aim(position);
+                    }
+                }
+            }
+            Hint::Typing { room_id, user_id, until } => {
+                let (Ok(room), Ok(user)) =
+                    (<&RoomId>::try_from(room_id.as_str()), <&UserId>::try_from(user_id.as_str()))
+                else {
+                    return;
+                };
+                self.typing.set(room, user, until);
+                self.wake_room(room);
+            }
+            Hint::Resync => {}
+        }
+    }
+
+    /// Ends the typing of those whose time has run out.
+    pub fn expire_typing(&self, now: MilliSecondsSinceUnixEpoch) {
+        for room_id in self.typing.expire(now) {
+            self.wake_room(&room_id);
+        }
+    }
+
+    fn wake_room(&self, room_id: &RoomId) {
+        self.memberships.for_each_user_of(room_id, |user_id| self.waiters.wake(user_id));
+    }
+
+    /// Asks the database how far the shards reach.
+    async fn look(&self) -> Result<(), Error> {
+        let positions =
+            self.store.read("tail_look", |tx| async move { streams::positions(&tx).await }).await?;
+        self.hear_hint(Hint::Positions(positions));
+        Ok(())
+    }
+}
+
+impl ShardTail {
+    fn aim(&self, position: i64) {
+        self.target.send_if_modified(|target| std::mem::replace(target, position.max(*target)) < position);
+    }
+
+    fn ring(&self) -> RwLockReadGuard<'_, Ring> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a shard whenever it is known to reach further than it has been read.
+async fn follow(tail: Weak<Tail>, shard: Shard, mut target: watch::Receiver<i64>) {
+    while target.changed().await.is_ok() {
+        loop {
+            let upto = *target.borrow_and_update();
+            let Some(tail) = tail.upgrade() else { return };
+            if tail.position(shard) >= upto {
+                break;
+            }
+            if let Err(error) = tail.catch_up(shard, upto).await {
+                tracing::warn!(shard, error = &error as &dyn std::error::Error, "cannot read a stream");
+                drop(tail);
+                // The database is away; asking again at once would only keep it busy.
+                tokio::time::sleep(RECHECK_EVERY / 4).await;
+            }
+        }
+    }
+}
+
+/// Listens to hints, and looks for itself when it may have missed some.
+async fn hear(tail: Weak<Tail>, mut hints: tokio::sync::broadcast::Receiver<Hint>) {
+    let mut recheck = tokio::time::interval(RECHECK_EVERY);
+    loop {
+        let hint = tokio::select! {
+            hint = hints.recv() => match hint {
+                Ok(hint) => hint,
+                Err(RecvError::Lagged(_)) => Hint::Resync,
+                Err(RecvError::Closed) => return,
+            },
+            _ = recheck.tick() => Hint::Resync,
+        };
+        let Some(tail) = tail.upgrade() else { return };
+        if hint == Hint::Resync
+            && let Err(error) = tail.look().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot read where the streams stand");
+        }
+        tail.hear_hint(hint);
+    }
+}
+
+fn entry(row: StreamRow) -> Result<Entry, Error> {
+    let item = match row.item {
+        StreamItem::Event(event) => Item::Event(Arc::new(event.into_room_event()?)),
+        StreamItem::Receipt(receipt) => Item::Receipt(Arc::new(receipt)),
+        StreamItem::UserChange { user_id, kind } => Item::UserChange(user_id, kind),
+        StreamItem::ToDevice(message) => Item::ToDevice(Arc::new(message)),
+        StreamItem::AccountData(data) => Item::AccountData(Arc::new(data)),
+    };
+    Ok(Entry { position: row.position, item })
+}
+
+/// The event of an entry, if it is one of this room.
+pub(super) fn event_of<'a>(entry: &'a Entry, room_id: &OwnedRoomId) -> Option<&'a Arc<RoomEvent>> {
+    match &entry.item {
+        Item::Event(event) if event.pdu.room_id == *room_id => Some(event),
+        _ => None,
+    }
+}
+
+/// The room, the redaction and the event that it redacts.
+fn redaction_of(entry: &Entry) -> Option<(&RoomId, &EventId, &EventId)> {
+    let Item::Event(event) = &entry.item else { return None };
+    let pdu = &event.pdu;
+    let redacts = pdu.redacts.as_deref().filter(|_| pdu.event_type == TimelineEventType::RoomRedaction)?;
+    Some((&pdu.room_id, &pdu.event_id, redacts))
+}
