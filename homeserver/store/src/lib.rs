@@ -19,8 +19,11 @@
 //! in ascending order; the locks stand until the commit, so whoever can see a position can see all before it.
 
 pub mod account_data;
+pub mod cross_signing;
 mod error;
 pub mod filters;
+pub mod key_backup;
+pub mod keys;
 mod migrations;
 pub mod profiles;
 pub mod pushers;
@@ -32,6 +35,7 @@ pub mod settings;
 mod stats;
 mod store;
 pub mod streams;
+pub mod to_device;
 pub mod transactions;
 mod wake_bus;
 

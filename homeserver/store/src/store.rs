@@ -358,6 +358,11 @@ impl WriteTx {
         self.others_only.store(true, Ordering::Relaxed);
     }
 
+    /// Whether this transaction has locked the shard.
+    pub fn is_locked(&self, shard: Shard) -> bool {
+        self.cursors.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&shard)
+    }
+
     /// The position that a locked shard had reached when it was locked; 0 for one that was not.
     pub fn locked_position(&self, shard: Shard) -> i64 {
         let cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);

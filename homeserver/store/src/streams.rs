@@ -1,5 +1,7 @@
 //! Reading the streams: where each shard stands, and the rows of a shard between two positions.
 
+use std::collections::BTreeSet;
+
 use keystead_core::shard::Shard;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId};
 use sea_orm::{QueryResult, Value};
@@ -92,7 +94,7 @@ pub struct AccountData {
 }
 
 impl UserChange {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::DeviceList => "device_list",
             Self::OneTimeKeys => "one_time_keys",
@@ -178,6 +180,28 @@ pub async fn append_user_change(
     )
     .await?;
     Ok(())
+}
+
+/// [`append_user_change`] for many users and shards, in one statement.
+///
+/// # Errors
+/// A shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn append_user_changes(
+    tx: &WriteTx,
+    changes: impl IntoIterator<Item = (Shard, OwnedUserId)>,
+    kind: UserChange,
+) -> Result<(), Error> {
+    // A set, or the statement would touch a row twice.
+    let changes: BTreeSet<(Shard, OwnedUserId)> = changes.into_iter().collect();
+    let rows = changes
+        .into_iter()
+        .map(|(shard, user_id)| {
+            let position = tx.next_position(shard)?;
+            Ok(vec![shard.into(), user_id.as_str().into(), kind.as_str().into(), position.into()])
+        })
+        .collect::<Result<_, Error>>()?;
+    let suffix = "ON CONFLICT (shard, user_id, kind) DO UPDATE SET position = excluded.position";
+    tx.insert_rows("user_changes", &["shard", "user_id", "kind", "position"], rows, suffix).await
 }
 
 const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \

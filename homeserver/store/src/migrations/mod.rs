@@ -7,13 +7,18 @@ use sea_orm_migration::prelude::*;
 
 mod m0001_streams_and_rooms;
 mod m0003_user_data_and_directory;
+mod m0004_device_keys;
 
 /// The list of steps, in order.
 pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_streams_and_rooms::Migration), Box::new(m0003_user_data_and_directory::Migration)]
+        vec![
+            Box::new(m0001_streams_and_rooms::Migration),
+            Box::new(m0003_user_data_and_directory::Migration),
+            Box::new(m0004_device_keys::Migration),
+        ]
     }
 }
 

@@ -7,11 +7,14 @@ use keystead_core::{
     room::membership_of,
     shard::Shard,
 };
-use ruma::{OwnedRoomId, events::TimelineEventType};
+use ruma::{
+    OwnedRoomId,
+    events::{TimelineEventType, room::member::MembershipState},
+};
 use sea_orm::Value;
 
 use super::RoomHead;
-use crate::{Error, WriteTx};
+use crate::{Error, WriteTx, keys};
 
 /// What one transaction appends to the rooms of one shard.
 pub struct Append<'a> {
@@ -110,6 +113,12 @@ async fn upsert_memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result
             );
         }
     }
+    let arriving = newest
+        .iter()
+        .filter(|(_, (_, membership))| matches!(membership, MembershipState::Join | MembershipState::Invite))
+        .map(|((user_id, _), _)| *user_id)
+        .collect();
+    keys::hold_memberships(tx, &arriving).await?;
     let rows = newest
         .into_iter()
         .map(|((user_id, room_id), (position, membership))| {

@@ -1,0 +1,228 @@
+//! Cross-signing keys, and the signatures on keys that are uploaded apart from them.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#cross-signing>
+
+use std::collections::BTreeMap;
+
+use keystead_core::keys::KeySignature;
+use ruma::{OwnedUserId, UserId, encryption::KeyUsage};
+use sea_orm::Value;
+
+use crate::{Error, ReadTx, WriteTx, rooms::placeholders, streams};
+
+/// How many users one statement asks for.
+const USERS_A_STATEMENT: usize = 1_000;
+
+/// A user's cross-signing key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CrossSigningKey {
+    /// The owner.
+    pub user_id: OwnedUserId,
+    /// `master`, `self_signing` or `user_signing`.
+    pub usage: KeyUsage,
+    /// The public key, as unpadded base64.
+    pub public_key: String,
+    /// The key object, with the owner's signatures only.
+    pub json: String,
+}
+
+/// What was signed: a user's device or cross-signing key.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct SignedKey {
+    /// The owner.
+    pub user_id: OwnedUserId,
+    /// The device's id, or the cross-signing public key.
+    pub key_id: String,
+}
+
+/// All cross-signing keys of these users; who may see which is for the caller to know.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn keys_of(tx: &ReadTx, user_ids: &[&UserId]) -> Result<Vec<CrossSigningKey>, Error> {
+    let mut keys = Vec::new();
+    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT user_id, key_usage, public_key, json FROM cross_signing_keys WHERE user_id IN ({})",
+            placeholders(1, chunk.len())
+        );
+        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+            let usage: String = row.try_get("", "key_usage")?;
+            keys.push(CrossSigningKey {
+                user_id: streams::user_id(&row, "cross_signing_keys", "user_id")?,
+                usage: usage.into(),
+                public_key: row.try_get("", "public_key")?,
+                json: row.try_get("", "json")?,
+            });
+        }
+    }
+    Ok(keys)
+}
+
+/// Stores a cross-signing key in place of the former one of that usage, whose signatures go with it. The caller notes
+/// the change ([`crate::keys::note_device_list_change`]).
+///
+/// # Errors
+/// The database's own.
+pub async fn put_key(tx: &WriteTx, key: &CrossSigningKey) -> Result<(), Error> {
+    tx.execute(
+        "DELETE FROM key_signatures WHERE user_id = $1 AND key_id IN (SELECT public_key FROM cross_signing_keys \
+         WHERE user_id = $1 AND key_usage = $2 AND public_key <> $3)",
+        [key.user_id.as_str().into(), key.usage.as_str().into(), key.public_key.as_str().into()],
+    )
+    .await?;
+    tx.execute(
+        "INSERT INTO cross_signing_keys (user_id, key_usage, public_key, json) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (user_id, key_usage) DO UPDATE SET public_key = excluded.public_key, json = excluded.json",
+        [
+            key.user_id.as_str().into(),
+            key.usage.as_str().into(),
+            key.public_key.as_str().into(),
+            key.json.as_str().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Deletes a user's cross-signing key of one usage, if there is one.
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_key(tx: &WriteTx, user_id: &UserId, usage: &KeyUsage) -> Result<(), Error> {
+    tx.execute(
+        "DELETE FROM cross_signing_keys WHERE user_id = $1 AND key_usage = $2",
+        [user_id.as_str().into(), usage.as_str().into()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The signatures on the keys of these users that `viewer` may see: the owners' own, and the viewer's.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn visible_signatures(
+    tx: &ReadTx,
+    user_ids: &[&UserId],
+    viewer: &UserId,
+) -> Result<BTreeMap<SignedKey, Vec<KeySignature>>, Error> {
+    let mut signatures: BTreeMap<SignedKey, Vec<KeySignature>> = BTreeMap::new();
+    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT user_id, key_id, signer_id, signer_key_id, signature FROM key_signatures \
+             WHERE user_id IN ({}) AND signer_id IN (user_id, $1)",
+            placeholders(2, chunk.len())
+        );
+        let values = std::iter::once(viewer).chain(chunk.iter().copied()).map(|id| Value::from(id.as_str()));
+        for row in tx.query(&sql, values).await? {
+            let signed = SignedKey {
+                user_id: streams::user_id(&row, "key_signatures", "user_id")?,
+                key_id: row.try_get("", "key_id")?,
+            };
+            signatures.entry(signed).or_default().push(KeySignature {
+                signer_id: row.try_get("", "signer_id")?,
+                signer_key_id: row.try_get("", "signer_key_id")?,
+                signature: row.try_get("", "signature")?,
+            });
+        }
+    }
+    Ok(signatures)
+}
+
+/// Stores signatures that were checked, each in place of the former one by the same key. The caller notes the changes.
+///
+/// # Errors
+/// The database's own.
+pub async fn put_signatures(
+    tx: &WriteTx,
+    signatures: BTreeMap<SignedKey, Vec<KeySignature>>,
+) -> Result<(), Error> {
+    let rows = signatures
+        .into_iter()
+        .flat_map(|(signed, signatures)| {
+            // By signing key, or the statement would touch a row twice.
+            let by_key: BTreeMap<_, _> = signatures
+                .into_iter()
+                .map(|signature| ((signature.signer_id, signature.signer_key_id), signature.signature))
+                .collect();
+            by_key.into_iter().map(move |((signer_id, signer_key_id), signature)| {
+                vec![
+                    signed.user_id.as_str().into(),
+                    signed.key_id.as_str().into(),
+                    signer_id.into(),
+                    signer_key_id.into(),
+                    signature.into(),
+                ]
+            })
+        })
+        .collect();
+    tx.insert_rows(
+        "key_signatures",
+        &["user_id", "key_id", "signer_id", "signer_key_id", "signature"],
+        rows,
+        "ON CONFLICT (user_id, key_id, signer_id, signer_key_id) DO UPDATE SET signature = excluded.signature",
+    )
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+
+    use super::*;
+    use crate::store::tests::store;
+
+    fn key(usage: KeyUsage, public_key: &str) -> CrossSigningKey {
+        CrossSigningKey {
+            user_id: user_id!("@a:x").to_owned(),
+            usage,
+            public_key: public_key.to_owned(),
+            json: "{}".to_owned(),
+        }
+    }
+
+    fn signature(signer: &str) -> KeySignature {
+        KeySignature {
+            signer_id: signer.to_owned(),
+            signer_key_id: "ed25519:K".to_owned(),
+            signature: format!("by {signer}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn signatures_are_seen_by_everybody_or_by_their_signer_and_go_with_a_replaced_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let (a, b, c) = (user_id!("@a:x"), user_id!("@b:x"), user_id!("@c:x"));
+        let signed = SignedKey { user_id: a.to_owned(), key_id: "M1".to_owned() };
+        let of = |viewer: &'static UserId| {
+            store.read("test", move |tx| async move { visible_signatures(&tx, &[a], viewer).await })
+        };
+        store
+            .write("test", |tx| {
+                let signed = signed.clone();
+                async move {
+                    put_key(&tx, &key(KeyUsage::Master, "M1")).await?;
+                    put_key(&tx, &key(KeyUsage::SelfSigning, "S1")).await?;
+                    let twice = vec![signature("@a:x"), signature("@b:x"), signature("@b:x")];
+                    put_signatures(&tx, BTreeMap::from([(signed, twice)])).await
+                }
+            })
+            .await
+            .unwrap();
+        assert_eq!(of(b).await.unwrap()[&signed], [signature("@a:x"), signature("@b:x")]);
+        assert_eq!(of(c).await.unwrap()[&signed], [signature("@a:x")]);
+
+        let keys = store
+            .write("test", |tx| async move {
+                put_key(&tx, &key(KeyUsage::Master, "M2")).await?;
+                delete_key(&tx, a, &KeyUsage::SelfSigning).await?;
+                keys_of(&tx, &[a, b]).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(keys, [key(KeyUsage::Master, "M2")]);
+        assert!(of(b).await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,255 @@
+//! Who has to hear that a user's devices or keys changed.
+//!
+//! A change is one row in the shard of every room that the user has joined or is invited to, and one in the user's own
+//! shard, written in the transaction of the change. A sync that passes it tells the client to ask for the keys again.
+
+use std::collections::BTreeSet;
+
+use keystead_core::{room::membership_of, shard::Shard, token::SyncToken};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId, events::room::member::MembershipState};
+use sea_orm::{DbBackend, DbErr, Value};
+
+use crate::{
+    Error, ReadTx, WriteTx,
+    rooms::{self, placeholders},
+    streams::{self, UserChange},
+};
+
+/// The class of the advisory locks between a change of a user's devices (exclusive) and of the user's
+/// memberships (shared). PostgreSQL keeps locks with two keys apart from those with one.
+const MEMBERSHIP_LOCKS: i32 = 1;
+/// How many ids one statement names.
+const IDS_A_STATEMENT: usize = 1_000;
+
+/// Whose devices a client has to ask for again, and whose it can forget.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DeviceListDelta {
+    /// Users whose devices or keys changed, and users who have come to share a room with the reader.
+    pub changed: BTreeSet<OwnedUserId>,
+    /// Users who no longer share a room with the reader.
+    pub left: BTreeSet<OwnedUserId>,
+}
+
+/// The shards in which a change of the user's devices has to be noted; to be locked together with all others that
+/// the transaction appends to.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn device_list_shards(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Shard>, Error> {
+    let rows = tx
+        .query(
+            "SELECT room_id FROM memberships WHERE user_id = $1 AND membership IN ('join', 'invite')",
+            [user_id.as_str().into()],
+        )
+        .await?;
+    let mut shards = BTreeSet::from([tx.shards().of_user(user_id)]);
+    for row in &rows {
+        shards.insert(tx.shards().of_room(&streams::room_id(row, "memberships")?));
+    }
+    Ok(shards.into_iter().collect())
+}
+
+/// Notes that the user's devices or keys changed. The shards of [`device_list_shards`] are locked.
+///
+/// # Errors
+/// [`Error::Retryable`] if the user has meanwhile come into a room of a shard that is not locked; the database's own.
+pub async fn note_device_list_change(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    if tx.backend() == DbBackend::Postgres {
+        // A join that has not committed yet is waited for, and one that comes later waits for this transaction: its
+        // readers then ask for keys that are already the new ones.
+        tx.execute(
+            "SELECT pg_advisory_xact_lock($1, hashtext($2))",
+            [MEMBERSHIP_LOCKS.into(), user_id.as_str().into()],
+        )
+        .await?;
+    }
+    let shards = device_list_shards(tx, user_id).await?;
+    if !shards.iter().all(|shard| tx.is_locked(*shard)) {
+        let cause = "the user joined a room while its devices changed";
+        return Err(Error::Retryable(DbErr::Custom(cause.to_owned())));
+    }
+    let changes = shards.into_iter().map(|shard| (shard, user_id.to_owned()));
+    streams::append_user_changes(tx, changes, UserChange::DeviceList).await
+}
+
+/// Makes changes of these users' devices and this change of their memberships follow one another. To be called by whoever
+/// writes joins and invites; the shard of the room is locked.
+pub(crate) async fn hold_memberships(tx: &WriteTx, user_ids: &BTreeSet<&str>) -> Result<(), Error> {
+    if tx.backend() != DbBackend::Postgres {
+        return Ok(());
+    }
+    let user_ids: Vec<&str> = user_ids.iter().copied().collect();
+    for chunk in user_ids.chunks(IDS_A_STATEMENT) {
+        let locks = (2..2 + chunk.len())
+            .map(|n| format!("pg_advisory_xact_lock_shared($1, hashtext(${n}))"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let values = std::iter::once(Value::from(MEMBERSHIP_LOCKS))
+            .chain(chunk.iter().map(|user_id| Value::from(*user_id)));
+        tx.execute(&format!("SELECT {locks}"), values).await?;
+    }
+    Ok(())
+}
+
+/// Notes that `signer` signed keys of `signed`: only the signer's own devices see such a signature, so the change stands in
+/// the signer's shard alone, which is locked.
+///
+/// # Errors
+/// The database's own.
+pub async fn note_user_signature(tx: &WriteTx, signer: &UserId, signed: &UserId) -> Result<(), Error> {
+    streams::append_user_change(tx, tx.shards().of_user(signer), signed, UserChange::DeviceList).await
+}
+
+/// The users whose devices or keys last changed after one position of a shard and up to another.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn device_list_changes(
+    tx: &ReadTx,
+    shard: Shard,
+    after: i64,
+    upto: i64,
+) -> Result<Vec<OwnedUserId>, Error> {
+    let rows = tx
+        .query(
+            "SELECT user_id FROM user_changes \
+             WHERE shard = $1 AND position > $2 AND position <= $3 AND kind = $4 ORDER BY position",
+            [shard.into(), after.into(), upto.into(), UserChange::DeviceList.as_str().into()],
+        )
+        .await?;
+    rows.iter().map(|row| streams::user_id(row, "user_changes", "user_id")).collect()
+}
+
+/// Whose devices the user has to ask for again since `from`, and whose it can forget.
+///
+/// Goes up to the newest position: the specification takes the end that a client names as a hint. May name a user
+/// whose keys are the same, never leaves out one whose keys changed.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn device_list_delta(
+    tx: &ReadTx,
+    user_id: &UserId,
+    from: &SyncToken,
+) -> Result<DeviceListDelta, Error> {
+    let mut delta = DeviceListDelta::default();
+    let own_shard = tx.shards().of_user(user_id);
+    let since = tx
+        .shards()
+        .room_shards()
+        .zip(from.rooms.iter().copied())
+        .chain([(own_shard, from.user)])
+        .map(|(shard, after)| format!("({shard}, {after})"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    for row in tx
+        .query(&format!("WITH since (shard, after) AS (VALUES {since}) {CHANGED}"), [user_id.as_str().into()])
+        .await?
+    {
+        delta.changed.insert(streams::user_id(&row, "user_changes", "user_id")?);
+    }
+    for row in tx
+        .query(&format!("WITH since (shard, after) AS (VALUES {since}) {MOVED}"), [user_id.as_str().into()])
+        .await?
+    {
+        let moved = streams::user_id(&row, "memberships", "user_id")?;
+        let membership: String = row.try_get("", "membership")?;
+        if membership == "join" {
+            delta.changed.insert(moved)
+        } else {
+            delta.left.insert(moved)
+        };
+    }
+    let (entered, gone) = own_moves(tx, user_id, from).await?;
+    delta.changed.extend(members_of(tx, &entered).await?);
+    delta.left.extend(members_of(tx, &gone).await?);
+    let shared = sharing(tx, user_id, &delta.left).await?;
+    delta.left.retain(|user| !shared.contains(user) && user != user_id);
+    let own = device_list_changes(tx, own_shard, from.user, i64::MAX).await?;
+    delta.changed.extend(own.into_iter().filter(|user| user == user_id));
+    delta.changed.retain(|user| !delta.left.contains(user));
+    Ok(delta)
+}
+
+/// Changes of users who share a room with `$1`, itself among them.
+const CHANGED: &str = "SELECT DISTINCT c.user_id FROM user_changes c \
+    JOIN since s ON s.shard = c.shard AND c.position > s.after \
+    WHERE c.kind = 'device_list' AND EXISTS ( \
+        SELECT 1 FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
+        WHERE mine.user_id = $1 AND mine.membership = 'join' \
+        AND theirs.user_id = c.user_id AND theirs.membership IN ('join', 'invite'))";
+
+/// Members who came to or went from the rooms of `$1`.
+const MOVED: &str = "SELECT DISTINCT theirs.user_id, theirs.membership FROM memberships mine \
+    JOIN rooms r ON r.room_id = mine.room_id JOIN since s ON s.shard = r.shard \
+    JOIN memberships theirs ON theirs.room_id = mine.room_id AND theirs.position > s.after \
+    WHERE mine.user_id = $1 AND mine.membership = 'join' AND theirs.membership IN ('join', 'leave', 'ban')";
+
+/// The rooms that the user has entered since `from`, and those that it has left.
+async fn own_moves(
+    tx: &ReadTx,
+    user_id: &UserId,
+    from: &SyncToken,
+) -> Result<(Vec<OwnedRoomId>, Vec<OwnedRoomId>), Error> {
+    let (mut entered, mut gone) = (Vec::new(), Vec::new());
+    for membership in rooms::memberships_of(tx, user_id).await? {
+        let shard = usize::try_from(tx.shards().of_room(&membership.room_id)).unwrap_or_default();
+        let after = from.rooms.get(shard).copied().unwrap_or_default();
+        if membership.position <= after {
+            continue;
+        }
+        match membership.membership {
+            // A member event of somebody who was in the room before is a new name or picture.
+            MembershipState::Join if !was_joined(tx, &membership.room_id, user_id, after).await? => {
+                entered.push(membership.room_id);
+            }
+            MembershipState::Leave | MembershipState::Ban => gone.push(membership.room_id),
+            _ => {}
+        }
+    }
+    Ok((entered, gone))
+}
+
+async fn was_joined(tx: &ReadTx, room_id: &RoomId, user_id: &UserId, position: i64) -> Result<bool, Error> {
+    let member = rooms::state_event_at(tx, room_id, position, ("m.room.member", user_id.as_str())).await?;
+    Ok(member.is_some_and(|event| membership_of(&event.pdu) == MembershipState::Join))
+}
+
+async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUserId>, Error> {
+    let mut members = Vec::new();
+    for chunk in room_ids.chunks(IDS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT DISTINCT user_id FROM memberships WHERE room_id IN ({}) AND membership = 'join'",
+            placeholders(1, chunk.len())
+        );
+        for row in tx.query(&sql, chunk.iter().map(|room_id| Value::from(room_id.as_str()))).await? {
+            members.push(streams::user_id(&row, "memberships", "user_id")?);
+        }
+    }
+    Ok(members)
+}
+
+/// Those of `users` who share a room with the user.
+async fn sharing(
+    tx: &ReadTx,
+    user_id: &UserId,
+    users: &BTreeSet<OwnedUserId>,
+) -> Result<BTreeSet<OwnedUserId>, Error> {
+    let users: Vec<&OwnedUserId> = users.iter().collect();
+    let mut sharing = BTreeSet::new();
+    for chunk in users.chunks(IDS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT DISTINCT theirs.user_id FROM memberships mine \
+             JOIN memberships theirs ON theirs.room_id = mine.room_id \
+             WHERE mine.user_id = $1 AND mine.membership = 'join' \
+             AND theirs.membership = 'join' AND theirs.user_id IN ({})",
+            placeholders(2, chunk.len())
+        );
+        let values =
+            std::iter::once(user_id.as_str()).chain(chunk.iter().map(|user| user.as_str())).map(Value::from);
+        for row in tx.query(&sql, values).await? {
+            sharing.insert(streams::user_id(&row, "memberships", "user_id")?);
+        }
+    }
+    Ok(sharing)
+}

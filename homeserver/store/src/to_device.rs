@@ -1,0 +1,253 @@
+//! Messages to single devices: kept until the device acknowledges them with its sync token.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging>
+//!
+//! A device that stays away could fill the database, so each has a limit of messages that wait for it. What comes
+//! beyond is not stored: the oldest stay, because a ratchet's first messages are what its later ones build on, and
+//! because a device can ask again for keys that it lacks once it is back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use sea_orm::{QueryResult, Value};
+
+use crate::{
+    Error, ReadTx, WriteTx,
+    rooms::placeholders,
+    streams::{self, ToDeviceMessage},
+};
+
+/// How many messages may wait for one device. A few more can, if several senders pass the limit at the same time.
+pub const MAX_PENDING: u64 = 10_000;
+/// How many devices one statement counts.
+const DEVICES_A_STATEMENT: usize = 5_000;
+
+/// Whether a message was stored.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Appended {
+    /// How many messages were stored.
+    pub stored: usize,
+    /// How many were not, because [`MAX_PENDING`] others wait for their devices.
+    pub dropped: usize,
+}
+
+/// Those of `devices` for which so many messages wait that no more are taken. To be asked before the shards are locked.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn full_devices(
+    tx: &ReadTx,
+    devices: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
+) -> Result<BTreeSet<(OwnedUserId, OwnedDeviceId)>, Error> {
+    let devices: Vec<_> = devices.iter().collect();
+    let mut full = BTreeSet::new();
+    for chunk in devices.chunks(DEVICES_A_STATEMENT) {
+        let pairs = (0..chunk.len())
+            .map(|index| format!("({})", placeholders(index * 2 + 1, 2)))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let sql = format!(
+            "WITH wanted (user_id, device_id) AS (VALUES {pairs}) \
+             SELECT t.user_id, t.device_id FROM wanted w \
+             JOIN to_device t ON t.user_id = w.user_id AND t.device_id = w.device_id \
+             GROUP BY t.user_id, t.device_id HAVING COUNT(*) >= {MAX_PENDING}"
+        );
+        let values =
+            chunk.iter().flat_map(|(user, device)| [Value::from(user.as_str()), device.as_str().into()]);
+        for row in tx.query(&sql, values).await? {
+            full.insert((streams::user_id(&row, "to_device", "user_id")?, device_id(&row)?));
+        }
+    }
+    Ok(full)
+}
+
+/// Stores messages, each at the next position of its recipient's shard; the shards of all recipients are locked.
+/// Messages to the devices of `full` ([`full_devices`]) are dropped.
+///
+/// # Errors
+/// A shard is not locked; the database's own.
+pub async fn append(
+    tx: &WriteTx,
+    messages: &[ToDeviceMessage],
+    full: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
+) -> Result<Appended, Error> {
+    let mut rows = Vec::with_capacity(messages.len());
+    for message in messages {
+        if !full.is_empty() && full.contains(&(message.user_id.clone(), message.device_id.clone())) {
+            continue;
+        }
+        let shard = tx.shards().of_user(&message.user_id);
+        rows.push(vec![
+            shard.into(),
+            tx.next_position(shard)?.into(),
+            message.user_id.as_str().into(),
+            message.device_id.as_str().into(),
+            message.sender.as_str().into(),
+            message.message_type.as_str().into(),
+            message.content.as_str().into(),
+        ]);
+    }
+    let appended = Appended { stored: rows.len(), dropped: messages.len() - rows.len() };
+    let columns = ["shard", "position", "user_id", "device_id", "sender", "message_type", "content"];
+    tx.insert_rows("to_device", &columns, rows, "").await?;
+    Ok(appended)
+}
+
+/// The messages to a device after one position of its user's shard and up to another, oldest first, at most `limit`, with
+/// their positions.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn pending(
+    tx: &ReadTx,
+    (user_id, device_id): (&UserId, &DeviceId),
+    (after, upto): (i64, i64),
+    limit: u64,
+) -> Result<Vec<(i64, ToDeviceMessage)>, Error> {
+    let sql = format!(
+        "SELECT position, user_id, device_id, sender, message_type, content FROM to_device \
+         WHERE user_id = $1 AND device_id = $2 AND position > $3 AND position <= $4 \
+         ORDER BY position LIMIT {limit}"
+    );
+    let rows = tx
+        .query(&sql, [user_id.as_str().into(), device_id.as_str().into(), after.into(), upto.into()])
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("", "position")?, streams::to_device(row)?))).collect()
+}
+
+/// Deletes the messages to a device up to a position that the device has acknowledged. Returns how many.
+///
+/// # Errors
+/// The database's own.
+pub async fn acknowledge(
+    tx: &WriteTx,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    upto: i64,
+) -> Result<u64, Error> {
+    tx.execute(
+        "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3",
+        [user_id.as_str().into(), device_id.as_str().into(), upto.into()],
+    )
+    .await
+}
+
+/// Deletes all messages to a device that is deleted. Returns how many.
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_of_device(tx: &WriteTx, user_id: &UserId, device_id: &DeviceId) -> Result<u64, Error> {
+    tx.execute(
+        "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2",
+        [user_id.as_str().into(), device_id.as_str().into()],
+    )
+    .await
+}
+
+/// How many messages wait for a user's devices, by device.
+///
+/// # Errors
+/// The database's own.
+pub async fn depths(tx: &ReadTx, user_id: &UserId) -> Result<BTreeMap<OwnedDeviceId, u64>, Error> {
+    let rows = tx
+        .query(
+            "SELECT device_id, COUNT(*) AS messages FROM to_device WHERE user_id = $1 GROUP BY device_id",
+            [user_id.as_str().into()],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let messages: i64 = row.try_get("", "messages")?;
+            Ok((device_id(row)?, messages.try_into().unwrap_or_default()))
+        })
+        .collect()
+}
+
+fn device_id(row: &QueryResult) -> Result<OwnedDeviceId, Error> {
+    let device_id: String = row.try_get("", "device_id")?;
+    Ok(device_id.as_str().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{device_id, user_id};
+
+    use super::*;
+    use crate::{Store, store::tests::store};
+
+    fn message(user: &UserId, device: &str, content: &str) -> ToDeviceMessage {
+        ToDeviceMessage {
+            user_id: user.to_owned(),
+            device_id: device.into(),
+            sender: user_id!("@s:x").to_owned(),
+            message_type: "m.x".to_owned(),
+            content: content.to_owned(),
+        }
+    }
+
+    async fn send(store: &Store, messages: &[ToDeviceMessage]) -> Appended {
+        store
+            .write("test", |tx| async move {
+                let shards: Vec<_> =
+                    messages.iter().map(|message| tx.shards().of_user(&message.user_id)).collect();
+                let devices =
+                    messages.iter().map(|message| (message.user_id.clone(), message.device_id.clone()));
+                let full = full_devices(&tx, &devices.collect()).await?;
+                tx.lock_shards(&shards).await?;
+                append(&tx, messages, &full).await
+            })
+            .await
+            .unwrap()
+    }
+
+    async fn contents(store: &Store, after: i64, limit: u64) -> Vec<(i64, String)> {
+        let device = (user_id!("@a:x"), device_id!("D"));
+        let found = store
+            .read("test", |tx| async move { pending(&tx, device, (after, i64::MAX), limit).await })
+            .await
+            .unwrap();
+        found.into_iter().map(|(position, message)| (position, message.content)).collect()
+    }
+
+    #[tokio::test]
+    async fn messages_wait_in_order_until_they_are_acknowledged() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let appended =
+            send(&store, &[message(user, "D", "1"), message(user, "E", "2"), message(user, "D", "3")]).await;
+        assert_eq!(appended, Appended { stored: 3, dropped: 0 });
+        assert_eq!(contents(&store, 0, 10).await, [(1, "1".to_owned()), (3, "3".to_owned())]);
+        assert_eq!(contents(&store, 0, 1).await, [(1, "1".to_owned())]);
+        assert_eq!(contents(&store, 1, 10).await, [(3, "3".to_owned())]);
+
+        let deleted = store
+            .write("test", |tx| async move { acknowledge(&tx, user, device_id!("D"), 2).await })
+            .await
+            .unwrap();
+        assert_eq!(deleted, 1);
+        assert_eq!(contents(&store, 0, 10).await, [(3, "3".to_owned())]);
+        let left = store
+            .write("test", |tx| async move {
+                delete_of_device(&tx, user, device_id!("D")).await?;
+                depths(&tx, user).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(left, BTreeMap::from([("E".into(), 1)]));
+    }
+
+    #[tokio::test]
+    async fn a_full_device_keeps_its_oldest_messages() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let many: Vec<_> = (0..MAX_PENDING).map(|n| message(user, "D", &n.to_string())).collect();
+        send(&store, &many).await;
+        let appended = send(&store, &[message(user, "D", "late"), message(user, "E", "fits")]).await;
+        assert_eq!(appended, Appended { stored: 1, dropped: 1 });
+        assert_eq!(contents(&store, 0, 1).await, [(1, "0".to_owned())]);
+        let depths = store.read("test", |tx| async move { depths(&tx, user).await }).await.unwrap();
+        assert_eq!(depths, BTreeMap::from([("D".into(), MAX_PENDING), ("E".into(), 1)]));
+    }
+}
