@@ -1,10 +1,12 @@
 //! Rooms: how events get into them, and who may see what is in them.
 
 mod batch;
+mod client_events;
 mod visibility;
 mod writer;
 
 pub use self::{
+    client_events::{Form, Reader, client_event, client_events},
     visibility::RoomView,
     writer::{Alongside, BatchObserver, Target, Write, WriteError, Writer, Written},
 };

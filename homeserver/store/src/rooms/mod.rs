@@ -14,8 +14,8 @@ use sea_orm::{QueryResult, Value};
 
 pub use self::{
     append::{Append, append},
-    state::{members_at, state_at, state_before, state_between, state_event_at, state_history},
-    timeline::{Bounds, Direction, event, events_between, newest, redact, stored_event, timelines},
+    state::{members_at, replaced_by, state_at, state_before, state_between, state_event_at, state_history},
+    timeline::{Bounds, Direction, event, events, events_between, newest, redact, stored_event, timelines},
 };
 use crate::{Error, ReadTx, WriteTx, streams};
 

@@ -1,10 +1,16 @@
 //! The state of a room at a position, out of what changed at which position.
 
+use std::collections::HashMap;
+
 use keystead_core::room::RoomEvent;
-use ruma::RoomId;
+use ruma::{OwnedEventId, OwnedRoomId, RoomId};
+use sea_orm::Value;
 
 use super::StoredEvent;
 use crate::{Error, ReadTx};
+
+/// How many state keys one statement looks for.
+const KEYS_A_STATEMENT: usize = 100;
 
 /// The state of a room after the event at `position`.
 ///
@@ -64,6 +70,59 @@ pub async fn state_between(
          AND (s.replaced_at IS NULL OR s.replaced_at >= $3)"
     );
     read(tx.query(&sql, [room_id.as_str().into(), after.into(), before.into()]).await?)
+}
+
+/// What state events replaced: the event that their key was set by before, by the id of the one that replaced it.
+///
+/// Events that set their key for the first time have nothing there, nor have events that are not state.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn replaced_by(
+    tx: &ReadTx,
+    events: &[&RoomEvent],
+) -> Result<HashMap<OwnedEventId, RoomEvent>, Error> {
+    let mut replaced = HashMap::new();
+    let state: Vec<(&RoomEvent, &str)> =
+        events.iter().filter_map(|event| Some((*event, event.pdu.state_key.as_deref()?))).collect();
+    for chunk in state.chunks(KEYS_A_STATEMENT) {
+        // Each condition is a prefix of the primary key.
+        let conditions = (0..chunk.len())
+            .map(|i| {
+                let [room, event_type, key, position] = [1, 2, 3, 4].map(|n| i * 4 + n);
+                format!(
+                    "(s.room_id = ${room} AND s.event_type = ${event_type} AND s.state_key = ${key} \
+                     AND s.replaced_at = ${position})"
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(" OR ");
+        let values = chunk.iter().flat_map(|(event, state_key)| {
+            let pdu = &event.pdu;
+            [
+                Value::from(pdu.room_id.as_str()),
+                pdu.event_type.to_string().into(),
+                (*state_key).into(),
+                event.position.into(),
+            ]
+        });
+        let before = read(tx.query(&format!("{SELECT} WHERE {conditions}"), values).await?)?;
+        let mut by_key: HashMap<_, Vec<RoomEvent>> = HashMap::new();
+        for event in before {
+            by_key.entry(key_of(&event)).or_default().push(event);
+        }
+        for (event, _) in chunk {
+            let newest = by_key.get(&key_of(event)).and_then(|before| {
+                before.iter().filter(|before| before.position < event.position).max_by_key(|e| e.position)
+            });
+            replaced.extend(newest.map(|before| (event.pdu.event_id.clone(), before.clone())));
+        }
+    }
+    Ok(replaced)
+}
+
+fn key_of(event: &RoomEvent) -> (OwnedRoomId, String, Option<String>) {
+    (event.pdu.room_id.clone(), event.pdu.event_type.to_string(), event.pdu.state_key.clone())
 }
 
 /// Every event that a state key was ever set by, oldest first.

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 
 use keystead_core::room::RoomEvent;
-use ruma::{EventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use sea_orm::Value;
 
-use super::StoredEvent;
+use super::{StoredEvent, placeholders};
 use crate::{Error, ReadTx, WriteTx};
 
 /// How many rooms' timelines one statement reads.
 const ROOMS_A_STATEMENT: usize = 50;
+/// How many events one statement looks for by id.
+const EVENTS_A_STATEMENT: usize = 500;
 
 /// Which way to read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,6 +38,26 @@ pub struct Bounds {
 /// The database's own, or a row that cannot be read.
 pub async fn event(tx: &ReadTx, room_id: &RoomId, event_id: &EventId) -> Result<Option<RoomEvent>, Error> {
     stored_event(tx, room_id, event_id).await?.map(StoredEvent::into_room_event).transpose()
+}
+
+/// Several events by their ids, of whatever room; those that are not there are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn events(tx: &ReadTx, event_ids: &[&EventId]) -> Result<HashMap<OwnedEventId, RoomEvent>, Error> {
+    let mut events = HashMap::new();
+    for chunk in event_ids.chunks(EVENTS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
+             WHERE event_id IN ({})",
+            placeholders(1, chunk.len())
+        );
+        for row in tx.query(&sql, chunk.iter().map(|id| Value::from(id.as_str()))).await? {
+            let event = StoredEvent::from_row(&row)?.into_room_event()?;
+            events.insert(event.pdu.event_id.clone(), event);
+        }
+    }
+    Ok(events)
 }
 
 /// One event of a room by its id, as it is stored.
