@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+use ruma::{RoomId, UserId};
+
+use crate::shard::fnv1a;
+
 const VERSION: &str = "k1";
 
 /// A reader's place in every room shard and in the user's own shard.
@@ -14,6 +18,36 @@ pub struct SyncToken {
     pub rooms: Vec<i64>,
     /// The position reached in the user's own shard.
     pub user: i64,
+    /// The rooms that somebody types in, as the reader was last told: who types is in no stream, so the token itself
+    /// tells any replica what is news to this reader.
+    pub typing: Vec<TypingSeen>,
+}
+
+/// What a reader knows of the typing in one room, as hashes: a mistaken match costs at most a typing notification.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct TypingSeen {
+    /// Stands for the room.
+    pub room: u32,
+    /// Stands for the set of users who type.
+    pub users: u32,
+}
+
+impl TypingSeen {
+    /// What a reader knows who was told that these users type in a room.
+    pub fn new<'a>(room_id: &RoomId, users: impl IntoIterator<Item = &'a UserId>) -> Self {
+        let users = users.into_iter().fold(0, |hash: u32, user_id| hash ^ short_hash(user_id.as_str()));
+        Self { room: short_hash(room_id.as_str()), users }
+    }
+
+    /// Whether this is about the room.
+    pub fn is_about(&self, room_id: &RoomId) -> bool {
+        self.room == short_hash(room_id.as_str())
+    }
+}
+
+fn short_hash(id: &str) -> u32 {
+    let hash = fnv1a(id.as_bytes());
+    u32::try_from((hash >> 32) ^ (hash & 0xffff_ffff)).unwrap_or_default()
 }
 
 /// A token that this server did not give out, or that was damaged on the way.
@@ -29,7 +63,8 @@ impl SyncToken {
     /// # Errors
     /// It has another version, another number of shards, or a position that is not a number.
     pub fn parse(token: &str, room_shards: usize) -> Result<Self, InvalidToken> {
-        let mut parts = token.split('_');
+        let (positions, typing) = token.split_once('~').map_or((token, None), |(a, b)| (a, Some(b)));
+        let mut parts = positions.split('_');
         if parts.next() != Some(VERSION) {
             return Err(InvalidToken);
         }
@@ -38,7 +73,8 @@ impl SyncToken {
         if positions.len() != room_shards {
             return Err(InvalidToken);
         }
-        Ok(Self { rooms: positions, user })
+        let typing = typing.map_or(Ok(Vec::new()), |seen| seen.split('.').map(parse_typing).collect())?;
+        Ok(Self { rooms: positions, user, typing })
     }
 }
 
@@ -47,6 +83,9 @@ impl fmt::Display for SyncToken {
         f.write_str(VERSION)?;
         for position in self.rooms.iter().chain([&self.user]) {
             write!(f, "_{position:x}")?;
+        }
+        for (index, seen) in self.typing.iter().enumerate() {
+            write!(f, "{}{:08x}{:08x}", if index == 0 { '~' } else { '.' }, seen.room, seen.users)?;
         }
         Ok(())
     }
@@ -79,6 +118,17 @@ impl fmt::Display for TimelineToken {
     }
 }
 
+fn parse_typing(text: &str) -> Result<TypingSeen, InvalidToken> {
+    let number = |digits: Option<&str>| {
+        let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        u32::from_str_radix(digits.ok_or(InvalidToken)?, 16).map_err(|_| InvalidToken)
+    };
+    if text.len() != 16 {
+        return Err(InvalidToken);
+    }
+    Ok(TypingSeen { room: number(text.get(..8))?, users: number(text.get(8..))? })
+}
+
 fn parse_position(text: &str) -> Result<i64, InvalidToken> {
     // `from_str_radix` would take a sign.
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -93,8 +143,11 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_round_trip() {
-        let token = SyncToken { rooms: vec![0, 1, i64::MAX], user: 42 };
+        let mut token = SyncToken { rooms: vec![0, 1, i64::MAX], user: 42, typing: vec![] };
         assert_eq!(token.to_string(), "k1_0_1_7fffffffffffffff_2a");
+        assert_eq!(SyncToken::parse(&token.to_string(), 3), Ok(token.clone()));
+        token.typing = vec![TypingSeen { room: 1, users: u32::MAX }, TypingSeen { room: 2, users: 0 }];
+        assert_eq!(token.to_string(), "k1_0_1_7fffffffffffffff_2a~00000001ffffffff.0000000200000000");
         assert_eq!(SyncToken::parse(&token.to_string(), 3), Ok(token));
     }
 
@@ -111,6 +164,9 @@ mod tests {
             "k1_+1_0",
             "k1_g_0",
             "k1_8000000000000000_0",
+            "k1_0_0~",
+            "k1_0_0~0000000100000001.",
+            "k1_0_0~+000000100000001",
             "s72",
         ] {
             assert_eq!(SyncToken::parse(bad, 1), Err(InvalidToken), "{bad}");

@@ -34,6 +34,22 @@ pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<Vec<AccountData>, 
     tx.query(sql, [user_id.as_str().into()]).await?.iter().map(streams::account_data).collect()
 }
 
+/// The entries of a user that were written after one position of the user's shard and up to another.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn changed(
+    tx: &ReadTx,
+    user_id: &UserId,
+    after: i64,
+    upto: i64,
+) -> Result<Vec<AccountData>, Error> {
+    let sql = "SELECT user_id, room_id, data_type, content FROM account_data \
+        WHERE user_id = $1 AND position > $2 AND position <= $3";
+    let rows = tx.query(sql, [user_id.as_str().into(), after.into(), upto.into()]).await?;
+    rows.iter().map(streams::account_data).collect()
+}
+
 /// Writes an entry at the next position of the user's shard, which the transaction has locked.
 ///
 /// # Errors

@@ -3,12 +3,14 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#receipts>
 
 use keystead_core::shard::Shard;
-use ruma::RoomId;
+use ruma::{RoomId, UserId};
 
-use crate::{Error, ReadTx, WriteTx, streams, streams::Receipt};
+use crate::{Error, ReadTx, WriteTx, rooms, streams, streams::Receipt};
 
 /// The receipt type that only its reader sees.
 const PRIVATE: &str = "m.read.private";
+/// How many rooms' receipts one statement reads.
+const ROOMS_A_STATEMENT: usize = 200;
 
 /// The shard that a receipt belongs to.
 pub fn shard_of(tx: &ReadTx, receipt: &Receipt) -> Shard {
@@ -65,6 +67,49 @@ pub async fn of_room(tx: &ReadTx, room_id: &RoomId) -> Result<Vec<Receipt>, Erro
     let sql =
         "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id = $1";
     tx.query(sql, [room_id.as_str().into()]).await?.iter().map(streams::receipt).collect()
+}
+
+/// The public receipts of several rooms that lie after one position of their shard and up to another, and the
+/// reader's own private ones, wherever they lie.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn in_rooms(
+    tx: &ReadTx,
+    reader: &UserId,
+    room_ids: &[&RoomId],
+    after: i64,
+    upto: i64,
+) -> Result<Vec<Receipt>, Error> {
+    let mut receipts = Vec::new();
+    for chunk in room_ids.chunks(ROOMS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id IN ({}) \
+             AND ((receipt_type <> '{PRIVATE}' AND position > $1 AND position <= $2) \
+             OR (receipt_type = '{PRIVATE}' AND user_id = $3))",
+            rooms::placeholders(4, chunk.len())
+        );
+        let values = [after.into(), upto.into(), reader.as_str().into()];
+        let values = values.into_iter().chain(chunk.iter().map(|room_id| room_id.as_str().into()));
+        for row in tx.query(&sql, values).await? {
+            receipts.push(streams::receipt(&row)?);
+        }
+    }
+    Ok(receipts)
+}
+
+/// A reader's own private receipts after one position of the reader's shard and up to another.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn private_changed(tx: &ReadTx, reader: &UserId, after: i64, upto: i64) -> Result<Vec<Receipt>, Error> {
+    let sql = format!(
+        "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts \
+         WHERE shard = $1 AND position > $2 AND position <= $3 AND user_id = $4 AND receipt_type = '{PRIVATE}'"
+    );
+    let shard = tx.shards().of_user(reader);
+    let rows = tx.query(&sql, [shard.into(), after.into(), upto.into(), reader.as_str().into()]).await?;
+    rows.iter().map(streams::receipt).collect()
 }
 
 #[cfg(test)]

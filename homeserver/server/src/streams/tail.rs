@@ -133,9 +133,14 @@ impl Tail {
         let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
     }
 
-    /// The rows of a shard after one position and up to another, if they are all in memory.
-    pub fn recent(&self, shard: Shard, after: i64, upto: i64) -> Option<Vec<Entry>> {
-        Some(self.tail(shard)?.ring().between(after, upto)?.cloned().collect())
+    /// Shows `each` the rows of a shard after one position and up to another, oldest first, if they are all in memory;
+    /// returns whether they are.
+    pub fn visit_recent(&self, shard: Shard, after: i64, upto: i64, mut each: impl FnMut(&Entry)) -> bool {
+        let Some(tail) = self.tail(shard) else { return false };
+        let ring = tail.ring();
+        let Some(entries) = ring.between(after, upto) else { return false };
+        entries.for_each(&mut each);
+        true
     }
 
     /// The current state of a room, from memory or the database. `None` for a room that the server does not know.

@@ -164,6 +164,26 @@ pub async fn memberships_of(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Members
         .collect()
 }
 
+/// Those rooms of a shard that a user is joined to and that have events after a position.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn joined_with_news(
+    tx: &ReadTx,
+    user_id: &UserId,
+    shard: Shard,
+    after: i64,
+) -> Result<Vec<OwnedRoomId>, Error> {
+    let rows = tx
+        .query(
+            "SELECT r.room_id FROM memberships m JOIN rooms r ON r.room_id = m.room_id \
+             WHERE m.user_id = $1 AND m.membership = 'join' AND r.shard = $2 AND r.position > $3",
+            [user_id.as_str().into(), shard.into(), after.into()],
+        )
+        .await?;
+    rows.iter().map(|row| streams::room_id(row, "rooms")).collect()
+}
+
 /// Marks a room that the user has left as forgotten. Returns whether there was such a membership.
 ///
 /// # Errors
