@@ -136,6 +136,16 @@ impl Envelope {
         Ok(envelope)
     }
 
+    /// Checks that the KeyBox of `sender_keys` made this envelope for `room_id`: enough to ask for a missing key on its word.
+    pub fn check_signature(&self, room_id: &str, sender_keys: &PublicKeySet) -> Result<(), EnvelopeError> {
+        let hash = self.hash(room_id, &sender_keys.user_id);
+        if self.sender_keybox == sender_keys.keybox_id && sender_keys.verify(&hash, &self.signature)? {
+            Ok(())
+        } else {
+            Err(EnvelopeError::Signature)
+        }
+    }
+
     /// Opens an envelope that arrived in `room_id` from `sender`: checks the signature by `sender_keys`, then the MAC,
     /// and only then decrypts. Replays are for [`crate::replay::ReplayGuard`] to refuse.
     pub fn open(
@@ -147,11 +157,7 @@ impl Envelope {
         let suite = suite::find(&self.algorithm)
             .ok_or_else(|| EnvelopeError::UnknownSuite(self.algorithm.clone()))?;
         let sender = sender_keys.user_id.as_str();
-        if self.sender_keybox != sender_keys.keybox_id
-            || !sender_keys.verify(&self.hash(room_id, sender), &self.signature)?
-        {
-            return Err(EnvelopeError::Signature);
-        }
+        self.check_signature(room_id, sender_keys)?;
         let sealed =
             Sealed { iv: self.iv.clone(), ciphertext: self.ciphertext.clone(), mac: self.mac.clone() };
         let context = self.context(room_id, sender).to_bytes();

@@ -1,0 +1,150 @@
+//! Opening content messages.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use keystead_keybox::envelope::{Envelope, EnvelopeError};
+use keystead_keybox::replay::Replayed;
+use keystead_keybox::suite;
+
+use super::{Engine, KeyBoxAddress, KeyRef};
+use crate::events::RoomEvent;
+
+/// A message that can be read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// The room.
+    pub room_id: String,
+    /// The event.
+    pub event_id: String,
+    /// The user who sent it.
+    pub sender: String,
+    /// The KeyBox that signed it; `None` if it came without encryption.
+    pub sender_keybox: Option<String>,
+    /// When the server got it, in milliseconds since the Unix epoch.
+    pub sent_at: u64,
+    /// The event type, such as `m.room.message`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The content.
+    pub content: Value,
+    /// Whether it was end-to-end encrypted and signed.
+    pub encrypted: bool,
+    /// Whether a person has compared the fingerprint of the KeyBox that sent it.
+    pub verified: bool,
+}
+
+impl Message {
+    /// The text, for a message that has one.
+    pub fn body(&self) -> Option<&str> {
+        self.content.get("body").and_then(Value::as_str)
+    }
+}
+
+/// Why an event is not readable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecryptError {
+    /// The resource key is not here yet.
+    #[error("the resource key {} has not arrived yet", .0.key_id)]
+    MissingKey(KeyRef),
+    /// Not an encrypted event of this profile.
+    #[error("not a message of the KeyBox profile")]
+    NotAnEnvelope,
+    /// Altered, forged, or of an unknown suite.
+    #[error("the message was refused")]
+    Refused(#[source] EnvelopeError),
+    /// Posted again under another event id.
+    #[error("the message was posted before")]
+    Replayed(#[source] Replayed),
+    /// The key set of the KeyBox that it names has not been seen yet.
+    #[error("the KeyBox {0} is not known")]
+    UnknownKeyBox(KeyBoxAddress),
+}
+
+impl DecryptError {
+    /// Whether it may become readable later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::MissingKey(_) | Self::UnknownKeyBox(_))
+    }
+}
+
+/// Whether an event claims to be encrypted with a suite of this profile.
+pub(super) fn is_envelope(event: &RoomEvent) -> bool {
+    let algorithm = event.content.get("algorithm").and_then(Value::as_str);
+    event.event_type == "m.room.encrypted" && algorithm.is_some_and(suite::is_keybox_suite)
+}
+
+impl Engine {
+    /// Opens an event of a room. Opening the same event again is fine.
+    pub fn decrypt(&mut self, room_id: &str, event: &RoomEvent) -> Result<Message, DecryptError> {
+        if !is_envelope(event) {
+            return Err(DecryptError::NotAnEnvelope);
+        }
+        let envelope = Envelope::deserialize(&event.content).map_err(|_| DecryptError::NotAnEnvelope)?;
+        let sender = KeyBoxAddress::new(&event.sender, &envelope.sender_keybox);
+        let (sender_keys, verified) = if sender == self.own {
+            (self.public.clone(), true)
+        } else {
+            let known =
+                self.directory.find(&sender).ok_or_else(|| DecryptError::UnknownKeyBox(sender.clone()))?;
+            (known.keys.clone(), known.verified)
+        };
+        envelope.check_signature(room_id, &sender_keys).map_err(DecryptError::Refused)?;
+        let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id.clone() };
+        let open = self.open_key(&key).ok_or_else(|| DecryptError::MissingKey(key.clone()))?;
+        let payload = envelope.open(room_id, &sender_keys, &open).map_err(DecryptError::Refused)?;
+        self.accept_counter(&key, &sender, envelope.counter, &event.event_id)?;
+        Ok(Message {
+            room_id: room_id.to_owned(),
+            event_id: event.event_id.clone(),
+            sender: event.sender.clone(),
+            sender_keybox: Some(envelope.sender_keybox),
+            sent_at: event.origin_server_ts,
+            event_type: payload.event_type,
+            content: payload.content,
+            encrypted: true,
+            verified,
+        })
+    }
+
+    fn accept_counter(
+        &mut self,
+        key: &KeyRef,
+        sender: &KeyBoxAddress,
+        counter: u64,
+        event_id: &str,
+    ) -> Result<(), DecryptError> {
+        let Some(record) = self.resource_keys.get_mut(key) else {
+            return Err(DecryptError::MissingKey(key.clone()));
+        };
+        let of_user = record.seen.entry(sender.user_id.clone()).or_default();
+        let guard = of_user.entry(sender.keybox_id.clone()).or_default();
+        let before = guard.count();
+        guard.accept(counter, event_id).map_err(DecryptError::Replayed)?;
+        let new = guard.count() > before;
+        if *sender == self.own {
+            // After a restore from an old copy of the store, our own messages tell which counters are used up.
+            record.next_counter = record.next_counter.max(counter.saturating_add(1));
+        }
+        if new {
+            self.key_changed(key);
+        }
+        Ok(())
+    }
+
+    /// A message that came in the clear, to be shown as such.
+    pub(super) fn clear_message(room_id: &str, event: &RoomEvent) -> Message {
+        Message {
+            room_id: room_id.to_owned(),
+            event_id: event.event_id.clone(),
+            sender: event.sender.clone(),
+            sender_keybox: None,
+            sent_at: event.origin_server_ts,
+            event_type: event.event_type.clone(),
+            content: event.content.clone(),
+            encrypted: false,
+            verified: false,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The key sets of other KeyBoxes: who has which, since when, and whether somebody compared the fingerprint.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use keystead_keybox::key_set::{PublicKeySet, validate_device_keys};
+
+use super::{KeyBoxAddress, Notice};
+
+/// A KeyBox that this one has seen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KnownKeyBox {
+    /// Its public keys: those first seen under its id, for ever.
+    pub keys: PublicKeySet,
+    /// When it was first seen, in milliseconds since the Unix epoch.
+    pub first_seen: u64,
+    /// Whether a person compared its fingerprint.
+    pub verified: bool,
+    /// Whether it has disappeared from the server: its old messages can still be checked.
+    pub gone: bool,
+    /// Whether the server once showed other keys under this id. It gets no resource key then.
+    pub conflicting: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Directory {
+    users: BTreeMap<String, User>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct User {
+    keyboxes: BTreeMap<String, KnownKeyBox>,
+    outdated: bool,
+}
+
+/// What an answer about a user changed.
+pub(super) struct Update {
+    pub(super) notices: Vec<Notice>,
+    /// Whether a KeyBox that was there is no longer: resource keys that it holds must not be used to send any more.
+    pub(super) departed: bool,
+}
+
+impl Directory {
+    /// Follows a user from now on; asks for their key sets if they are new here.
+    pub(super) fn track(&mut self, user_id: &str) {
+        self.users.entry(user_id.to_owned()).or_insert_with(|| User { outdated: true, ..User::default() });
+    }
+
+    /// Asks for the user's key sets again before they are next used.
+    pub(super) fn mark_outdated(&mut self, user_id: &str) {
+        self.users.entry(user_id.to_owned()).or_default().outdated = true;
+    }
+
+    /// The server has told of a change; of no interest for users that are not followed.
+    pub(super) fn changed(&mut self, user_id: &str) {
+        if let Some(user) = self.users.get_mut(user_id) {
+            user.outdated = true;
+        }
+    }
+
+    pub(super) fn is_outdated(&self, user_id: &str) -> bool {
+        self.users.get(user_id).is_none_or(|user| user.outdated)
+    }
+
+    pub(super) fn outdated(&self) -> Vec<String> {
+        self.users.iter().filter(|(_, user)| user.outdated).map(|(user_id, _)| user_id.clone()).collect()
+    }
+
+    /// A KeyBox, gone or not.
+    pub(super) fn find(&self, address: &KeyBoxAddress) -> Option<&KnownKeyBox> {
+        self.users.get(&address.user_id)?.keyboxes.get(&address.keybox_id)
+    }
+
+    pub(super) fn all(&self, user_id: &str) -> impl Iterator<Item = &KnownKeyBox> {
+        self.users.get(user_id).into_iter().flat_map(|user| user.keyboxes.values())
+    }
+
+    /// The KeyBoxes of a user that may be given resource keys of `suite`.
+    pub(super) fn usable<'a>(
+        &'a self,
+        user_id: &str,
+        suite: &'a str,
+    ) -> impl Iterator<Item = &'a KnownKeyBox> {
+        let speaks = move |known: &&KnownKeyBox| known.keys.algorithms.iter().any(|spoken| spoken == suite);
+        self.all(user_id).filter(|known| !known.gone && !known.conflicting).filter(speaks)
+    }
+
+    pub(super) fn set_verified(&mut self, address: &KeyBoxAddress, verified: bool) -> bool {
+        let known =
+            self.users.get_mut(&address.user_id).and_then(|user| user.keyboxes.get_mut(&address.keybox_id));
+        match known {
+            Some(known) => {
+                known.verified = verified;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes in what the server says about a user's devices: `device_keys` by device id.
+    pub(super) fn update(&mut self, user_id: &str, devices: &Map<String, Value>, now: u64) -> Update {
+        let mut update = Update { notices: Vec::new(), departed: false };
+        let user = self.users.entry(user_id.to_owned()).or_default();
+        user.outdated = false;
+        let mut present = Vec::new();
+        for (keybox_id, device_keys) in devices {
+            let address = KeyBoxAddress::new(user_id, keybox_id);
+            let keys = match device_keys
+                .as_object()
+                .map(|keys| validate_device_keys(user_id, keybox_id, keys))
+            {
+                Some(Ok(Some(keys))) => keys,
+                Some(Ok(None)) => continue,
+                Some(Err(error)) => {
+                    update.notices.push(Notice::InvalidKeySet { keybox: address, reason: error.to_string() });
+                    continue;
+                }
+                None => continue,
+            };
+            present.push(keybox_id.as_str());
+            match user.keyboxes.get_mut(keybox_id) {
+                None => {
+                    let known = KnownKeyBox {
+                        keys,
+                        first_seen: now,
+                        verified: false,
+                        gone: false,
+                        conflicting: false,
+                    };
+                    user.keyboxes.insert(keybox_id.clone(), known);
+                    update.notices.push(Notice::NewKeyBox { keybox: address });
+                }
+                Some(known) if known.keys == keys => known.gone = false,
+                Some(known) => {
+                    update.departed |= !known.conflicting;
+                    known.conflicting = true;
+                    update.notices.push(Notice::KeySetChanged { keybox: address });
+                }
+            }
+        }
+        for (keybox_id, known) in &mut user.keyboxes {
+            if !known.gone && !present.contains(&keybox_id.as_str()) {
+                known.gone = true;
+                update.departed = true;
+                update.notices.push(Notice::KeyBoxGone { keybox: KeyBoxAddress::new(user_id, keybox_id) });
+            }
+        }
+        update
+    }
+}

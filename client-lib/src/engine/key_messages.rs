@@ -1,0 +1,281 @@
+//! Taking in key messages from other KeyBoxes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keystead_keybox::Entropy;
+use keystead_keybox::context::WrapContext;
+use keystead_keybox::key_message::{
+    Acknowledgement, KeyMessage, KeyRequest, Recipient, ResourceKeyContent, Withheld, audience_hash,
+    claimed_sender_keybox, verify,
+};
+use keystead_keybox::key_set::PublicKeySet;
+use keystead_keybox::suite;
+
+use super::exchange::EngineError;
+use super::resource_keys::KeyRecord;
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, RecordName};
+use crate::events::ToDeviceEvent;
+
+/// How long a key message waits for its sender or its room to become known.
+const MAX_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+const KEY_MESSAGES: [&str; 4] = [
+    ResourceKeyContent::EVENT_TYPE,
+    KeyRequest::EVENT_TYPE,
+    Withheld::EVENT_TYPE,
+    Acknowledgement::EVENT_TYPE,
+];
+
+/// What became of a key message.
+enum Outcome {
+    Done,
+    /// Keep it: the sender's key set or the room may become known.
+    Later,
+    Dropped(String),
+}
+
+impl Engine {
+    /// Takes in one to-device event. `first` is whether it comes from the server, not from the inbox.
+    pub(super) fn receive_to_device(
+        &mut self,
+        event: ToDeviceEvent,
+        now: u64,
+        first: bool,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        if !KEY_MESSAGES.contains(&event.event_type.as_str()) {
+            return Ok(());
+        }
+        let outcome = self.judge(&event, now, first, entropy, notices)?;
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Later => self.postpone(event, now),
+            Outcome::Dropped(reason) => {
+                let (sender, event_type) = (event.sender, event.event_type);
+                notices.push(Notice::KeyMessageDropped { sender, event_type, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries the postponed key messages again.
+    pub(super) fn retry_inbox(
+        &mut self,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        if self.exchange.inbox.is_empty() {
+            return Ok(());
+        }
+        self.changed.insert(RecordName::Exchange);
+        for pending in std::mem::take(&mut self.exchange.inbox) {
+            if now.saturating_sub(pending.received_at) > MAX_WAIT_MS {
+                continue;
+            }
+            match self.judge(&pending.event, now, false, entropy, notices)? {
+                Outcome::Done => {}
+                Outcome::Later => self.exchange.inbox.push(pending),
+                Outcome::Dropped(reason) => notices.push(Notice::KeyMessageDropped {
+                    sender: pending.event.sender,
+                    event_type: pending.event.event_type,
+                    reason,
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(
+        &mut self,
+        event: &ToDeviceEvent,
+        now: u64,
+        first: bool,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Outcome, EngineError> {
+        let Some(keybox_id) = claimed_sender_keybox(&event.content) else {
+            return Ok(Outcome::Dropped("it names no KeyBox".to_owned()));
+        };
+        let sender = KeyBoxAddress::new(&event.sender, keybox_id);
+        let Some(known) = self.directory.find(&sender).filter(|known| !known.conflicting) else {
+            if first {
+                self.directory.mark_outdated(&event.sender);
+                self.changed.insert(RecordName::Directory);
+            }
+            return Ok(Outcome::Later);
+        };
+        if event.event_type == KeyRequest::EVENT_TYPE && self.directory.is_outdated(&sender.user_id) {
+            // The KeyBox may have been revoked just now: look before anything is given to it.
+            return Ok(Outcome::Later);
+        }
+        let keys = known.keys.clone();
+        match event.event_type.as_str() {
+            ResourceKeyContent::EVENT_TYPE => match self.checked::<ResourceKeyContent>(event, &keys) {
+                Ok(content) => self.on_resource_key(content, &sender, now, entropy, notices),
+                Err(reason) => Ok(Outcome::Dropped(reason)),
+            },
+            KeyRequest::EVENT_TYPE => match self.checked::<KeyRequest>(event, &keys) {
+                Ok(request) => {
+                    self.on_request(request, &sender, now, entropy, notices)?;
+                    Ok(Outcome::Done)
+                }
+                Err(reason) => Ok(Outcome::Dropped(reason)),
+            },
+            Withheld::EVENT_TYPE => match self.checked::<Withheld>(event, &keys) {
+                Ok(withheld) => {
+                    self.on_withheld(&withheld, &sender, now, notices);
+                    Ok(Outcome::Done)
+                }
+                Err(reason) => Ok(Outcome::Dropped(reason)),
+            },
+            _ => match self.checked::<Acknowledgement>(event, &keys) {
+                Ok(acknowledgement) => {
+                    let key = KeyRef { room_id: acknowledgement.room_id, key_id: acknowledgement.key_id };
+                    if let Some(record) = self.resource_keys.get_mut(&key) {
+                        record.holders.insert(sender);
+                        self.key_changed(&key);
+                    }
+                    Ok(Outcome::Done)
+                }
+                Err(reason) => Ok(Outcome::Dropped(reason)),
+            },
+        }
+    }
+
+    fn checked<M: KeyMessage>(&self, event: &ToDeviceEvent, sender: &PublicKeySet) -> Result<M, String> {
+        let recipient = Recipient { user_id: &self.own.user_id, keybox_id: &self.own.keybox_id };
+        verify(&event.content, sender, recipient).map_err(|error| error.to_string())
+    }
+
+    fn on_resource_key(
+        &mut self,
+        content: ResourceKeyContent,
+        sender: &KeyBoxAddress,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Outcome, EngineError> {
+        let key = KeyRef { room_id: content.room_id.clone(), key_id: content.key_id.clone() };
+        let Some(room) = self.rooms.get(&key.room_id).filter(|room| room.membership != Membership::Invite)
+        else {
+            // The key of a room that we are about to join may come before the room.
+            return Ok(Outcome::Later);
+        };
+        let sender_membership = room.membership_of(&sender.user_id);
+        if sender_membership.is_none() {
+            return Ok(Outcome::Dropped("its sender was never in the room".to_owned()));
+        }
+        if let Some(record) = self.resource_keys.get_mut(&key) {
+            record.holders.insert(sender.clone());
+            self.key_changed(&key);
+            self.acknowledge(&key, &content, sender, entropy)?;
+            return Ok(Outcome::Done);
+        }
+        let maker = KeyBoxAddress::new(&content.origin.user_id, &content.origin.keybox_id);
+        let origin_verified = match self.directory.find(&maker) {
+            Some(maker) => {
+                let genuine =
+                    content.origin.verify(&maker.keys, &content.algorithm, &key.room_id, &key.key_id)?;
+                if !genuine {
+                    return Ok(Outcome::Dropped("it is not signed by the KeyBox that made it".to_owned()));
+                }
+                true
+            }
+            None => false,
+        };
+        let epoch = room.epoch;
+        let Some(wrap) = self.unwrap_and_keep(&key, &content, sender, entropy) else {
+            return Ok(Outcome::Dropped("it does not open".to_owned()));
+        };
+        self.acknowledge(&key, &content, sender, entropy)?;
+        let record = KeyRecord {
+            key: key.clone(),
+            suite: content.algorithm,
+            wrap,
+            origin: content.origin,
+            origin_verified,
+            received_from: Some(sender.clone()),
+            received_at: now,
+            epoch,
+            for_sending: false,
+            holders: BTreeSet::from([sender.clone(), self.own.clone()]),
+            next_counter: 0,
+            seen: BTreeMap::new(),
+        };
+        // One that came from somebody who has left is for reading only.
+        let may_send = sender_membership == Some(Membership::Join);
+        self.resource_keys
+            .insert(key.clone(), KeyRecord { epoch: if may_send { epoch } else { u64::MAX }, ..record });
+        self.key_changed(&key);
+        notices.push(Notice::KeyReceived { key: key.clone(), keybox: sender.clone() });
+        self.stop_wanting(&key, entropy)?;
+        self.adopt(&key);
+        self.retry_waiting(&key.room_id, now, entropy, notices);
+        Ok(Outcome::Done)
+    }
+
+    /// Opens the wrap, keeps the open key in memory, and returns the wrap to store.
+    fn unwrap_and_keep(
+        &mut self,
+        key: &KeyRef,
+        content: &ResourceKeyContent,
+        sender: &KeyBoxAddress,
+        entropy: &mut dyn Entropy,
+    ) -> Option<String> {
+        let context = WrapContext {
+            suite: &content.algorithm,
+            room_id: &key.room_id,
+            key_id: &key.key_id,
+            sender: &sender.user_id,
+            sender_keybox: &sender.keybox_id,
+            recipient: &self.own.user_id,
+            recipient_keybox: &self.own.keybox_id,
+        };
+        let open = suite::find(&content.algorithm)?.unwrap(&content.wrap, &self.keys, &context).ok()?;
+        let wrap = self.wrap_to_self(key, &content.algorithm, &open, entropy)?;
+        self.open.insert(key.clone(), open);
+        Some(wrap)
+    }
+
+    /// Lets a resource key that another KeyBox made be sent with, if that one gave it to exactly those to whom this one would.
+    pub(super) fn adopt(&mut self, key: &KeyRef) {
+        let Some(room) = self.rooms.get(&key.room_id) else { return };
+        let Some(record) = self.resource_keys.get(key) else { return };
+        let users = room.audience_users();
+        let settled = record.origin_verified
+            && record.epoch == room.epoch
+            && record.origin.created_at > room.last_departure_at
+            && users.iter().all(|user_id| !self.directory.is_outdated(user_id));
+        if record.for_sending || !settled {
+            return;
+        }
+        let audience = self.audience(&users, &record.suite);
+        let hash = audience_hash(
+            audience.iter().map(|address| (address.user_id.as_str(), address.keybox_id.as_str())),
+        );
+        if hash == record.origin.audience
+            && let Some(record) = self.resource_keys.get_mut(key)
+        {
+            record.for_sending = true;
+            record.holders.extend(audience);
+            self.key_changed(key);
+        }
+    }
+
+    fn acknowledge(
+        &mut self,
+        key: &KeyRef,
+        content: &ResourceKeyContent,
+        sender: &KeyBoxAddress,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(), EngineError> {
+        let acknowledgement = Acknowledgement {
+            room_id: key.room_id.clone(),
+            key_id: key.key_id.clone(),
+            exchange_id: content.exchange_id.clone(),
+            sender_keybox: self.own.keybox_id.clone(),
+        };
+        self.enqueue(key, vec![(sender.clone(), acknowledgement)], entropy)
+    }
+}

@@ -1,0 +1,164 @@
+//! What a KeyBox did or noticed by itself: for the person's log, and for programs.
+
+use serde::Serialize;
+
+use keystead_keybox::key_message::WithheldCode;
+
+use super::{KeyBoxAddress, KeyRef};
+
+/// Something worth telling. Never holds a key or content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "notice", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Notice {
+    /// This KeyBox's user was invited to a room.
+    Invited {
+        /// The room.
+        room_id: String,
+        /// Who invited.
+        inviter: Option<String>,
+    },
+    /// A question for a resource key went out.
+    KeyAsked {
+        /// The missing key.
+        key: KeyRef,
+        /// Who was asked.
+        keyboxes: Vec<KeyBoxAddress>,
+    },
+    /// A resource key was wrapped for another KeyBox and will be sent.
+    KeyGiven {
+        /// The key.
+        key: KeyRef,
+        /// Who gets it.
+        keybox: KeyBoxAddress,
+    },
+    /// This KeyBox made a new resource key.
+    KeyMade {
+        /// The key.
+        key: KeyRef,
+    },
+    /// A resource key arrived and opened.
+    KeyReceived {
+        /// The key.
+        key: KeyRef,
+        /// Who sent it.
+        keybox: KeyBoxAddress,
+    },
+    /// A question for a resource key was refused, with what it was answered.
+    KeyRefused {
+        /// The key.
+        key: KeyRef,
+        /// Who asked.
+        keybox: KeyBoxAddress,
+        /// What they were told.
+        code: WithheldCode,
+    },
+    /// The server did not take a resource key for a KeyBox: its user is not in the room.
+    KeyUndeliverable {
+        /// The key.
+        key: KeyRef,
+        /// Who did not get it.
+        keybox: KeyBoxAddress,
+        /// The server's error code.
+        errcode: String,
+    },
+    /// Another KeyBox will not send a resource key.
+    KeyWithheld {
+        /// The key.
+        key: KeyRef,
+        /// Who answered.
+        keybox: KeyBoxAddress,
+        /// Why.
+        code: WithheldCode,
+    },
+    /// A KeyBox is no longer on the server.
+    KeyBoxGone {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
+    /// A key message was dropped.
+    KeyMessageDropped {
+        /// Who sent it, by the server's word.
+        sender: String,
+        /// Its event type.
+        event_type: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server shows other keys for a KeyBox than before. It gets no resource keys any more.
+    KeySetChanged {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
+    /// A published key set breaks the rules and is ignored.
+    InvalidKeySet {
+        /// Which.
+        keybox: KeyBoxAddress,
+        /// Why.
+        reason: String,
+    },
+    /// A message was refused: altered, forged, or posted again.
+    MessageRefused {
+        /// The room.
+        room_id: String,
+        /// The event.
+        event_id: String,
+        /// Why.
+        reason: String,
+    },
+    /// A KeyBox was seen for the first time.
+    NewKeyBox {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
+    /// Somebody tried to take a room's encryption back, or to weaken it; it stays as it was.
+    SuiteDowngrade {
+        /// The room.
+        room_id: String,
+    },
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Invited { room_id, inviter } => {
+                write!(f, "invited to {room_id} by {}", inviter.as_deref().unwrap_or("somebody"))
+            }
+            Self::KeyAsked { key, keyboxes } => {
+                write!(f, "asked {} KeyBox(es) for the resource key {}", keyboxes.len(), key.key_id)
+            }
+            Self::KeyGiven { key, keybox } => write!(f, "gave the resource key {} to {keybox}", key.key_id),
+            Self::KeyMade { key } => write!(f, "made the resource key {} for {}", key.key_id, key.room_id),
+            Self::KeyReceived { key, keybox } => {
+                write!(f, "received the resource key {} from {keybox}", key.key_id)
+            }
+            Self::KeyRefused { key, keybox, code } => {
+                write!(f, "refused the resource key {} to {keybox} ({code:?})", key.key_id)
+            }
+            Self::KeyUndeliverable { key, keybox, errcode } => {
+                write!(f, "the server did not take the resource key {} for {keybox} ({errcode})", key.key_id)
+            }
+            Self::KeyWithheld { key, keybox, code } => {
+                write!(f, "{keybox} will not send the resource key {} ({code:?})", key.key_id)
+            }
+            Self::KeyBoxGone { keybox } => write!(f, "the KeyBox {keybox} is gone"),
+            Self::KeyMessageDropped { sender, event_type, reason } => {
+                write!(f, "dropped a {event_type} from {sender}: {reason}")
+            }
+            Self::KeySetChanged { keybox } => {
+                write!(
+                    f,
+                    "WARNING: the server shows other keys for {keybox} than before; it gets no keys any more"
+                )
+            }
+            Self::InvalidKeySet { keybox, reason } => write!(f, "ignored the keys of {keybox}: {reason}"),
+            Self::MessageRefused { room_id, event_id, reason } => {
+                write!(f, "refused {event_id} in {room_id}: {reason}")
+            }
+            Self::NewKeyBox { keybox } => write!(f, "new KeyBox {keybox}"),
+            Self::SuiteDowngrade { room_id } => {
+                write!(f, "WARNING: somebody tried to weaken the encryption of {room_id}; it stays as it was")
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Missing resource keys: asking for them, and answering those who ask.
+
+use keystead_keybox::Entropy;
+use keystead_keybox::envelope::Envelope;
+use keystead_keybox::key_message::{KeyRequest, RequestAction, Withheld, WithheldCode};
+use serde::Deserialize as _;
+
+use super::exchange::{EngineError, Wanted, new_id};
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, RecordName};
+use crate::events::RoomEvent;
+
+/// How long to wait for an answer before asking on; doubled each round.
+const FIRST_WAIT_MS: u64 = 5_000;
+const LONGEST_WAIT_MS: u64 = 60 * 60 * 1000;
+/// How many KeyBoxes of the room are asked at a time.
+const ASKED_AT_ONCE: usize = 5;
+/// The same question of the same KeyBox is answered once in this time.
+const ANSWER_AGAIN_MS: u64 = 3_000;
+
+impl Engine {
+    /// When [`Engine::outgoing`] will next have something to send without anything arriving: for the time-out of a
+    /// long-poll. Milliseconds since the Unix epoch.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.exchange.wanted.iter().map(|wanted| wanted.next_at).min()
+    }
+
+    /// Notes that the key of an event is missing; the question goes out with the next [`Engine::outgoing`].
+    pub(super) fn want_key_of(
+        &mut self,
+        room_id: &str,
+        event: &RoomEvent,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) {
+        let Ok(envelope) = Envelope::deserialize(&event.content) else { return };
+        let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id };
+        if self.exchange.wanted.iter().any(|wanted| wanted.key == key) {
+            return;
+        }
+        // Without an id the question cannot be asked now; the event waits, and is tried again.
+        let Ok(request_id) = new_id(entropy) else { return };
+        self.exchange.wanted.push(Wanted {
+            key,
+            suite: envelope.algorithm,
+            request_id,
+            sealed_by: KeyBoxAddress::new(&event.sender, &envelope.sender_keybox),
+            asked: Default::default(),
+            refused: Default::default(),
+            rounds: 0,
+            next_at: now,
+        });
+        self.changed.insert(RecordName::Exchange);
+    }
+
+    /// Sends the questions that are due.
+    pub(super) fn ask_due(
+        &mut self,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        for index in 0..self.exchange.wanted.len() {
+            let Some(wanted) =
+                self.exchange.wanted.get(index).filter(|wanted| wanted.next_at <= now).cloned()
+            else {
+                continue;
+            };
+            let Some(candidates) = self.candidates(&wanted) else { continue };
+            let request = self.request(&wanted, RequestAction::Request);
+            let messages = candidates.iter().map(|address| (address.clone(), request.clone())).collect();
+            self.enqueue(&wanted.key, messages, entropy)?;
+            self.changed.insert(RecordName::Exchange);
+            if let Some(wanted) = self.exchange.wanted.get_mut(index) {
+                if candidates.is_empty() {
+                    // All have been asked: start over, more slowly.
+                    wanted.asked.clear();
+                    wanted.refused.clear();
+                }
+                wanted.rounds = wanted.rounds.saturating_add(1);
+                let wait = FIRST_WAIT_MS.saturating_mul(1 << wanted.rounds.saturating_sub(1).min(10));
+                wanted.next_at = now.saturating_add(wait.min(LONGEST_WAIT_MS));
+                wanted.asked.extend(candidates.iter().cloned());
+            }
+            if !candidates.is_empty() {
+                notices.push(Notice::KeyAsked { key: wanted.key, keyboxes: candidates });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom to ask next: the user's own other KeyBoxes; then the one that sealed the message and a few of the room's.
+    /// `None` while it is not known who there is.
+    fn candidates(&self, wanted: &Wanted) -> Option<Vec<KeyBoxAddress>> {
+        let room = self.rooms.get(&wanted.key.room_id)?;
+        let others = |user_id: &str| -> Vec<KeyBoxAddress> {
+            let usable = self.directory.usable(user_id, &wanted.suite);
+            usable
+                .map(|known| KeyBoxAddress::new(user_id, &known.keys.keybox_id))
+                .filter(|address| *address != self.own && !wanted.asked.contains(address))
+                .collect()
+        };
+        if self.directory.is_outdated(&self.own.user_id) {
+            return None;
+        }
+        let own = others(&self.own.user_id);
+        if !own.is_empty() {
+            return Some(own);
+        }
+        let mut joined: Vec<_> = room
+            .members
+            .iter()
+            .filter(|(user_id, membership)| **membership == Membership::Join && **user_id != self.own.user_id)
+            .flat_map(|(user_id, _)| others(user_id))
+            .collect();
+        joined.sort_by_key(|address| *address != wanted.sealed_by);
+        joined.truncate(ASKED_AT_ONCE);
+        Some(joined)
+    }
+
+    fn request(&self, wanted: &Wanted, action: RequestAction) -> KeyRequest {
+        KeyRequest {
+            action,
+            request_id: wanted.request_id.clone(),
+            algorithm: wanted.suite.clone(),
+            room_id: wanted.key.room_id.clone(),
+            key_id: wanted.key.key_id.clone(),
+            sender_keybox: self.own.keybox_id.clone(),
+        }
+    }
+
+    /// The key has come: takes the question back from those who have not answered.
+    pub(super) fn stop_wanting(
+        &mut self,
+        key: &KeyRef,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(), EngineError> {
+        let Some(index) = self.exchange.wanted.iter().position(|wanted| wanted.key == *key) else {
+            return Ok(());
+        };
+        let wanted = self.exchange.wanted.remove(index);
+        self.changed.insert(RecordName::Exchange);
+        let request = self.request(&wanted, RequestAction::Cancel);
+        let open: Vec<_> = wanted
+            .asked
+            .difference(&wanted.refused)
+            .map(|address| (address.clone(), request.clone()))
+            .collect();
+        self.enqueue(key, open, entropy)
+    }
+
+    pub(super) fn on_withheld(
+        &mut self,
+        withheld: &Withheld,
+        sender: &KeyBoxAddress,
+        now: u64,
+        notices: &mut Vec<Notice>,
+    ) {
+        let key = KeyRef { room_id: withheld.room_id.clone(), key_id: withheld.key_id.clone() };
+        let Some(wanted) = self.exchange.wanted.iter_mut().find(|wanted| wanted.key == key) else { return };
+        if !wanted.asked.contains(sender) {
+            return;
+        }
+        wanted.refused.insert(sender.clone());
+        if wanted.asked.is_subset(&wanted.refused) {
+            // All who were asked have answered: no need to wait before asking others.
+            wanted.next_at = wanted.next_at.min(now);
+        }
+        self.changed.insert(RecordName::Exchange);
+        notices.push(Notice::KeyWithheld { key, keybox: sender.clone(), code: withheld.code });
+    }
+
+    pub(super) fn on_request(
+        &mut self,
+        request: KeyRequest,
+        sender: &KeyBoxAddress,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        let key = KeyRef { room_id: request.room_id.clone(), key_id: request.key_id.clone() };
+        if request.action == RequestAction::Cancel {
+            // Answers leave with the round that brought the question: there is nothing to take back.
+            return Ok(());
+        }
+        let name = format!("{sender} {} {}", key.room_id, key.key_id);
+        self.exchange.answered.retain(|_, answered_at| now.saturating_sub(*answered_at) < ANSWER_AGAIN_MS);
+        if self.exchange.answered.contains_key(&name) {
+            return Ok(());
+        }
+        self.exchange.answered.insert(name, now);
+        self.changed.insert(RecordName::Exchange);
+        match self.may_have(&key, &request.algorithm, sender) {
+            Ok(()) => self.give(&key, std::slice::from_ref(sender), now, entropy, notices),
+            Err(code) => {
+                let withheld = Withheld {
+                    algorithm: request.algorithm,
+                    room_id: key.room_id.clone(),
+                    key_id: key.key_id.clone(),
+                    code,
+                    reason: reason_of(code).to_owned(),
+                    sender_keybox: self.own.keybox_id.clone(),
+                };
+                self.enqueue(&key, vec![(sender.clone(), withheld)], entropy)?;
+                notices.push(Notice::KeyRefused { key, keybox: sender.clone(), code });
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a KeyBox that asks may have a resource key: it is of a joined member, and the member may read what the
+    /// key opens: as a KeyBox that had it before, as another of our own user, because it is what is sent with now, or because
+    /// the room lets new members read back.
+    fn may_have(&self, key: &KeyRef, suite: &str, sender: &KeyBoxAddress) -> Result<(), WithheldCode> {
+        let room = self.rooms.get(&key.room_id).ok_or(WithheldCode::Unavailable)?;
+        if room.membership_of(&sender.user_id) != Some(Membership::Join) {
+            return Err(WithheldCode::Unauthorised);
+        }
+        let record = self.resource_keys.get(key).ok_or(WithheldCode::Unavailable)?;
+        let usable = self
+            .directory
+            .usable(&sender.user_id, suite)
+            .any(|known| known.keys.keybox_id == sender.keybox_id);
+        if !usable || record.suite != suite {
+            return Err(WithheldCode::NoDeviceKey);
+        }
+        let same_user = |holder: &KeyBoxAddress| holder.user_id == sender.user_id;
+        let had_it = record.holders.iter().any(same_user);
+        let is_current = record.for_sending && record.epoch == room.epoch;
+        if had_it || is_current || room.history_is_shared() {
+            Ok(())
+        } else {
+            Err(WithheldCode::Unauthorised)
+        }
+    }
+}
+
+fn reason_of(code: WithheldCode) -> &'static str {
+    match code {
+        WithheldCode::AwaitingApproval => "A person has to approve this first.",
+        WithheldCode::Blacklisted => "This KeyBox was blocked.",
+        WithheldCode::NoDeviceKey => "This device has no valid KeyBox key set.",
+        WithheldCode::Unauthorised => "This KeyBox may not read what the key opens.",
+        WithheldCode::Unavailable => "This KeyBox does not have the key.",
+        WithheldCode::Unverified => "This KeyBox has to be verified first.",
+    }
+}

@@ -1,0 +1,127 @@
+//! Resource keys as a KeyBox keeps them: wrapped to itself, with who made them, who has them, and what was sealed with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use keystead_keybox::context::WrapContext;
+use keystead_keybox::encoding::{base64, from_base64, hex};
+use keystead_keybox::envelope::Envelope;
+use keystead_keybox::key_message::Origin;
+use keystead_keybox::replay::ReplayGuard;
+use keystead_keybox::resource_key::ResourceKey;
+use keystead_keybox::{Entropy, suite};
+
+use super::{Engine, KeyBoxAddress, KeyRef, RecordName};
+use crate::events::RoomEvent;
+
+/// What is kept about a resource key. The key itself is only in `wrap`, encrypted to this KeyBox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct KeyRecord {
+    pub(super) key: KeyRef,
+    pub(super) suite: String,
+    /// Base64 of the wrap from this KeyBox to itself.
+    pub(super) wrap: String,
+    pub(super) origin: Origin,
+    /// Whether the maker's signature in `origin` was checked.
+    pub(super) origin_verified: bool,
+    /// Who sent it; `None` if it was made here.
+    pub(super) received_from: Option<KeyBoxAddress>,
+    pub(super) received_at: u64,
+    /// The room's epoch when the key was made or came.
+    pub(super) epoch: u64,
+    /// Whether it may be sent with, as far as its origin goes.
+    pub(super) for_sending: bool,
+    /// The KeyBoxes that have it, or for which it is on its way.
+    pub(super) holders: BTreeSet<KeyBoxAddress>,
+    /// The counter of the next message that this KeyBox seals with it.
+    pub(super) next_counter: u64,
+    /// What was opened with it: by user, by KeyBox.
+    pub(super) seen: BTreeMap<String, BTreeMap<String, ReplayGuard>>,
+}
+
+impl KeyRecord {
+    /// How many messages are known to be sealed with the key.
+    pub(super) fn messages(&self, own: &KeyBoxAddress) -> u64 {
+        let counts = self.seen.iter().flat_map(|(user_id, keyboxes)| {
+            keyboxes.iter().map(move |(keybox_id, guard)| (KeyBoxAddress::new(user_id, keybox_id), guard))
+        });
+        let of_others: usize =
+            counts.filter(|(address, _)| address != own).map(|(_, guard)| guard.count()).sum();
+        self.next_counter.saturating_add(u64::try_from(of_others).unwrap_or(u64::MAX))
+    }
+}
+
+/// Everything that is needed to open one message by hand with the `openssl` command line.
+pub struct ExportedKey {
+    /// The resource key's id.
+    pub key_id: String,
+    /// The resource key: 64 hexadecimal characters. Whoever has it reads every message under it.
+    pub resource_key: Zeroizing<String>,
+    /// The message's IV: 32 hexadecimal characters.
+    pub iv: String,
+    /// The message's ciphertext, padded base64 as `openssl base64 -d -A` reads it.
+    pub ciphertext: String,
+}
+
+impl Engine {
+    /// The open resource key, unwrapped on first use. `None` if this KeyBox does not have it, or cannot open it any more.
+    pub(super) fn open_key(&mut self, key: &KeyRef) -> Option<ResourceKey> {
+        if let Some(open) = self.open.get(key) {
+            return Some(open.clone());
+        }
+        let record = self.resource_keys.get(key)?;
+        let wrap = from_base64(&record.wrap).ok()?;
+        let suite = suite::find(&record.suite)?;
+        let open = suite.unwrap(&wrap, &self.keys, &self.own_wrap_context(key, &record.suite)).ok()?;
+        self.open.insert(key.clone(), open.clone());
+        Some(open)
+    }
+
+    /// Wraps a resource key to this KeyBox itself: how it is stored.
+    pub(super) fn wrap_to_self(
+        &self,
+        key: &KeyRef,
+        suite: &str,
+        open: &ResourceKey,
+        entropy: &mut dyn Entropy,
+    ) -> Option<String> {
+        let context = self.own_wrap_context(key, suite);
+        let wrap = suite::find(suite)?.wrap(open, &self.public, &context, entropy).ok()?;
+        Some(base64(&wrap))
+    }
+
+    fn own_wrap_context<'a>(&'a self, key: &'a KeyRef, suite: &'a str) -> WrapContext<'a> {
+        WrapContext {
+            suite,
+            room_id: &key.room_id,
+            key_id: &key.key_id,
+            sender: &self.own.user_id,
+            sender_keybox: &self.own.keybox_id,
+            recipient: &self.own.user_id,
+            recipient_keybox: &self.own.keybox_id,
+        }
+    }
+
+    pub(super) fn key_changed(&mut self, key: &KeyRef) {
+        self.changed.insert(RecordName::Key(key.clone()));
+    }
+
+    /// The open resource key of an event, for a person who wants to decrypt it by hand. `None` if the event is not an
+    /// envelope or its key is not here.
+    pub fn export_key(&mut self, room_id: &str, event: &RoomEvent) -> Option<ExportedKey> {
+        let envelope = Envelope::deserialize(&event.content).ok()?;
+        let open = self.open_key(&KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id.clone() })?;
+        let mut ciphertext = base64(&envelope.ciphertext);
+        while !ciphertext.len().is_multiple_of(4) {
+            ciphertext.push('=');
+        }
+        Some(ExportedKey {
+            key_id: envelope.key_id.to_string(),
+            resource_key: open.to_hex(),
+            iv: hex(&envelope.iv),
+            ciphertext,
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! What a KeyBox knows of a room: who is in it, how it is encrypted, and what is not readable yet.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use keystead_keybox::suite;
+
+use super::Message;
+use crate::events::RoomEvent;
+
+const DEFAULT_ROTATION_MESSAGES: u64 = 100;
+const DEFAULT_ROTATION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// How much unread and unreadable material is kept for a room; the oldest goes first, and stays on the server.
+const MAX_KEPT: usize = 10_000;
+
+/// What a user is to a room. <https://spec.matrix.org/v1.19/client-server-api/#mroommember>
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Membership {
+    /// Banned.
+    Ban,
+    /// Invited.
+    Invite,
+    /// In the room.
+    Join,
+    /// Asking to come in.
+    Knock,
+    /// Left, or removed.
+    Leave,
+}
+
+/// A room as this KeyBox sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Room {
+    /// Its id.
+    pub room_id: String,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// What this KeyBox's user is to it.
+    pub membership: Membership,
+    /// Who invited this KeyBox's user, if it was an invitation.
+    pub inviter: Option<String>,
+    /// Its members, and those who were.
+    pub members: BTreeMap<String, Membership>,
+    /// The identifier of the suite, once the room uses one. It never goes back to none.
+    pub suite: Option<String>,
+    /// Whose messages before joining can be read: the content of `m.room.history_visibility`.
+    pub history_visibility: String,
+    /// After how many messages a resource key is replaced.
+    pub rotation_period_msgs: u64,
+    /// After how many milliseconds a resource key is replaced.
+    pub rotation_period_ms: u64,
+    /// Counts departures of users and KeyBoxes: a resource key of an earlier epoch is not sent with.
+    pub(super) epoch: u64,
+    /// When the last user left, by the server's clock.
+    pub(super) last_departure_at: u64,
+    /// The newest event of the timeline that has been taken in.
+    pub(super) newest_event: Option<String>,
+    /// Messages that nobody has taken yet.
+    pub(super) unread: Vec<Message>,
+    /// Events that could not be decrypted yet.
+    pub(super) waiting: Vec<RoomEvent>,
+}
+
+impl Room {
+    pub(super) fn new(room_id: &str, membership: Membership) -> Self {
+        Self {
+            room_id: room_id.to_owned(),
+            name: None,
+            membership,
+            inviter: None,
+            members: BTreeMap::new(),
+            suite: None,
+            // https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility: "by default ... `shared`"
+            history_visibility: "shared".to_owned(),
+            rotation_period_msgs: DEFAULT_ROTATION_MESSAGES,
+            rotation_period_ms: DEFAULT_ROTATION_MS,
+            epoch: 0,
+            last_departure_at: 0,
+            newest_event: None,
+            unread: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// What a user is to the room; `None` for a stranger.
+    pub fn membership_of(&self, user_id: &str) -> Option<Membership> {
+        self.members.get(user_id).copied()
+    }
+
+    /// How many events wait for a resource key.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether a member may read what was sent before joining.
+    pub(super) fn history_is_shared(&self) -> bool {
+        matches!(self.history_visibility.as_str(), "shared" | "world_readable")
+    }
+
+    /// The users whose KeyBoxes are given resource keys: joined ones, and invited ones where they may read already.
+    pub(super) fn audience_users(&self) -> Vec<String> {
+        let reads = |membership: &Membership| match membership {
+            Membership::Join => true,
+            Membership::Invite => self.history_visibility == "invited",
+            Membership::Ban | Membership::Knock | Membership::Leave => false,
+        };
+        self.members
+            .iter()
+            .filter(|(_, membership)| reads(membership))
+            .map(|(user_id, _)| user_id.clone())
+            .collect()
+    }
+
+    /// Takes in a state event. Returns whether it was an attempt to weaken the encryption.
+    pub(super) fn apply_state(&mut self, event: &RoomEvent, own_user: &str) -> bool {
+        let Some(state_key) = &event.state_key else { return false };
+        let text = |field: &str| event.content.get(field).and_then(|value| value.as_str());
+        match event.event_type.as_str() {
+            "m.room.member" => {
+                if let Some(membership) = text("membership").and_then(membership_of) {
+                    self.set_membership(state_key, membership, event, own_user);
+                }
+            }
+            "m.room.create" => {
+                return text("com.trustner.encryption_algorithm").is_some_and(|id| !self.take_suite(id));
+            }
+            "m.room.encryption" => {
+                let number = |field: &str| event.content.get(field).and_then(|value| value.as_u64());
+                self.rotation_period_msgs =
+                    number("rotation_period_msgs").unwrap_or(DEFAULT_ROTATION_MESSAGES).max(1);
+                self.rotation_period_ms = number("rotation_period_ms").unwrap_or(DEFAULT_ROTATION_MS);
+                return !self.take_suite(text("algorithm").unwrap_or_default());
+            }
+            "m.room.history_visibility" => {
+                if let Some(visibility) = text("history_visibility") {
+                    visibility.clone_into(&mut self.history_visibility);
+                }
+            }
+            "m.room.name" => self.name = text("name").filter(|name| !name.is_empty()).map(str::to_owned),
+            _ => {}
+        }
+        false
+    }
+
+    fn set_membership(&mut self, user_id: &str, membership: Membership, event: &RoomEvent, own_user: &str) {
+        let before = self.members.insert(user_id.to_owned(), membership);
+        let had_access = matches!(before, Some(Membership::Join | Membership::Invite));
+        let has_access = matches!(membership, Membership::Join | Membership::Invite);
+        if had_access && !has_access {
+            self.depart();
+            self.last_departure_at = self.last_departure_at.max(event.origin_server_ts);
+        }
+        if user_id == own_user {
+            self.membership = membership;
+            if membership == Membership::Invite {
+                self.inviter = Some(event.sender.clone());
+            }
+        }
+    }
+
+    /// Somebody who may hold resource keys is gone: those that exist are not sent with any more.
+    pub(super) fn depart(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// `false` if `id` would take the room from a suite to none, to another profile, or to an earlier version.
+    fn take_suite(&mut self, id: &str) -> bool {
+        match &self.suite {
+            Some(current) if current == id => true,
+            Some(current) => {
+                let version = |id: &str| suite::find(id).map(|suite| suite.version);
+                let upgrade = version(id).is_some_and(|new| version(current).is_some_and(|old| new > old));
+                if upgrade {
+                    self.suite = Some(id.to_owned());
+                }
+                upgrade
+            }
+            // Other encryptions of Matrix are not ours to judge.
+            None => {
+                if suite::is_keybox_suite(id) {
+                    self.suite = Some(id.to_owned());
+                }
+                true
+            }
+        }
+    }
+
+    pub(super) fn push_unread(&mut self, message: Message) {
+        if !self.unread.iter().any(|known| known.event_id == message.event_id) {
+            self.unread.push(message);
+            drop_oldest(&mut self.unread);
+        }
+    }
+
+    pub(super) fn push_waiting(&mut self, event: RoomEvent) {
+        if !self.waiting.iter().any(|known| known.event_id == event.event_id) {
+            self.waiting.push(event);
+            drop_oldest(&mut self.waiting);
+        }
+    }
+}
+
+fn drop_oldest<T>(items: &mut Vec<T>) {
+    let surplus = items.len().saturating_sub(MAX_KEPT);
+    items.drain(..surplus);
+}
+
+fn membership_of(text: &str) -> Option<Membership> {
+    match text {
+        "ban" => Some(Membership::Ban),
+        "invite" => Some(Membership::Invite),
+        "join" => Some(Membership::Join),
+        "knock" => Some(Membership::Knock),
+        "leave" => Some(Membership::Leave),
+        _ => None,
+    }
+}

@@ -1,0 +1,228 @@
+//! Sending: a resource key that everybody in the room has, then content sealed with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use keystead_keybox::context::WrapContext;
+use keystead_keybox::envelope::{Envelope, Payload, SealError, SealRequest};
+use keystead_keybox::key_message::{Origin, ResourceKeyContent, audience_hash};
+use keystead_keybox::resource_key::ResourceKey;
+use keystead_keybox::{CryptoError, Entropy, suite};
+
+use super::exchange::{EngineError, new_id};
+use super::resource_keys::KeyRecord;
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice};
+
+/// Whether a message can be sealed for a room now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Carry out [`Engine::outgoing`] first: it asks for key sets of members.
+    KeySetsNeeded,
+    /// Seal with this resource key; [`Engine::outgoing`] brings it to those who do not have it.
+    Ready(KeyRef),
+}
+
+/// Why a message cannot be sealed for a room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncryptError {
+    /// The KeyBox failed.
+    #[error("the message could not be encrypted")]
+    Engine(#[from] EngineError),
+    /// The resource key named is not one to send with.
+    #[error("the resource key is not known")]
+    NoKey,
+    /// The room does not use the KeyBox profile. Nothing is sent in the clear instead.
+    #[error("the room does not use KeyBox encryption")]
+    NotEncrypted,
+    /// This KeyBox's user is not in the room.
+    #[error("you are not in this room")]
+    NotJoined,
+    /// The content could not be sealed.
+    #[error("the message could not be sealed")]
+    Seal(#[from] SealError),
+    /// The room uses a suite that this KeyBox does not speak.
+    #[error("the room uses the suite {0}, which this KeyBox does not speak")]
+    UnknownSuite(String),
+}
+
+impl From<CryptoError> for EncryptError {
+    fn from(error: CryptoError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl Engine {
+    /// Makes sure that there is a resource key for the room's present members and that it is on its way to them.
+    pub fn prepare(
+        &mut self,
+        room_id: &str,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Readiness, EncryptError> {
+        let room = self.rooms.get(room_id).filter(|room| room.membership == Membership::Join);
+        let room = room.ok_or(EncryptError::NotJoined)?;
+        let suite = room.suite.clone().ok_or(EncryptError::NotEncrypted)?;
+        if suite::find(&suite).is_none() {
+            return Err(EncryptError::UnknownSuite(suite));
+        }
+        let users = room.audience_users();
+        let unknown: Vec<_> =
+            users.iter().filter(|user_id| self.directory.is_outdated(user_id)).cloned().collect();
+        if !unknown.is_empty() {
+            for user_id in unknown {
+                self.follow(&user_id);
+            }
+            return Ok(Readiness::KeySetsNeeded);
+        }
+        let audience = self.audience(&users, &suite);
+        let key = match self.current_key(room_id, &suite, now) {
+            Some(key) => key,
+            None => {
+                let key = self.make_key(room_id, &suite, &audience, now, entropy)?;
+                notices.push(Notice::KeyMade { key: key.clone() });
+                key
+            }
+        };
+        let holders = self.resource_keys.get(&key).map(|record| record.holders.clone()).unwrap_or_default();
+        let lacking: Vec<_> = audience.difference(&holders).cloned().collect();
+        self.give(&key, &lacking, now, entropy, notices)?;
+        Ok(Readiness::Ready(key))
+    }
+
+    /// Seals an event for its room: the content of an `m.room.encrypted` event. Store the changes before sending it.
+    pub fn encrypt(
+        &mut self,
+        key: &KeyRef,
+        event_type: &str,
+        content: Value,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Envelope, EncryptError> {
+        let open = self.open_key(key).ok_or(EncryptError::NoKey)?;
+        let record = self.resource_keys.get_mut(key).ok_or(EncryptError::NoKey)?;
+        let counter = record.next_counter;
+        record.next_counter = counter.saturating_add(1);
+        let suite = record.suite.clone();
+        self.key_changed(key);
+        let payload = Payload { room_id: key.room_id.clone(), event_type: event_type.to_owned(), content };
+        let request = SealRequest { suite: &suite, key: &open, keys: &self.keys, counter };
+        Ok(Envelope::seal(request, &payload, entropy)?)
+    }
+
+    /// The KeyBoxes that are to have what is sent now, this one included.
+    pub(super) fn audience(&self, users: &[String], suite: &str) -> BTreeSet<KeyBoxAddress> {
+        let usable = users.iter().flat_map(|user_id| {
+            self.directory
+                .usable(user_id, suite)
+                .map(|known| KeyBoxAddress::new(user_id, &known.keys.keybox_id))
+        });
+        usable.chain([self.own.clone()]).collect()
+    }
+
+    /// The resource key to send with: the newest that is of this suite and epoch, not used up, and not too old.
+    fn current_key(&mut self, room_id: &str, suite: &str, now: u64) -> Option<KeyRef> {
+        let of_room: Vec<_> =
+            self.resource_keys.keys().filter(|key| key.room_id == room_id).cloned().collect();
+        for key in &of_room {
+            self.adopt(key);
+        }
+        let room = self.rooms.get(room_id)?;
+        let fit = |record: &&KeyRecord| {
+            // A maker's clock in the future must not make a key last longer.
+            let age = now.saturating_sub(record.origin.created_at.min(record.received_at));
+            record.for_sending
+                && record.suite == suite
+                && record.epoch == room.epoch
+                && age < room.rotation_period_ms
+                && record.messages(&self.own) < room.rotation_period_msgs
+        };
+        let candidates = of_room.iter().filter_map(|key| self.resource_keys.get(key)).filter(fit);
+        candidates
+            .max_by_key(|record| (record.origin.created_at, &record.key))
+            .map(|record| record.key.clone())
+    }
+
+    fn make_key(
+        &mut self,
+        room_id: &str,
+        suite: &str,
+        audience: &BTreeSet<KeyBoxAddress>,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) -> Result<KeyRef, EncryptError> {
+        let open = ResourceKey::generate(entropy)?;
+        let key = KeyRef { room_id: room_id.to_owned(), key_id: open.id(room_id) };
+        let hash = audience_hash(
+            audience.iter().map(|address| (address.user_id.as_str(), address.keybox_id.as_str())),
+        );
+        let origin = Origin::sign(&self.keys, suite, room_id, &key.key_id, now, hash)?;
+        let wrap = self.wrap_to_self(&key, suite, &open, entropy).ok_or(EncryptError::NoKey)?;
+        let record = KeyRecord {
+            key: key.clone(),
+            suite: suite.to_owned(),
+            wrap,
+            origin,
+            origin_verified: true,
+            received_from: None,
+            received_at: now,
+            epoch: self.rooms.get(room_id).map(|room| room.epoch).unwrap_or_default(),
+            for_sending: true,
+            holders: BTreeSet::from([self.own.clone()]),
+            next_counter: 0,
+            seen: BTreeMap::new(),
+        };
+        self.resource_keys.insert(key.clone(), record);
+        self.open.insert(key.clone(), open);
+        self.key_changed(&key);
+        Ok(key)
+    }
+
+    /// Wraps a resource key for KeyBoxes and queues it for them.
+    pub(super) fn give(
+        &mut self,
+        key: &KeyRef,
+        recipients: &[KeyBoxAddress],
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        let Some(open) = self.open_key(key) else { return Ok(()) };
+        let Some(record) = self.resource_keys.get(key) else { return Ok(()) };
+        let Some(suite) = suite::find(&record.suite) else { return Ok(()) };
+        let mut messages = Vec::new();
+        for address in recipients {
+            let Some(known) = self.directory.find(address) else { continue };
+            let context = WrapContext {
+                suite: suite.id,
+                room_id: &key.room_id,
+                key_id: &key.key_id,
+                sender: &self.own.user_id,
+                sender_keybox: &self.own.keybox_id,
+                recipient: &address.user_id,
+                recipient_keybox: &address.keybox_id,
+            };
+            let content = ResourceKeyContent {
+                algorithm: suite.id.to_owned(),
+                room_id: key.room_id.clone(),
+                key_id: key.key_id.clone(),
+                wrap: suite.wrap(&open, &known.keys, &context, entropy)?,
+                sender_keybox: self.own.keybox_id.clone(),
+                exchange_id: new_id(entropy)?,
+                sent_at: now,
+                origin: record.origin.clone(),
+            };
+            messages.push((address.clone(), content));
+            notices.push(Notice::KeyGiven { key: key.clone(), keybox: address.clone() });
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        if let Some(record) = self.resource_keys.get_mut(key) {
+            record.holders.extend(messages.iter().map(|(address, _)| address.clone()));
+        }
+        self.key_changed(key);
+        self.enqueue(key, messages, entropy)
+    }
+}

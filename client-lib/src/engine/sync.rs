@@ -1,0 +1,293 @@
+//! Taking in what `/sync` delivers.
+
+use serde_json::{Map, Value};
+
+use keystead_keybox::Entropy;
+
+use super::decrypt::is_envelope;
+use super::exchange::EngineError;
+use super::{DecryptError, Engine, Membership, Message, Notice, RecordName, Room};
+use crate::events::{JoinedRoom, RoomEvent, SyncResponse};
+
+/// Events of a room that the server left out of a sync: to be read with `/messages`, backwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The room.
+    pub room_id: String,
+    /// Where to read backwards from.
+    pub from: String,
+    /// The newest event that is known already: where to stop.
+    pub until: Option<String>,
+}
+
+/// What came of a sync.
+#[derive(Clone, Debug, Default)]
+pub struct Received {
+    /// What the KeyBox did or noticed.
+    pub notices: Vec<Notice>,
+    /// Where events are missing.
+    pub gaps: Vec<Gap>,
+}
+
+impl Engine {
+    /// Takes in an answer of `/sync`: key sets that changed, who is in which room, key messages, content, in this order.
+    pub fn receive_sync(
+        &mut self,
+        sync: &SyncResponse,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Received, EngineError> {
+        let mut received = Received::default();
+        for user_id in &sync.device_lists.changed {
+            self.directory.changed(user_id);
+            self.changed.insert(RecordName::Directory);
+        }
+        for (room_id, invited) in &sync.rooms.invite {
+            self.apply_state(
+                room_id,
+                Membership::Invite,
+                &invited.invite_state.events,
+                &mut received.notices,
+            );
+        }
+        for (room_id, left) in &sync.rooms.leave {
+            self.apply_room(room_id, Membership::Leave, left, &mut received);
+        }
+        for (room_id, joined) in &sync.rooms.join {
+            self.apply_room(room_id, Membership::Join, joined, &mut received);
+        }
+        for event in &sync.to_device.events {
+            self.receive_to_device(event.clone(), now, true, entropy, &mut received.notices)?;
+        }
+        // A key that came before its room was known may be judged now.
+        self.retry_inbox(now, entropy, &mut received.notices)?;
+        for (room_id, room) in sync.rooms.leave.iter().chain(&sync.rooms.join) {
+            for event in &room.timeline.events {
+                self.receive_event(room_id, event, now, entropy, &mut received.notices)?;
+            }
+        }
+        Ok(received)
+    }
+
+    /// Takes in events that fill a [`Gap`], oldest first.
+    pub fn receive_gap(
+        &mut self,
+        room_id: &str,
+        events: &[RoomEvent],
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Notice>, EngineError> {
+        let mut notices = Vec::new();
+        for event in events {
+            self.receive_event(room_id, event, now, entropy, &mut notices)?;
+        }
+        Ok(notices)
+    }
+
+    /// Opens events that were read backwards for a person to look at, without counting them as news. A missing key is
+    /// asked for, and an unknown KeyBox looked up.
+    pub fn read_history(
+        &mut self,
+        room_id: &str,
+        event: &RoomEvent,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Message, DecryptError> {
+        if !is_envelope(event) {
+            return Ok(Self::clear_message(room_id, event));
+        }
+        let opened = self.decrypt(room_id, event);
+        if let Err(error) = &opened {
+            self.pursue(room_id, event, error, now, entropy);
+        }
+        opened
+    }
+
+    /// The oldest messages that nobody has taken yet, of one room or of all; they count as taken.
+    pub fn take_unread(&mut self, room_id: Option<&str>, limit: usize) -> Vec<Message> {
+        let mut taken = Vec::new();
+        for room in self.rooms.values_mut().filter(|room| room_id.is_none_or(|id| id == room.room_id)) {
+            if !room.unread.is_empty() {
+                taken.append(&mut room.unread);
+                self.changed.insert(RecordName::Room(room.room_id.clone()));
+            }
+        }
+        taken.sort_by_key(|message| message.sent_at);
+        let surplus = taken.split_off(limit.min(taken.len()));
+        for message in surplus {
+            if let Some(room) = self.rooms.get_mut(&message.room_id) {
+                room.unread.push(message);
+            }
+        }
+        taken
+    }
+
+    /// Takes in the key sets of the users that were asked for: `device_keys` of the answer of `/keys/query`.
+    pub fn receive_key_sets(
+        &mut self,
+        asked: &[String],
+        device_keys: &Map<String, Value>,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Notice>, EngineError> {
+        let mut notices = Vec::new();
+        let none = Map::new();
+        for user_id in asked {
+            let devices = device_keys.get(user_id).and_then(Value::as_object).unwrap_or(&none);
+            let update = self.directory.update(user_id, devices, now);
+            notices.extend(update.notices);
+            if update.departed {
+                for room in self.rooms.values_mut().filter(|room| room.members.contains_key(user_id)) {
+                    room.depart();
+                    self.changed.insert(RecordName::Room(room.room_id.clone()));
+                }
+            }
+        }
+        self.changed.insert(RecordName::Directory);
+        self.retry_inbox(now, entropy, &mut notices)?;
+        let waiting: Vec<_> =
+            self.rooms.values().filter(|room| room.waiting() > 0).map(|room| room.room_id.clone()).collect();
+        for room_id in waiting {
+            self.retry_waiting(&room_id, now, entropy, &mut notices);
+        }
+        Ok(notices)
+    }
+
+    fn apply_room(
+        &mut self,
+        room_id: &str,
+        membership: Membership,
+        update: &JoinedRoom,
+        received: &mut Received,
+    ) {
+        let known = self.rooms.get(room_id).filter(|room| room.membership == Membership::Join);
+        if let (Some(room), true, Some(from)) = (known, update.timeline.limited, &update.timeline.prev_batch)
+        {
+            let gap =
+                Gap { room_id: room_id.to_owned(), from: from.clone(), until: room.newest_event.clone() };
+            received.gaps.push(gap);
+        }
+        let state = update.state.events.iter().chain(&update.timeline.events);
+        let state: Vec<_> = state.filter(|event| event.state_key.is_some()).cloned().collect();
+        self.apply_state(room_id, membership, &state, &mut received.notices);
+        if let (Some(room), Some(newest)) = (self.rooms.get_mut(room_id), update.timeline.events.last()) {
+            room.newest_event = Some(newest.event_id.clone());
+        }
+    }
+
+    fn apply_state(
+        &mut self,
+        room_id: &str,
+        membership: Membership,
+        events: &[RoomEvent],
+        notices: &mut Vec<Notice>,
+    ) {
+        let room = self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::new(room_id, membership));
+        for event in events {
+            if room.apply_state(event, &self.own.user_id) {
+                notices.push(Notice::SuiteDowngrade { room_id: room_id.to_owned() });
+            }
+        }
+        room.membership = membership;
+        if room.suite.is_some() {
+            for user_id in room.audience_users() {
+                self.directory.track(&user_id);
+            }
+            self.changed.insert(RecordName::Directory);
+        }
+        self.changed.insert(RecordName::Room(room_id.to_owned()));
+    }
+
+    fn receive_event(
+        &mut self,
+        room_id: &str,
+        event: &RoomEvent,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        if event.state_key.is_some() {
+            return Ok(());
+        }
+        let opened = if is_envelope(event) {
+            self.decrypt(room_id, event)
+        } else if event.event_type == "m.room.message" {
+            Ok(Self::clear_message(room_id, event))
+        } else {
+            return Ok(());
+        };
+        if let Err(error) = &opened {
+            self.pursue(room_id, event, error, now, entropy);
+        }
+        self.settle(room_id, event, opened, notices);
+        Ok(())
+    }
+
+    /// Does what can make an event readable: asks for its key, or for its sender's key sets.
+    fn pursue(
+        &mut self,
+        room_id: &str,
+        event: &RoomEvent,
+        error: &DecryptError,
+        now: u64,
+        entropy: &mut dyn Entropy,
+    ) {
+        match error {
+            DecryptError::MissingKey(_) => self.want_key_of(room_id, event, now, entropy),
+            DecryptError::UnknownKeyBox(keybox) => {
+                self.directory.mark_outdated(&keybox.user_id);
+                self.changed.insert(RecordName::Directory);
+            }
+            _ => {}
+        }
+    }
+
+    /// Files an event by what came of it: unread, waiting, or refused.
+    fn settle(
+        &mut self,
+        room_id: &str,
+        event: &RoomEvent,
+        opened: Result<Message, DecryptError>,
+        notices: &mut Vec<Notice>,
+    ) {
+        let own_id = &self.own.keybox_id;
+        let Some(room) = self.rooms.get_mut(room_id) else { return };
+        match opened {
+            Ok(message) => {
+                let sent_here =
+                    message.sender == self.own.user_id && message.sender_keybox.as_ref() == Some(own_id);
+                if sent_here {
+                    return;
+                }
+                room.push_unread(message);
+            }
+            Err(error) if error.is_temporary() => room.push_waiting(event.clone()),
+            Err(error) => notices.push(Notice::MessageRefused {
+                room_id: room_id.to_owned(),
+                event_id: event.event_id.clone(),
+                reason: error.to_string(),
+            }),
+        }
+        self.changed.insert(RecordName::Room(room_id.to_owned()));
+    }
+
+    /// Tries the waiting events of a room again.
+    pub(super) fn retry_waiting(
+        &mut self,
+        room_id: &str,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) {
+        let Some(room) = self.rooms.get_mut(room_id) else { return };
+        for event in std::mem::take(&mut room.waiting) {
+            let opened = self.decrypt(room_id, &event);
+            // Only a key is asked for here: an unknown KeyBox was looked up when the event came, and would be for ever.
+            if let Err(DecryptError::MissingKey(_)) = &opened {
+                self.want_key_of(room_id, &event, now, entropy);
+            }
+            self.settle(room_id, &event, opened, notices);
+        }
+        self.changed.insert(RecordName::Room(room_id.to_owned()));
+    }
+}

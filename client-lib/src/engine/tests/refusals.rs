@@ -1,0 +1,146 @@
+use serde_json::{Value, json};
+
+use keystead_keybox::OpensslEntropy;
+
+use super::world::{ROOM, World, address, user};
+use crate::engine::{EncryptError, Notice};
+
+fn refusals(world: &World, name: &str) -> usize {
+    world.notices(name).iter().filter(|notice| matches!(notice, Notice::MessageRefused { .. })).count()
+}
+
+#[test]
+fn a_replayed_message_is_refused() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "pay 100");
+    let content = world.events.last().unwrap().content.clone();
+    world.event(&user("A1"), "m.room.encrypted", None, content);
+    world.settle();
+    assert_eq!(world.texts("B1"), ["pay 100"]);
+    assert_eq!(refusals(&world, "B1"), 1);
+}
+
+#[test]
+fn an_altered_or_misattributed_message_is_refused() {
+    let mut world = World::new(&["A1", "B1", "C1"]);
+    world.say("A1", "text");
+    let content = world.events.last().unwrap().content.clone();
+    for field in ["ciphertext", "iv", "mac", "signature"] {
+        let mut altered = content.clone();
+        let text = altered[field].as_str().unwrap();
+        let first = if text.starts_with('A') { "B" } else { "A" };
+        altered[field] = format!("{first}{}", &text[1..]).into();
+        world.event(&user("A1"), "m.room.encrypted", None, altered);
+    }
+    let mut counter = content.clone();
+    counter["counter"] = json!(9);
+    world.event(&user("A1"), "m.room.encrypted", None, counter);
+    world.settle();
+    assert_eq!(world.texts("B1"), ["text"]);
+    assert_eq!(refusals(&world, "B1"), 5);
+    // C posts A's message as its own: there is no such KeyBox of C.
+    world.event(&user("C1"), "m.room.encrypted", None, content);
+    world.settle();
+    assert!(world.texts("B1").is_empty());
+}
+
+#[test]
+fn a_key_message_that_was_altered_on_the_way_is_dropped() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.post("A1", "text");
+    for event in &mut world.boxes.get_mut("B1").unwrap().queue {
+        event.content["sent_at"] = json!(1);
+    }
+    world.round("B1");
+    let dropped = |world: &World| {
+        world.notices("B1").iter().any(|notice| matches!(notice, Notice::KeyMessageDropped { .. }))
+    };
+    assert!(dropped(&world));
+    assert!(world.texts("B1").is_empty());
+    // The message is asked for, and so read in the end.
+    world.settle();
+    assert_eq!(world.texts("B1"), ["text"]);
+}
+
+#[test]
+fn a_key_from_a_stranger_is_dropped() {
+    let mut world = World::new(&["A1", "B1"]);
+    // E knows the room's id and B's KeyBox, and makes a key for them in a room of its own making.
+    world.add("E1");
+    world.boxes.get_mut("E1").unwrap().engine.follow(&user("B1"));
+    world.round("E1");
+    world.membership(&user("E1"), "join");
+    world.round("E1");
+    let pretended = world.events.pop().unwrap();
+    assert_eq!(pretended.sender, user("E1"));
+    world.post("E1", "spam");
+    world.events.pop();
+    assert!(!world.boxes["B1"].queue.is_empty());
+    for _ in 0..3 {
+        world.round("B1");
+    }
+    let stranger = world
+        .notices("B1")
+        .iter()
+        .any(|notice| matches!(notice, Notice::KeyMessageDropped { sender, .. } if *sender == user("E1")));
+    assert!(stranger, "{:?}", world.notices("B1"));
+}
+
+#[test]
+fn other_keys_under_a_known_id_are_not_trusted() {
+    let mut world = World::new(&["A1", "B1", "C1"]);
+    world.say("A1", "one");
+    world.forge_keys("B1");
+    world.round("A1");
+    assert!(world.notices("A1").contains(&Notice::KeySetChanged { keybox: address("B1") }));
+    world.post("A1", "two");
+    world.settle();
+    assert_eq!(world.texts("C1"), ["one", "two"]);
+    assert_eq!(world.texts("B1"), ["one"]);
+}
+
+#[test]
+fn nothing_is_sent_in_the_clear() {
+    let mut world = World::new(&["A1"]);
+    let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
+    let refused = engine.prepare("!other", 0, &mut OpensslEntropy, &mut Vec::new()).unwrap_err();
+    assert!(matches!(refused, EncryptError::NotJoined));
+    world.boxes.get_mut("A1").unwrap().engine.rooms.get_mut(ROOM).unwrap().suite = None;
+    let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
+    let refused = engine.prepare(ROOM, 0, &mut OpensslEntropy, &mut Vec::new()).unwrap_err();
+    assert!(matches!(refused, EncryptError::NotEncrypted));
+}
+
+#[test]
+fn junk_for_a_key_message_is_survived() {
+    let mut world = World::new(&["A1", "B1"]);
+    let junk: [Value; 5] =
+        [json!(null), json!([]), json!({}), json!({ "sender_keybox": 1 }), json!({ "sender_keybox": "A1" })];
+    for event_type in [
+        "com.trustner.keybox.resource_key",
+        "com.trustner.keybox.resource_key_request",
+        "com.trustner.keybox.resource_key.withheld",
+        "com.trustner.keybox.resource_key.ack",
+        "m.room_key",
+    ] {
+        for content in &junk {
+            let event = serde_json::from_value(json!({
+                "type": event_type, "sender": user("A1"), "content": content,
+            }));
+            world.boxes.get_mut("B1").unwrap().queue.push(event.unwrap());
+        }
+    }
+    world.round("B1");
+    world.say("A1", "text");
+    assert_eq!(world.texts("B1"), ["text"]);
+}
+
+#[test]
+fn no_secret_shows_in_debug() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "text");
+    let event = world.events.last().unwrap().clone();
+    let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
+    let key = engine.export_key(ROOM, &event).unwrap().resource_key;
+    assert!(!format!("{engine:?}").contains(key.as_str()));
+}

@@ -1,0 +1,289 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use keystead_keybox::key_message::{KeyMessage, ResourceKeyContent};
+use keystead_keybox::key_set::PrivateKeySet;
+use keystead_keybox::{OpensslEntropy, suite};
+
+use crate::engine::{Engine, KeyBoxAddress, Message, Notice, Outgoing, Readiness, Record};
+use crate::events::{DeviceLists, Events, JoinedRoom, RoomEvent, SyncResponse, Timeline, ToDeviceEvent};
+
+pub(super) const ROOM: &str = "!room";
+
+/// A KeyBox, what it has not fetched yet, and what it has said.
+pub(super) struct Box {
+    pub(super) engine: Engine,
+    stored: BTreeMap<String, Vec<u8>>,
+    keys: PrivateKeySet,
+    position: usize,
+    pub(super) queue: Vec<ToDeviceEvent>,
+    changed: Vec<String>,
+    pub(super) notices: Vec<Notice>,
+}
+
+/// One room with all its events, and the KeyBoxes of everybody.
+pub(super) struct World {
+    pub(super) boxes: BTreeMap<&'static str, Box>,
+    pub(super) events: Vec<RoomEvent>,
+    device_keys: BTreeMap<String, Map<String, Value>>,
+    members: BTreeMap<String, String>,
+    pub(super) now: u64,
+}
+
+impl World {
+    /// A room that uses suite v1, made by the user of the first KeyBox; the others are joined. Each KeyBox is called as
+    /// its id; its user is the id's first letter.
+    pub(super) fn new(names: &[&'static str]) -> Self {
+        let mut world = Self {
+            boxes: BTreeMap::new(),
+            events: Vec::new(),
+            device_keys: BTreeMap::new(),
+            members: BTreeMap::new(),
+            now: 1_000_000,
+        };
+        let founder = user(names[0]);
+        world.state(&founder, "m.room.create", "", json!({ "com.trustner.encryption_algorithm": suite::V1 }));
+        world.membership(&founder, "join");
+        world.state(&founder, "m.room.encryption", "", json!({ "algorithm": suite::V1 }));
+        for name in names {
+            world.membership(&user(name), "join");
+            world.add(name);
+        }
+        world.settle();
+        world
+    }
+
+    pub(super) fn add(&mut self, name: &'static str) {
+        let keys = PrivateKeySet::generate(&user(name), name, &mut OpensslEntropy).unwrap();
+        let engine = Engine::new(keys.clone()).unwrap();
+        let new = Box {
+            engine,
+            stored: BTreeMap::new(),
+            keys,
+            position: 0,
+            queue: Vec::new(),
+            changed: Vec::new(),
+            notices: Vec::new(),
+        };
+        self.boxes.insert(name, new);
+    }
+
+    pub(super) fn state(&mut self, sender: &str, event_type: &str, state_key: &str, content: Value) {
+        self.event(sender, event_type, Some(state_key.to_owned()), content);
+    }
+
+    pub(super) fn membership(&mut self, user_id: &str, membership: &str) {
+        self.members.insert(user_id.to_owned(), membership.to_owned());
+        self.state(user_id, "m.room.member", user_id, json!({ "membership": membership }));
+    }
+
+    pub(super) fn event(
+        &mut self,
+        sender: &str,
+        event_type: &str,
+        state_key: Option<String>,
+        content: Value,
+    ) -> String {
+        self.now += 1;
+        let event_id = format!("${}", self.events.len());
+        self.events.push(RoomEvent {
+            event_type: event_type.to_owned(),
+            state_key,
+            sender: sender.to_owned(),
+            event_id: event_id.clone(),
+            origin_server_ts: self.now,
+            content,
+        });
+        event_id
+    }
+
+    fn device_keys_changed(&mut self, user_id: &str) {
+        for other in self.boxes.values_mut() {
+            other.changed.push(user_id.to_owned());
+        }
+    }
+
+    pub(super) fn revoke(&mut self, name: &str) {
+        self.boxes.remove(name);
+        self.device_keys.get_mut(&user(name)).unwrap().remove(name);
+        self.device_keys_changed(&user(name));
+    }
+
+    /// Replaces what the server shows as a KeyBox's key set.
+    pub(super) fn forge_keys(&mut self, name: &str) {
+        let keys = PrivateKeySet::generate(&user(name), name, &mut OpensslEntropy).unwrap();
+        let forged = keys.device_keys().unwrap().into();
+        self.device_keys.get_mut(&user(name)).unwrap().insert(name.to_owned(), forged);
+        self.device_keys_changed(&user(name));
+    }
+
+    /// One round of a KeyBox: sync, then send until nothing is left, storing in between. Then it is started anew from what it
+    /// stored, so that every test is a test of restarts too.
+    pub(super) fn round(&mut self, name: &str) -> bool {
+        self.now += 10;
+        let now = self.now;
+        let sync = self.sync(name);
+        let busy = !sync.to_device.events.is_empty() || !sync.rooms.join.is_empty();
+        let one = self.boxes.get_mut(name).unwrap();
+        let received = one.engine.receive_sync(&sync, now, &mut OpensslEntropy).unwrap();
+        assert!(received.gaps.is_empty());
+        one.notices.extend(received.notices);
+        let sent = self.flush(name);
+        self.restart(name);
+        busy || sent
+    }
+
+    fn sync(&mut self, name: &str) -> SyncResponse {
+        let one = self.boxes.get_mut(name).unwrap();
+        let is_member = self.members.get(&user(name)).is_some_and(|membership| membership == "join");
+        let events = self.events[one.position..].to_vec();
+        one.position = self.events.len();
+        let mut sync = SyncResponse {
+            to_device: Events { events: std::mem::take(&mut one.queue) },
+            device_lists: DeviceLists { changed: std::mem::take(&mut one.changed), left: Vec::new() },
+            ..SyncResponse::default()
+        };
+        if !events.is_empty() {
+            let timeline = Timeline { events, ..Timeline::default() };
+            let rooms = if is_member { &mut sync.rooms.join } else { &mut sync.rooms.leave };
+            rooms.insert(ROOM.to_owned(), JoinedRoom { timeline, ..JoinedRoom::default() });
+        }
+        sync
+    }
+
+    pub(super) fn flush(&mut self, name: &str) -> bool {
+        let mut sent = false;
+        loop {
+            let now = self.now;
+            let one = self.boxes.get_mut(name).unwrap();
+            let requests = one.engine.outgoing(now, &mut OpensslEntropy, &mut one.notices).unwrap();
+            self.store(name);
+            if requests.is_empty() {
+                return sent;
+            }
+            sent = true;
+            for request in requests {
+                self.carry_out(name, request);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, name: &str, request: Outgoing) {
+        let now = self.now;
+        match request {
+            Outgoing::UploadKeys { device_keys } => {
+                let devices = self.device_keys.entry(user(name)).or_default();
+                devices.insert(name.to_owned(), device_keys.into());
+                self.device_keys_changed(&user(name));
+                self.boxes.get_mut(name).unwrap().engine.keys_uploaded();
+            }
+            Outgoing::QueryKeys { users } => {
+                let answer = users.iter().filter_map(|user_id| {
+                    Some((user_id.clone(), Value::Object(self.device_keys.get(user_id)?.clone())))
+                });
+                let answer = answer.collect();
+                let one = self.boxes.get_mut(name).unwrap();
+                let notices = one.engine.receive_key_sets(&users, &answer, now, &mut OpensslEntropy).unwrap();
+                one.notices.extend(notices);
+            }
+            Outgoing::SendToDevice { txn_id, event_type, messages } => {
+                let joined =
+                    |user_id: &str| self.members.get(user_id).is_some_and(|membership| membership == "join");
+                let refused = event_type == ResourceKeyContent::EVENT_TYPE
+                    && !(joined(&user(name)) && messages.keys().all(|user_id| joined(user_id)));
+                if refused {
+                    let one = self.boxes.get_mut(name).unwrap();
+                    let code = "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER";
+                    one.notices
+                        .extend(one.engine.to_device_refused(&txn_id, code, &mut OpensslEntropy).unwrap());
+                    return;
+                }
+                for (keybox_id, content) in messages.into_values().flatten() {
+                    if let Some(recipient) = self.boxes.get_mut(keybox_id.as_str()) {
+                        let event_type = event_type.clone();
+                        recipient.queue.push(ToDeviceEvent { event_type, sender: user(name), content });
+                    }
+                }
+                self.boxes.get_mut(name).unwrap().engine.to_device_sent(&txn_id);
+            }
+        }
+    }
+
+    fn store(&mut self, name: &str) {
+        let one = self.boxes.get_mut(name).unwrap();
+        for record in one.engine.take_changes().unwrap() {
+            one.stored.insert(record.name.clone(), record.json.to_vec());
+        }
+    }
+
+    pub(super) fn restart(&mut self, name: &str) {
+        self.store(name);
+        let one = self.boxes.get_mut(name).unwrap();
+        let stored = one.stored.iter();
+        let records: Vec<_> =
+            stored.map(|(name, json)| Record { name: name.clone(), json: json.clone().into() }).collect();
+        one.engine = Engine::load(one.keys.clone(), &records).unwrap();
+    }
+
+    /// Rounds of all KeyBoxes until none has anything to do.
+    pub(super) fn settle(&mut self) {
+        let names: Vec<_> = self.boxes.keys().copied().collect();
+        for _ in 0..20 {
+            let busy: Vec<bool> = names.iter().map(|name| self.round(name)).collect();
+            if busy.iter().all(|busy| !busy) {
+                return;
+            }
+        }
+        panic!("the KeyBoxes do not come to rest");
+    }
+
+    /// Sends a text and delivers it to nobody yet. Returns the event's id.
+    pub(super) fn post(&mut self, name: &str, text: &str) -> String {
+        let now = self.now;
+        let key = loop {
+            let one = self.boxes.get_mut(name).unwrap();
+            match one.engine.prepare(ROOM, now, &mut OpensslEntropy, &mut one.notices).unwrap() {
+                Readiness::Ready(key) => break key,
+                Readiness::KeySetsNeeded => self.flush(name),
+            };
+        };
+        self.flush(name);
+        let content = json!({ "msgtype": "m.text", "body": text });
+        let one = self.boxes.get_mut(name).unwrap();
+        let envelope = one.engine.encrypt(&key, "m.room.message", content, &mut OpensslEntropy).unwrap();
+        self.restart(name);
+        self.event(&user(name), "m.room.encrypted", None, serde_json::to_value(envelope).unwrap())
+    }
+
+    pub(super) fn say(&mut self, name: &str, text: &str) -> String {
+        let event_id = self.post(name, text);
+        self.settle();
+        event_id
+    }
+
+    pub(super) fn unread(&mut self, name: &str) -> Vec<Message> {
+        self.boxes.get_mut(name).unwrap().engine.take_unread(None, usize::MAX)
+    }
+
+    pub(super) fn texts(&mut self, name: &str) -> Vec<String> {
+        self.unread(name).iter().map(|message| message.body().unwrap().to_owned()).collect()
+    }
+
+    pub(super) fn keys_in_use(&self) -> usize {
+        let ids = self.events.iter().filter_map(|event| event.content.get("key_id")?.as_str());
+        ids.collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    pub(super) fn notices(&self, name: &str) -> &[Notice] {
+        &self.boxes[name].notices
+    }
+}
+
+pub(super) fn user(name: &str) -> String {
+    format!("@{}:x", name[..1].to_lowercase())
+}
+
+pub(super) fn address(name: &str) -> KeyBoxAddress {
+    KeyBoxAddress::new(&user(name), name)
+}
