@@ -1,1 +1,17 @@
+//! The Keystead client library: a KeyBox as a library.
+//!
+//! - [`engine`] is the KeyBox itself and does no I/O: push what arrived, pull what to send.
+//! - [`store`] keeps its records encrypted in a folder.
+//! - [`api`] speaks the Matrix client-server API.
+//! - [`client`] puts the three together; this is what an application uses.
+//! - [`cli`] is the command line `keybox` on top of it.
+//!
+//! The protocol is `profiles/keybox/SPEC.md`; `README.md` beside this crate shows how to use both.
 
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod engine;
+pub mod events;
+pub mod store;

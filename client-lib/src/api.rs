@@ -1,0 +1,49 @@
+//! The Matrix client-server API, as far as a KeyBox needs it.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/>
+
+mod account;
+mod error;
+mod http;
+mod rooms;
+mod sync;
+
+pub use account::{LoggedIn, Registration};
+pub use error::{ApiError, ServerError};
+pub use rooms::{MessagesPage, NewRoom};
+
+use http::Http;
+use zeroize::Zeroizing;
+
+/// A connection to one homeserver, with or without an access token.
+#[derive(Clone)]
+pub struct Api {
+    http: Http,
+    token: Option<Zeroizing<String>>,
+}
+
+impl Api {
+    /// A connection to the homeserver at `server`, such as `http://127.0.0.1:8008` or `https://matrix.example.org`. TLS is
+    /// version 1.2 or later. Nothing is sent yet.
+    pub fn new(server: &str) -> Result<Self, ApiError> {
+        Ok(Self { http: Http::new(server)?, token: None })
+    }
+
+    /// The same connection with an access token.
+    #[must_use]
+    pub fn with_token(mut self, token: Zeroizing<String>) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// The homeserver's address, without a slash at its end.
+    pub fn server(&self) -> &str {
+        self.http.server()
+    }
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Api").field("server", &self.server()).finish_non_exhaustive()
+    }
+}

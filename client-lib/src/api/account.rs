@@ -1,0 +1,173 @@
+//! Accounts: registering, logging in and out, key sets.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
+
+use super::http::Call;
+use super::{Api, ApiError};
+
+/// What a new account is to be.
+#[derive(Clone)]
+pub struct Registration<'a> {
+    /// The local part of the user id.
+    pub username: &'a str,
+    /// The password.
+    pub password: &'a str,
+    /// A registration token, if the server asks for one.
+    pub token: Option<&'a str>,
+    /// What the KeyBox is called in the account's list of devices.
+    pub display_name: &'a str,
+}
+
+/// A new session of an account.
+#[derive(Deserialize)]
+pub struct LoggedIn {
+    /// The user id.
+    pub user_id: String,
+    /// The device id that the server made: the KeyBox id.
+    pub device_id: String,
+    /// The access token.
+    pub access_token: String,
+}
+
+impl Api {
+    /// Makes an account and a first session, through the stages `m.login.dummy` and `m.login.registration_token` of the
+    /// interactive authentication.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3register>
+    pub async fn register(&self, registration: &Registration<'_>) -> Result<LoggedIn, ApiError> {
+        let mut request = Map::new();
+        request.insert("username".to_owned(), registration.username.into());
+        request.insert("password".to_owned(), registration.password.into());
+        request.insert("initial_device_display_name".to_owned(), registration.display_name.into());
+        let mut tried: Vec<String> = Vec::new();
+        loop {
+            let refusal =
+                match self.call(Call::post("/_matrix/client/v3/register", request.clone().into())).await {
+                    Err(ApiError::Server(refusal)) if refusal.status == 401 => refusal,
+                    answer => return answer,
+                };
+            let Some(stage) = next_stage(&refusal.body, registration.token.is_some(), &tried) else {
+                return Err(refusal.into());
+            };
+            let session = refusal.body.get("session");
+            let auth = if stage == "m.login.registration_token" {
+                json!({ "type": stage, "session": session, "token": registration.token })
+            } else {
+                json!({ "type": stage, "session": session })
+            };
+            request.insert("auth".to_owned(), auth);
+            tried.push(stage);
+        }
+    }
+
+    /// Logs in with a password: a new device, and so a new KeyBox.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3login>
+    pub async fn login(&self, user: &str, password: &str, display_name: &str) -> Result<LoggedIn, ApiError> {
+        let request = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": user },
+            "password": password,
+            "initial_device_display_name": display_name,
+        });
+        self.call(Call::post("/_matrix/client/v3/login", request)).await
+    }
+
+    /// Ends the session; the server forgets the device and its keys.
+    pub async fn logout(&self) -> Result<(), ApiError> {
+        self.call::<Value>(Call::post("/_matrix/client/v3/logout", json!({}))).await.map(drop)
+    }
+
+    /// Publishes the key set of this device.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysupload>
+    pub async fn upload_keys(&self, device_keys: &Map<String, Value>) -> Result<(), ApiError> {
+        let call = Call::post("/_matrix/client/v3/keys/upload", json!({ "device_keys": device_keys }));
+        self.call::<Value>(call.repeatable()).await.map(drop)
+    }
+
+    /// The key sets of users: `device_keys`, by user, by device.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysquery>
+    pub async fn query_keys(&self, users: &[String]) -> Result<Map<String, Value>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(default)]
+            device_keys: Map<String, Value>,
+        }
+        let users: Map<String, Value> = users.iter().map(|user_id| (user_id.clone(), json!([]))).collect();
+        let call = Call::post("/_matrix/client/v3/keys/query", json!({ "device_keys": users }));
+        Ok(self.call::<Answer>(call.repeatable()).await?.device_keys)
+    }
+
+    /// The devices of the account, as the server lists them.
+    pub async fn devices(&self) -> Result<Vec<Value>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            devices: Vec<Value>,
+        }
+        Ok(self.call::<Answer>(Call::get("/_matrix/client/v3/devices")).await?.devices)
+    }
+}
+
+impl std::fmt::Debug for LoggedIn {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("LoggedIn")
+            .field("user_id", &self.user_id)
+            .field("device_id", &self.device_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LoggedIn {
+    /// The access token in memory that is wiped.
+    pub fn take_token(&mut self) -> Zeroizing<String> {
+        Zeroizing::new(std::mem::take(&mut self.access_token))
+    }
+}
+
+/// The next stage of the first flow that we can complete; `None` if there is none, or if it was tried in vain.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>
+fn next_stage(body: &Value, have_token: bool, tried: &[String]) -> Option<String> {
+    let strings = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    };
+    let completed = body.get("completed").map(strings).unwrap_or_default();
+    let can = |stage: &String| match stage.as_str() {
+        "m.login.dummy" => true,
+        "m.login.registration_token" => have_token,
+        _ => false,
+    };
+    let flows = body.get("flows")?.as_array()?;
+    let stages = flows
+        .iter()
+        .filter_map(|flow| flow.get("stages"))
+        .map(strings)
+        .find(|stages| stages.iter().all(can))?;
+    stages.into_iter().find(|stage| !completed.contains(stage)).filter(|stage| !tried.contains(stage))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_flow_that_can_be_completed_is_taken_stage_by_stage() {
+        let body = json!({ "session": "s", "flows": [
+            { "stages": ["m.login.recaptcha", "m.login.dummy"] },
+            { "stages": ["m.login.registration_token", "m.login.dummy"] },
+        ] });
+        assert_eq!(next_stage(&body, false, &[]), None);
+        assert_eq!(next_stage(&body, true, &[]).as_deref(), Some("m.login.registration_token"));
+        let tried = ["m.login.registration_token".to_owned()];
+        assert_eq!(next_stage(&body, true, &tried), None, "a refused stage is not tried for ever");
+        let mut further = body.clone();
+        further["completed"] = json!(["m.login.registration_token"]);
+        assert_eq!(next_stage(&further, true, &tried).as_deref(), Some("m.login.dummy"));
+        assert_eq!(next_stage(&json!({ "errcode": "M_FORBIDDEN" }), true, &[]), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! Requests over HTTP and HTTPS: one JSON body there, one back.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::{Method, Request, Uri};
+use hyper_openssl::client::legacy::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use openssl::ssl::{SslConnector, SslMethod, SslVersion};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Api, ApiError, ServerError};
+
+/// How long an answer may take, beyond what a long-poll was told to wait.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer may not be longer: the first sync of a large account is a few tens of megabytes.
+const MAX_ANSWER: usize = 256 << 20;
+/// How often a request that can be repeated safely is, when the server cannot be reached or asks to wait.
+const ATTEMPTS: u32 = 4;
+/// The longest wait that a server may ask for before the error goes to the caller.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub(super) struct Http {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    server: String,
+}
+
+/// One request of the client-server API.
+pub(super) struct Call {
+    method: Method,
+    path: String,
+    body: Option<Value>,
+    timeout: Duration,
+    repeatable: bool,
+}
+
+impl Call {
+    pub(super) fn get(path: impl Into<String>) -> Self {
+        Self { method: Method::GET, path: path.into(), body: None, timeout: ANSWER_TIMEOUT, repeatable: true }
+    }
+
+    /// A request with a transaction id, which the server takes once however often it comes.
+    pub(super) fn put(path: impl Into<String>, body: Value) -> Self {
+        Self { method: Method::PUT, body: Some(body), ..Self::get(path) }
+    }
+
+    pub(super) fn post(path: impl Into<String>, body: Value) -> Self {
+        Self { method: Method::POST, body: Some(body), repeatable: false, ..Self::get(path) }
+    }
+
+    /// May be sent again when it is not known whether it arrived.
+    pub(super) fn repeatable(self) -> Self {
+        Self { repeatable: true, ..self }
+    }
+
+    /// The server may take this long before it answers.
+    pub(super) fn long_poll(self, wait: Duration) -> Self {
+        Self { timeout: wait + ANSWER_TIMEOUT, ..self }
+    }
+}
+
+impl Http {
+    pub(super) fn new(server: &str) -> Result<Self, ApiError> {
+        let server = server.trim_end_matches('/').to_owned();
+        let uri: Uri = server.parse().map_err(|_| ApiError::Address(server.clone()))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
+            return Err(ApiError::Address(server));
+        }
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let tls = || {
+            let mut tls = SslConnector::builder(SslMethod::tls_client())?;
+            tls.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+            tls.set_alpn_protos(b"\x02h2\x08http/1.1")?;
+            HttpsConnector::with_connector(connector, tls)
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .build(tls().map_err(ApiError::Tls)?);
+        Ok(Self { client, server })
+    }
+
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    async fn once(&self, call: &Call, token: Option<&str>) -> Result<Bytes, ApiError> {
+        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| ApiError::Unreachable {
+            server: self.server.clone(),
+            source,
+        };
+        let mut request =
+            Request::builder().method(&call.method).uri(format!("{}{}", self.server, call.path));
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if call.body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = call.body.as_ref().map(Value::to_string).unwrap_or_default();
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| unreachable(error.into()))?;
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|error| unreachable(error.into()))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(unreachable)?;
+            Ok::<_, ApiError>((status, body.to_bytes()))
+        };
+        let (status, body) =
+            tokio::time::timeout(call.timeout, exchange).await.map_err(|_| ApiError::Timeout)??;
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(ServerError::new(status.as_u16(), serde_json::from_slice(&body).unwrap_or_default()).into())
+    }
+}
+
+impl Api {
+    /// Carries out a call. One that the server puts off, or that may have been lost on the way, is repeated a few times
+    /// if that is safe.
+    pub(super) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ApiError> {
+        let mut attempt = 1;
+        let body = loop {
+            let token = self.token.as_ref().map(|token| token.as_str());
+            match self.http.once(&call, token).await {
+                Ok(body) => break body,
+                Err(error) => match wait_before_repeating(&call, &error, attempt) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
+            attempt += 1;
+        };
+        serde_json::from_slice(&body).map_err(|error| ApiError::Malformed(error.into()))
+    }
+}
+
+fn wait_before_repeating(call: &Call, error: &ApiError, attempt: u32) -> Option<Duration> {
+    if !call.repeatable || attempt >= ATTEMPTS || !error.is_temporary() {
+        return None;
+    }
+    let asked = match error {
+        ApiError::Server(error) => error.retry_after_ms.map(Duration::from_millis),
+        _ => None,
+    };
+    let wait = asked.unwrap_or_else(|| Duration::from_millis(250) * 4_u32.pow(attempt - 1));
+    (wait <= MAX_WAIT).then_some(wait)
+}
+
+/// Writes `text` as one segment of a path (RFC 3986, section 3.3).
+pub(super) fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_in_a_path_is_encoded() {
+        assert_eq!(segment("!a/b:x?é"), "%21a%2Fb%3Ax%3F%C3%A9");
+    }
+
+    #[tokio::test]
+    async fn an_address_has_to_be_one() {
+        for wrong in ["", "localhost:8008", "ftp://x", "http://"] {
+            assert!(matches!(Api::new(wrong), Err(ApiError::Address(_))), "{wrong}");
+        }
+        assert_eq!(Api::new("http://127.0.0.1:8008/").unwrap().server(), "http://127.0.0.1:8008");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_named() {
+        // Port 1 of this machine: nothing listens there.
+        let api = Api::new("http://127.0.0.1:1").unwrap();
+        let error = api.call::<Value>(Call::post("/", Value::Null)).await.unwrap_err();
+        assert!(matches!(error, ApiError::Unreachable { ref server, .. } if server == "http://127.0.0.1:1"));
+    }
+
+    #[test]
+    fn a_server_that_asks_to_wait_is_obeyed_within_reason() {
+        let error = |retry_after_ms: u64| {
+            let body = serde_json::json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": retry_after_ms });
+            ApiError::from(ServerError::new(429, body))
+        };
+        let call = Call::get("/");
+        assert_eq!(wait_before_repeating(&call, &error(1500), 1), Some(Duration::from_millis(1500)));
+        assert_eq!(wait_before_repeating(&call, &error(1500), ATTEMPTS), None);
+        assert_eq!(wait_before_repeating(&call, &error(3_600_000), 1), None);
+        assert_eq!(wait_before_repeating(&Call::post("/", Value::Null), &error(1500), 1), None);
+        let forbidden = ApiError::from(ServerError::new(403, Value::Null));
+        assert_eq!(wait_before_repeating(&call, &forbidden, 1), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! The command line `keybox`: results on standard output, progress and plain words on standard error.
+
+mod account;
+mod failure;
+mod output;
+mod people;
+mod rooms;
+mod secrets;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::Client;
+use failure::Failure;
+use output::Output;
+
+/// A KeyBox: end-to-end encrypted messages over a Matrix homeserver.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 wrong password or passphrase, or logged out, 4 refused by the homeserver, 5 homeserver not
+/// reached, 6 what was waited for did not come in time, 7 no such account or room here.
+#[derive(Debug, Parser)]
+#[command(name = "keybox", version)]
+pub struct Arguments {
+    /// Folder of the KeyBoxes of this installation [default: ~/.keybox]
+    #[arg(long, global = true, env = "KEYBOX_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Address of the homeserver, for register and login; remembered afterwards
+    #[arg(
+        long,
+        global = true,
+        env = "KEYBOX_SERVER",
+        default_value = "http://127.0.0.1:8008",
+        value_name = "URL"
+    )]
+    server: String,
+    /// Whose KeyBox: a user id, or its part before the colon; may be left out if there is only one
+    #[arg(long, global = true, env = "KEYBOX_USER", value_name = "USER")]
+    user: Option<String>,
+    /// Which KeyBox of that user; may be left out if there is only one
+    #[arg(long, global = true, value_name = "ID")]
+    keybox: Option<String>,
+    /// Passphrase that protects the private keys on this machine; asked for if not given
+    #[arg(long, global = true, env = "KEYBOX_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
+    passphrase: Option<String>,
+    /// Results as JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say what the KeyBox does with keys
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an account and its first KeyBox
+    ///
+    /// The passphrase stays with you (advanced mode): the server never sees it, and without it the private keys cannot be opened.
+    /// Server-held passphrases (normal mode) are not part of this version.
+    Register {
+        /// Password of the account; asked for if not given
+        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+        password: Option<String>,
+        /// Registration token, if the homeserver asks for one
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+    },
+    /// Log in to an account, which makes a new KeyBox of it
+    Login {
+        /// Password of the account; asked for if not given
+        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+        password: Option<String>,
+    },
+    /// Log out and remove the KeyBox with its private keys
+    Logout,
+    /// List rooms and invitations
+    Rooms,
+    /// Make an encrypted room
+    Create {
+        /// Its name
+        #[arg(long)]
+        name: Option<String>,
+        /// A user to invite; may be repeated
+        #[arg(long, value_name = "USER_ID")]
+        invite: Vec<String>,
+    },
+    /// Invite a user to a room
+    Invite {
+        /// Room id, or name of a room that you are in
+        room: String,
+        /// User id
+        user_id: String,
+    },
+    /// Join a room, or accept an invitation
+    Join {
+        /// Room id, alias, or name of a room that you are invited to
+        room: String,
+    },
+    /// Leave a room, or decline an invitation
+    Leave {
+        /// Room id or name
+        room: String,
+    },
+    /// Send a text to a room, encrypted for everybody in it
+    Send {
+        /// Room id or name
+        room: String,
+        /// The text; `-` reads it from standard input
+        text: String,
+    },
+    /// Show messages as they arrive, beginning with those not shown yet
+    Listen {
+        /// Only this room: its id or name
+        #[arg(long)]
+        room: Option<String>,
+        /// End after this many messages
+        #[arg(long, value_name = "N")]
+        until_messages: Option<usize>,
+        /// End after this many seconds; with --until-messages that is a failure (status 6)
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+    /// Show the last messages of a room
+    History {
+        /// Room id or name
+        room: String,
+        /// How many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// How many seconds to wait for missing resource keys
+        #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+        wait: u64,
+    },
+    /// List the KeyBoxes of a user (yours, if no one is named)
+    Devices {
+        /// User id
+        user_id: Option<String>,
+    },
+    /// Show the fingerprints of a user's KeyBoxes, or mark one as verified
+    Verify {
+        /// User id
+        user_id: String,
+        /// KeyBox id, to mark that one
+        keybox_id: Option<String>,
+        /// The fingerprint as you heard or read it; marks the KeyBox if it is the right one
+        #[arg(long, value_name = "DIGITS", requires = "keybox_id")]
+        fingerprint: Option<String>,
+        /// Take the mark back
+        #[arg(long, requires = "keybox_id", conflicts_with = "fingerprint")]
+        undo: bool,
+    },
+    /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
+    #[command(hide = true)]
+    ExportMessage {
+        /// Room id or name
+        room: String,
+        /// Event id
+        event_id: String,
+    },
+}
+
+/// Carries out a command line; prints; says how it ended.
+pub async fn run(arguments: Arguments) -> ExitCode {
+    let output = Output { json: arguments.json, verbose: arguments.verbose };
+    match dispatch(&arguments, &output).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+async fn dispatch(arguments: &Arguments, output: &Output) -> Result<(), Failure> {
+    match &arguments.command {
+        Command::Register { password, token } => {
+            return account::register(arguments, output, password.as_deref(), token.as_deref()).await;
+        }
+        Command::Login { password } => return account::login(arguments, output, password.as_deref()).await,
+        _ => {}
+    }
+    let mut client = account::open(arguments)?;
+    let done = with_client(&arguments.command, &mut client, output).await;
+    output.notices(client.take_notices());
+    match done? {
+        Next::Done => Ok(()),
+        Next::Logout => account::logout(client, output).await,
+    }
+}
+
+/// What remains to do with a client that only its owner can.
+enum Next {
+    Done,
+    Logout,
+}
+
+async fn with_client(command: &Command, client: &mut Client, output: &Output) -> Result<Next, Failure> {
+    match command {
+        Command::Register { .. } | Command::Login { .. } => {}
+        Command::Logout => return Ok(Next::Logout),
+        Command::Rooms => rooms::list(client, output).await?,
+        Command::Create { name, invite } => rooms::create(client, output, name.as_deref(), invite).await?,
+        Command::Invite { room, user_id } => rooms::invite(client, output, room, user_id).await?,
+        Command::Join { room } => rooms::join(client, output, room).await?,
+        Command::Leave { room } => rooms::leave(client, output, room).await?,
+        Command::Send { room, text } => rooms::send(client, output, room, text).await?,
+        Command::Listen { room, until_messages, timeout } => {
+            rooms::listen(client, output, room.as_deref(), *until_messages, *timeout).await?;
+        }
+        Command::History { room, limit, wait } => rooms::history(client, output, room, *limit, *wait).await?,
+        Command::Devices { user_id } => people::devices(client, output, user_id.as_deref()).await?,
+        Command::Verify { user_id, keybox_id, fingerprint, undo } => {
+            let marking = people::Marking { fingerprint: fingerprint.as_deref(), undo: *undo };
+            people::verify(client, output, user_id, keybox_id.as_deref(), marking).await?;
+        }
+        Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
+    }
+    Ok(Next::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,134 @@
+//! Accounts on this machine.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Arguments;
+use super::failure::Failure;
+use super::output::Output;
+use super::secrets::given_or_asked;
+use crate::api::Registration;
+use crate::client::Client;
+use crate::store::{Account, Store};
+
+fn home(arguments: &Arguments) -> PathBuf {
+    arguments
+        .home
+        .clone()
+        .unwrap_or_else(|| std::env::home_dir().unwrap_or_else(|| PathBuf::from(".")).join(".keybox"))
+}
+
+pub(super) async fn register(
+    arguments: &Arguments,
+    output: &Output,
+    password: Option<&str>,
+    token: Option<&str>,
+) -> Result<(), Failure> {
+    let user = arguments.user.as_deref().ok_or(Failure::NoUser)?;
+    let password = given_or_asked(password, "Password of the new account")?;
+    let passphrase =
+        given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
+    output.progress("Making keys and registering …");
+    let registration =
+        Registration { username: local_part(user), password: &password, token, display_name: "KeyBox" };
+    let client = Client::register(&home(arguments), &arguments.server, &registration, &passphrase).await?;
+    welcome(client, output);
+    Ok(())
+}
+
+pub(super) async fn login(
+    arguments: &Arguments,
+    output: &Output,
+    password: Option<&str>,
+) -> Result<(), Failure> {
+    let user = arguments.user.as_deref().ok_or(Failure::NoUser)?;
+    let password = given_or_asked(password, "Password of the account")?;
+    let passphrase =
+        given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
+    output.progress("Making keys and logging in …");
+    let client = Client::login(&home(arguments), &arguments.server, user, &password, &passphrase).await?;
+    welcome(client, output);
+    Ok(())
+}
+
+fn welcome(mut client: Client, output: &Output) {
+    output.notices(client.take_notices());
+    let (account, fingerprint) = (client.account().clone(), client.fingerprint());
+    let text = format!(
+        "You are {}, with the KeyBox {}. Its fingerprint:\n{fingerprint}",
+        account.user_id, account.keybox_id
+    );
+    let value = json!({
+        "user_id": account.user_id, "keybox_id": account.keybox_id,
+        "server": account.server, "fingerprint": fingerprint,
+    });
+    output.result(&text, &value);
+}
+
+pub(super) async fn logout(client: Client, output: &Output) -> Result<(), Failure> {
+    let account = client.account().clone();
+    client.logout().await?;
+    let text = format!("The KeyBox {} of {} is gone.", account.keybox_id, account.user_id);
+    output.result(&text, &json!({ "user_id": account.user_id, "keybox_id": account.keybox_id }));
+    Ok(())
+}
+
+/// Opens the KeyBox that the arguments mean.
+pub(super) fn open(arguments: &Arguments) -> Result<Client, Failure> {
+    let home = home(arguments);
+    let accounts = Store::accounts(&home).map_err(crate::client::ClientError::from)?;
+    let account = choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref())?;
+    let prompt = format!("Passphrase of {}", account.user_id);
+    let passphrase = given_or_asked(arguments.passphrase.as_deref(), &prompt)?;
+    Ok(Client::open(&home, account, &passphrase)?)
+}
+
+fn choose(accounts: Vec<Account>, user: Option<&str>, keybox: Option<&str>) -> Result<Account, Failure> {
+    if accounts.is_empty() {
+        return Err(Failure::NoAccount);
+    }
+    let meant = |account: &Account| {
+        user.is_none_or(|user| user == account.user_id || user == local_part(&account.user_id))
+            && keybox.is_none_or(|keybox| keybox == account.keybox_id)
+    };
+    let mut meant: Vec<_> = accounts.into_iter().filter(meant).collect();
+    let named = || [user, keybox].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    match meant.pop() {
+        None => Err(Failure::NoSuchAccount(named())),
+        Some(account) if meant.is_empty() => Ok(account),
+        Some(account) => {
+            meant.push(account);
+            let list = meant.iter().map(|account| format!("{} {}", account.user_id, account.keybox_id));
+            Err(Failure::Ambiguous(list.collect::<Vec<_>>().join(", ")))
+        }
+    }
+}
+
+/// `alice` of `@alice:example.org`, and of `alice`.
+fn local_part(user: &str) -> &str {
+    let user = user.strip_prefix('@').unwrap_or(user);
+    user.split_once(':').map_or(user, |(local, _)| local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(user_id: &str, keybox_id: &str) -> Account {
+        Account { server: String::new(), user_id: user_id.to_owned(), keybox_id: keybox_id.to_owned() }
+    }
+
+    #[test]
+    fn the_account_that_is_meant_is_found() {
+        let all = vec![account("@alice:x", "A1"), account("@bob:x", "B1"), account("@bob:x", "B2")];
+        let choose = |user, keybox| choose(all.clone(), user, keybox);
+        assert_eq!(choose(Some("alice"), None).unwrap().keybox_id, "A1");
+        assert_eq!(choose(Some("@bob:x"), Some("B2")).unwrap().keybox_id, "B2");
+        assert_eq!(choose(None, Some("B1")).unwrap().keybox_id, "B1");
+        assert!(matches!(choose(Some("bob"), None), Err(Failure::Ambiguous(_))));
+        assert!(matches!(choose(None, None), Err(Failure::Ambiguous(_))));
+        assert!(matches!(choose(Some("carol"), None), Err(Failure::NoSuchAccount(_))));
+        assert!(matches!(super::choose(Vec::new(), None, None), Err(Failure::NoAccount)));
+    }
+}

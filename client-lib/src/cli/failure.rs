@@ -1,0 +1,78 @@
+//! How a command fails: in words for a person, and in a status for a script.
+
+use crate::api::ApiError;
+use crate::client::ClientError;
+use crate::engine::EncryptError;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("several KeyBoxes are here; choose one with --user and --keybox: {0}")]
+    Ambiguous(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the fingerprint of {0} is another one; do not trust this KeyBox")]
+    Fingerprint(String),
+    #[error("cannot read from the terminal")]
+    Input(#[source] std::io::Error),
+    #[error("no account is here yet; make one with `keybox register`, or use `keybox login`")]
+    NoAccount,
+    #[error("no KeyBox of {0} is here; `keybox login` makes one")]
+    NoSuchAccount(String),
+    #[error("no resource key for that message is here, or it is not a KeyBox message")]
+    NoSuchKey,
+    #[error("{0} is not known here")]
+    NoSuchKeyBox(String),
+    #[error("no room {0:?} is known here")]
+    NoSuchRoom(String),
+    #[error("name the account with --user")]
+    NoUser,
+    #[error("{shown} of {wanted} messages came in time")]
+    TimedOut { shown: usize, wanted: usize },
+}
+
+impl Failure {
+    /// The exit status; `keybox --help` lists them.
+    pub(super) fn status(&self) -> u8 {
+        match self {
+            Self::Ambiguous(_) | Self::NoUser => 2,
+            Self::Client(error) => client_status(error),
+            Self::Fingerprint(_) | Self::Input(_) => 1,
+            Self::NoAccount
+            | Self::NoSuchAccount(_)
+            | Self::NoSuchKey
+            | Self::NoSuchKeyBox(_)
+            | Self::NoSuchRoom(_) => 7,
+            Self::TimedOut { .. } => 6,
+        }
+    }
+
+    /// The Matrix error code, if the homeserver refused.
+    pub(super) fn errcode(&self) -> Option<&str> {
+        match self {
+            Self::Client(error) => error.errcode(),
+            _ => None,
+        }
+    }
+}
+
+fn client_status(error: &ClientError) -> u8 {
+    match error {
+        error if error.is_wrong_passphrase() => 3,
+        ClientError::Api(ApiError::Server(error)) => match error.errcode.as_str() {
+            "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN" => 3,
+            _ if error.status == 403 && error.message.to_lowercase().contains("password") => 3,
+            _ => 4,
+        },
+        ClientError::Api(ApiError::Timeout | ApiError::Unreachable { .. }) => 5,
+        ClientError::Encrypt(EncryptError::NotJoined) => 7,
+        ClientError::NotLoggedIn => 3,
+        _ => 1,
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Client(error.into())
+    }
+}

@@ -1,0 +1,88 @@
+//! KeyBoxes of people, and their fingerprints.
+
+use serde_json::json;
+
+use keystead_keybox::fingerprint::{fingerprint, matches};
+
+use super::failure::Failure;
+use super::output::{Output, date_time};
+use crate::client::Client;
+use crate::engine::{KeyBoxAddress, KnownKeyBox};
+
+/// What to do with a KeyBox's mark.
+pub(super) struct Marking<'a> {
+    pub(super) fingerprint: Option<&'a str>,
+    pub(super) undo: bool,
+}
+
+pub(super) async fn devices(
+    client: &mut Client,
+    output: &Output,
+    user_id: Option<&str>,
+) -> Result<(), Failure> {
+    let user_id = user_id.unwrap_or(&client.account().user_id).to_owned();
+    for known in client.keyboxes(&user_id).await? {
+        let own = known.keys.keybox_id == client.account().keybox_id && user_id == client.account().user_id;
+        let mut words = vec![if known.verified || own { "verified" } else { "not verified" }];
+        words.extend(
+            [(own, "this one"), (known.gone, "gone"), (known.conflicting, "CHANGED KEYS")]
+                .iter()
+                .filter_map(|(is, word)| is.then_some(*word)),
+        );
+        let first_seen = date_time(known.first_seen);
+        let text = format!("{}  {}  first seen {first_seen}", known.keys.keybox_id, words.join(", "));
+        output.result(&text, &value_of(&known, own));
+    }
+    Ok(())
+}
+
+fn value_of(known: &KnownKeyBox, own: bool) -> serde_json::Value {
+    json!({
+        "user_id": known.keys.user_id, "keybox_id": known.keys.keybox_id, "this_one": own,
+        "verified": known.verified || own, "gone": known.gone, "changed_keys": known.conflicting,
+        "first_seen": known.first_seen, "fingerprint": fingerprint(&known.keys), "suites": known.keys.algorithms,
+    })
+}
+
+pub(super) async fn verify(
+    client: &mut Client,
+    output: &Output,
+    user_id: &str,
+    keybox_id: Option<&str>,
+    marking: Marking<'_>,
+) -> Result<(), Failure> {
+    let known = client.keyboxes(user_id).await?;
+    let wanted = |known: &&KnownKeyBox| keybox_id.is_none_or(|id| id == known.keys.keybox_id);
+    let mut wanted: Vec<_> = known.iter().filter(wanted).cloned().collect();
+    if wanted.is_empty() {
+        return Err(Failure::NoSuchKeyBox(keybox_id.unwrap_or(user_id).to_owned()));
+    }
+    if let Some(keybox_id) = keybox_id {
+        let address = KeyBoxAddress::new(user_id, keybox_id);
+        for known in &mut wanted {
+            if let Some(spoken) = marking.fingerprint {
+                if !matches(&known.keys, spoken) {
+                    return Err(Failure::Fingerprint(address.to_string()));
+                }
+                client.set_verified(&address, true).await?;
+                known.verified = true;
+            } else if marking.undo {
+                client.set_verified(&address, false).await?;
+                known.verified = false;
+            }
+        }
+    }
+    for known in &wanted {
+        let own = known.keys.keybox_id == client.account().keybox_id && user_id == client.account().user_id;
+        let state = if known.verified || own { "verified" } else { "not verified" };
+        let text = format!("{}/{} ({state})\n{}", user_id, known.keys.keybox_id, fingerprint(&known.keys));
+        output.result(&text, &value_of(known, own));
+    }
+    if keybox_id.is_none() {
+        output.progress(
+            "Compare the digits with the owner, face to face or by voice. If they agree:\n  \
+             keybox verify USER_ID KEYBOX_ID --fingerprint \"DIGITS\"",
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! Rooms and messages.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::failure::Failure;
+use super::output::{Output, date_time};
+use crate::client::Client;
+use crate::engine::{Membership, Room};
+
+/// How long one request waits for news.
+const POLL: Duration = Duration::from_secs(30);
+/// How long to wait before trying again to reach a homeserver.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The id of a room given by its id, or by the name of exactly one room.
+fn room_id(client: &Client, room: &str) -> Result<String, Failure> {
+    if room.starts_with('!') {
+        return Ok(room.to_owned());
+    }
+    let present = |known: &&Room| matches!(known.membership, Membership::Join | Membership::Invite);
+    let mut named = client.rooms().filter(present).filter(|known| known.name.as_deref() == Some(room));
+    match (named.next(), named.next()) {
+        (Some(only), None) => Ok(only.room_id.clone()),
+        _ => Err(Failure::NoSuchRoom(room.to_owned())),
+    }
+}
+
+pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Failure> {
+    client.sync(Duration::ZERO).await?;
+    for room in client.rooms() {
+        let state = match room.membership {
+            Membership::Join => "joined",
+            Membership::Invite => "invited",
+            Membership::Ban | Membership::Knock | Membership::Leave => continue,
+        };
+        let joined = room.members.values().filter(|membership| **membership == Membership::Join).count();
+        let name = room.name.as_deref().unwrap_or("(no name)");
+        let encryption = if room.suite.is_some() { "encrypted" } else { "NOT ENCRYPTED" };
+        let text = match room.membership {
+            Membership::Invite => {
+                format!(
+                    "{}  {name}  invited by {}",
+                    room.room_id,
+                    room.inviter.as_deref().unwrap_or("somebody")
+                )
+            }
+            _ => format!("{}  {name}  {joined} member(s), {encryption}", room.room_id),
+        };
+        let value = json!({
+            "room_id": room.room_id, "name": room.name, "membership": state, "inviter": room.inviter,
+            "joined_members": joined, "suite": room.suite, "waiting_for_keys": room.waiting(),
+        });
+        output.result(&text, &value);
+    }
+    Ok(())
+}
+
+pub(super) async fn create(
+    client: &mut Client,
+    output: &Output,
+    name: Option<&str>,
+    invite: &[String],
+) -> Result<(), Failure> {
+    let room_id = client.create_room(name, invite).await?;
+    client.sync(Duration::ZERO).await?;
+    output.result(&room_id, &json!({ "room_id": room_id }));
+    Ok(())
+}
+
+pub(super) async fn invite(
+    client: &mut Client,
+    output: &Output,
+    room: &str,
+    user_id: &str,
+) -> Result<(), Failure> {
+    let room_id = room_id(client, room)?;
+    client.api().invite(&room_id, user_id).await?;
+    output.progress(&format!("Invited {user_id}."));
+    Ok(())
+}
+
+pub(super) async fn join(client: &mut Client, output: &Output, room: &str) -> Result<(), Failure> {
+    // An invitation may be newer than the last sync.
+    client.sync(Duration::ZERO).await?;
+    let room = if room.starts_with('#') { room.to_owned() } else { room_id(client, room)? };
+    let room_id = client.api().join(&room).await?;
+    client.sync(Duration::ZERO).await?;
+    output.result(&format!("Joined {room_id}."), &json!({ "room_id": room_id }));
+    Ok(())
+}
+
+pub(super) async fn leave(client: &mut Client, output: &Output, room: &str) -> Result<(), Failure> {
+    let room_id = room_id(client, room)?;
+    client.api().leave(&room_id).await?;
+    client.sync(Duration::ZERO).await?;
+    output.result(&format!("Left {room_id}."), &json!({ "room_id": room_id }));
+    Ok(())
+}
+
+pub(super) async fn send(
+    client: &mut Client,
+    output: &Output,
+    room: &str,
+    text: &str,
+) -> Result<(), Failure> {
+    let mut typed = String::new();
+    let text = if text == "-" {
+        std::io::stdin().read_to_string(&mut typed).map_err(Failure::Input)?;
+        typed.trim_end_matches('\n')
+    } else {
+        text
+    };
+    let room_id = match room_id(client, room) {
+        Ok(room_id) => room_id,
+        Err(_) => {
+            client.sync(Duration::ZERO).await?;
+            room_id(client, room)?
+        }
+    };
+    let event_id = client.send_text(&room_id, text).await?;
+    output.result(&format!("Sent as {event_id}."), &json!({ "event_id": event_id, "room_id": room_id }));
+    Ok(())
+}
+
+pub(super) async fn listen(
+    client: &mut Client,
+    output: &Output,
+    room: Option<&str>,
+    until_messages: Option<usize>,
+    timeout: Option<u64>,
+) -> Result<(), Failure> {
+    client.sync(Duration::ZERO).await?;
+    let room_id = room.map(|room| room_id(client, room)).transpose()?;
+    let started = Instant::now();
+    let mut shown = 0;
+    if timeout.is_none() && until_messages.is_none() {
+        output.progress("Listening; end with Ctrl-C.");
+    }
+    loop {
+        let limit = until_messages.map_or(usize::MAX, |wanted| wanted.saturating_sub(shown));
+        for message in client.take_unread(room_id.as_deref(), limit).await? {
+            output.message(&message);
+            shown += 1;
+        }
+        output.notices(client.take_notices());
+        if until_messages.is_some_and(|wanted| shown >= wanted) {
+            return Ok(());
+        }
+        let left = timeout.map(|timeout| Duration::from_secs(timeout).saturating_sub(started.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return until_messages.map_or(Ok(()), |wanted| Err(Failure::TimedOut { shown, wanted }));
+        }
+        tokio::select! {
+            synced = client.sync(left.map_or(POLL, |left| left.min(POLL))) => match synced {
+                Ok(()) => {}
+                Err(crate::client::ClientError::Api(error)) if error.is_temporary() => {
+                    output.progress(&format!("{error}; trying again …"));
+                    tokio::time::sleep(left.map_or(RETRY, |left| left.min(RETRY))).await;
+                }
+                Err(error) => return Err(error.into()),
+            },
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+pub(super) async fn history(
+    client: &mut Client,
+    output: &Output,
+    room: &str,
+    limit: usize,
+    wait: u64,
+) -> Result<(), Failure> {
+    let room_id = room_id(client, room)?;
+    for item in client.history(&room_id, limit, Duration::from_secs(wait)).await? {
+        match item.message {
+            Ok(message) => output.message(&message),
+            Err(error) => {
+                let text =
+                    format!("{}  {} [{error}]", date_time(item.event.origin_server_ts), item.event.sender);
+                let value = json!({
+                    "room_id": room_id, "event_id": item.event.event_id, "sender": item.event.sender,
+                    "sent_at": item.event.origin_server_ts, "unreadable": error.to_string(),
+                });
+                output.result(&text, &value);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn export(
+    client: &mut Client,
+    output: &Output,
+    room: &str,
+    event_id: &str,
+) -> Result<(), Failure> {
+    let room_id = room_id(client, room)?;
+    let exported = client.export_message(&room_id, event_id).await?.ok_or(Failure::NoSuchKey)?;
+    output.progress("WARNING: whoever has this key reads every message that was sealed with it.");
+    let key = exported.resource_key.as_str();
+    let text = format!(
+        "resource key  {}\nkey           {key}\niv            {}\nciphertext    {}\n\nprintf %s '{}' | openssl enc -d \
+         -aes-256-ofb -a -A -K {key} -iv {}",
+        exported.key_id, exported.iv, exported.ciphertext, exported.ciphertext, exported.iv
+    );
+    let value = json!({
+        "key_id": exported.key_id, "resource_key": key, "iv": exported.iv, "ciphertext": exported.ciphertext,
+    });
+    output.result(&text, &value);
+    Ok(())
+}

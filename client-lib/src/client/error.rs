@@ -1,0 +1,53 @@
+//! What a caller of [`super::Client`] can do something about.
+
+use keystead_keybox::CryptoError;
+use keystead_keybox::sealed_keys::SealedKeysError;
+
+use crate::api::ApiError;
+use crate::engine::{EncryptError, EngineError, RecordError};
+use crate::store::StoreError;
+
+/// Why a KeyBox could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The homeserver refused, or cannot be reached.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The message cannot be encrypted for this room.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
+    /// The KeyBox itself failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// New keys could not be made.
+    #[error("the KeyBox's keys could not be made")]
+    Keys(#[from] CryptoError),
+    /// The store holds no session: its making was cut short.
+    #[error("this KeyBox is not logged in")]
+    NotLoggedIn,
+    /// What is stored cannot be read.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another process keeps the store to itself.
+    #[error("another process is using this KeyBox")]
+    StoreBusy,
+}
+
+impl ClientError {
+    /// The Matrix error code, if the homeserver refused.
+    pub fn errcode(&self) -> Option<&str> {
+        match self {
+            Self::Api(error) => error.errcode(),
+            _ => None,
+        }
+    }
+
+    /// Whether the passphrase was wrong.
+    pub fn is_wrong_passphrase(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Keys(SealedKeysError::WrongPassphrase)))
+    }
+}
