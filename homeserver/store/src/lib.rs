@@ -20,23 +20,29 @@
 
 pub mod account_data;
 pub mod cross_signing;
+pub mod devices;
 mod error;
 pub mod filters;
+pub mod interactive_auth;
 pub mod key_backup;
 pub mod keys;
+pub mod login_failures;
 mod migrations;
 pub mod profiles;
 pub mod pushers;
 pub mod receipts;
+pub mod registration;
 pub mod room_aliases;
 pub mod room_directory;
 pub mod rooms;
+pub mod sessions;
 pub mod settings;
 mod stats;
 mod store;
 pub mod streams;
 pub mod to_device;
 pub mod transactions;
+pub mod users;
 mod wake_bus;
 
 pub use self::{

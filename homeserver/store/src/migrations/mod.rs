@@ -6,6 +6,7 @@
 use sea_orm_migration::prelude::*;
 
 mod m0001_streams_and_rooms;
+mod m0002_accounts;
 mod m0003_user_data_and_directory;
 mod m0004_device_keys;
 
@@ -16,6 +17,7 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![
             Box::new(m0001_streams_and_rooms::Migration),
+            Box::new(m0002_accounts::Migration),
             Box::new(m0003_user_data_and_directory::Migration),
             Box::new(m0004_device_keys::Migration),
         ]

@@ -1,0 +1,308 @@
+//! Sessions: access tokens and the refresh tokens that renew them. Only hashes of tokens come here.
+//!
+//! A refresh gives a new pair of tokens. The old pair holds until the new one is first used, because the answer may be
+//! lost on its way: <https://spec.matrix.org/v1.19/client-server-api/#refreshing-access-tokens>.
+
+use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
+
+use crate::{
+    Error, ReadTx, WriteTx,
+    streams::{self, UserChange, milliseconds},
+};
+
+/// What an access token stands for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoredSession {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// The device.
+    pub device_id: OwnedDeviceId,
+    /// Whether the user is an administrator.
+    pub is_admin: bool,
+    /// When the token stops being valid.
+    pub expires_ts: Option<MilliSecondsSinceUnixEpoch>,
+    /// When the device was last seen, to within some minutes.
+    pub last_seen_ts: MilliSecondsSinceUnixEpoch,
+    /// Whether the token came from a refresh and is used for the first time: [`confirm`] it.
+    pub unconfirmed: bool,
+}
+
+/// A new pair of tokens, as hashes.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTokens<'a> {
+    /// The hash of the access token.
+    pub access_hash: &'a str,
+    /// When the access token stops being valid.
+    pub expires_ts: Option<MilliSecondsSinceUnixEpoch>,
+    /// The hash of the refresh token, if the client wants one.
+    pub refresh_hash: Option<&'a str>,
+}
+
+/// Finds what an access token stands for. Sessions of closed accounts are not found.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn find(tx: &ReadTx, access_hash: &str) -> Result<Option<StoredSession>, Error> {
+    let sql = "SELECT t.user_id, t.device_id, t.expires_ts, t.replaces, u.is_admin, d.last_seen_ts \
+        FROM access_tokens t JOIN users u ON u.user_id = t.user_id \
+        JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id \
+        WHERE t.token_hash = $1 AND NOT u.deactivated";
+    let rows = tx.query(sql, [access_hash.into()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let device_id: String = row.try_get("", "device_id")?;
+    let replaces: Option<String> = row.try_get("", "replaces")?;
+    let expires_ts: Option<i64> = row.try_get("", "expires_ts")?;
+    Ok(Some(StoredSession {
+        user_id: streams::user_id(row, "access_tokens", "user_id")?,
+        device_id: device_id.as_str().into(),
+        is_admin: row.try_get("", "is_admin")?,
+        expires_ts: expires_ts.map(milliseconds),
+        last_seen_ts: milliseconds(row.try_get("", "last_seen_ts")?),
+        unconfirmed: replaces.is_some(),
+    }))
+}
+
+/// Begins a session of a device, ending the one that it has. The user's own shard is locked.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn begin(
+    tx: &WriteTx,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    tokens: NewTokens<'_>,
+) -> Result<(), Error> {
+    for sql in [
+        "DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2",
+        "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2",
+    ] {
+        tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
+    }
+    insert(tx, user_id, device_id, tokens, None).await?;
+    void_caches(tx, user_id).await
+}
+
+/// The user whose session a refresh token renews.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn user_of_refresh_token(tx: &ReadTx, refresh_hash: &str) -> Result<Option<OwnedUserId>, Error> {
+    let sql = "SELECT user_id FROM refresh_tokens WHERE token_hash = $1";
+    let rows = tx.query(sql, [refresh_hash.into()]).await?;
+    rows.first().map(|row| streams::user_id(row, "refresh_tokens", "user_id")).transpose()
+}
+
+/// Renews a session: the old refresh token is good until one of the new tokens is used. Returns false if the old one is not known. The
+/// user's own shard is locked.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn refresh(
+    tx: &WriteTx,
+    user_id: &UserId,
+    refresh_hash: &str,
+    tokens: NewTokens<'_>,
+) -> Result<bool, Error> {
+    let sql = "SELECT device_id, replaces FROM refresh_tokens WHERE token_hash = $1 AND user_id = $2";
+    let rows = tx.query(sql, [refresh_hash.into(), user_id.as_str().into()]).await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let device_id: String = row.try_get("", "device_id")?;
+    let replaces: Option<String> = row.try_get("", "replaces")?;
+    if let Some(older) = replaces {
+        drop_pair(tx, &older).await?;
+        let sql = "UPDATE refresh_tokens SET replaces = NULL WHERE token_hash = $1";
+        tx.execute(sql, [refresh_hash.into()]).await?;
+        let sql = "UPDATE access_tokens SET replaces = NULL WHERE replaces = $1 AND user_id = $2";
+        tx.execute(sql, [older.into(), user_id.as_str().into()]).await?;
+    }
+    // An earlier refresh with the same token whose answer was lost.
+    let sql = "SELECT token_hash FROM refresh_tokens WHERE replaces = $1";
+    for row in tx.query(sql, [refresh_hash.into()]).await? {
+        let lost: String = row.try_get("", "token_hash")?;
+        drop_pair(tx, &lost).await?;
+    }
+    insert(tx, user_id, device_id.as_str().into(), tokens, Some(refresh_hash)).await?;
+    void_caches(tx, user_id).await?;
+    Ok(true)
+}
+
+/// Notes the first use of an access token that came from a refresh: the old pair of tokens is over. The user's own shard is
+/// locked.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn confirm(tx: &WriteTx, user_id: &UserId, access_hash: &str) -> Result<(), Error> {
+    let sql = "SELECT replaces FROM access_tokens WHERE token_hash = $1";
+    let rows = tx.query(sql, [access_hash.into()]).await?;
+    let replaces: Option<String> = rows.first().map(|row| row.try_get("", "replaces")).transpose()?.flatten();
+    // Another request was first.
+    let Some(older) = replaces else { return Ok(()) };
+    drop_pair(tx, &older).await?;
+    for sql in [
+        "UPDATE access_tokens SET replaces = NULL WHERE token_hash = $1",
+        "UPDATE refresh_tokens SET replaces = NULL WHERE access_hash = $1",
+    ] {
+        tx.execute(sql, [access_hash.into()]).await?;
+    }
+    void_caches(tx, user_id).await
+}
+
+/// Deletes a refresh token and the access token that it came with.
+async fn drop_pair(tx: &WriteTx, refresh_hash: &str) -> Result<(), Error> {
+    for sql in [
+        "DELETE FROM access_tokens WHERE token_hash IN \
+            (SELECT access_hash FROM refresh_tokens WHERE token_hash = $1)",
+        "DELETE FROM refresh_tokens WHERE token_hash = $1",
+    ] {
+        tx.execute(sql, [refresh_hash.into()]).await?;
+    }
+    Ok(())
+}
+
+async fn insert(
+    tx: &WriteTx,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    tokens: NewTokens<'_>,
+    replaces: Option<&str>,
+) -> Result<(), Error> {
+    let expires_ts = tokens.expires_ts.map(|at| i64::from(at.get()));
+    let replaces = replaces.map(str::to_owned);
+    tx.execute(
+        "INSERT INTO access_tokens (token_hash, user_id, device_id, expires_ts, replaces) \
+         VALUES ($1, $2, $3, $4, $5)",
+        [
+            tokens.access_hash.into(),
+            user_id.as_str().into(),
+            device_id.as_str().into(),
+            expires_ts.into(),
+            replaces.clone().into(),
+        ],
+    )
+    .await?;
+    let Some(refresh_hash) = tokens.refresh_hash else { return Ok(()) };
+    tx.execute(
+        "INSERT INTO refresh_tokens (token_hash, user_id, device_id, access_hash, replaces) \
+         VALUES ($1, $2, $3, $4, $5)",
+        [
+            refresh_hash.into(),
+            user_id.as_str().into(),
+            device_id.as_str().into(),
+            tokens.access_hash.into(),
+            replaces.into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn void_caches(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    streams::append_user_change(tx, tx.shards().of_user(user_id), user_id, UserChange::Sessions).await
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{UInt, device_id, user_id};
+
+    use super::*;
+    use crate::{
+        devices::{self, Device},
+        store::tests::store,
+        users::{self, User},
+    };
+
+    fn alice() -> &'static UserId {
+        user_id!("@alice:x")
+    }
+
+    fn phone() -> &'static DeviceId {
+        device_id!("PHONE")
+    }
+
+    async fn alice_with_phone(tx: &WriteTx) -> Result<(), Error> {
+        let now = MilliSecondsSinceUnixEpoch(UInt::new_saturating(5));
+        tx.lock_shards(&[tx.shards().of_user(alice())]).await?;
+        let user = User {
+            user_id: alice().to_owned(),
+            password_hash: None,
+            is_admin: false,
+            deactivated: false,
+            created_ts: now,
+        };
+        users::insert(tx, &user).await?;
+        let device = Device {
+            device_id: phone().to_owned(),
+            display_name: Some("phone".to_owned()),
+            last_seen_ts: now,
+            last_seen_ip: "::1".to_owned(),
+        };
+        devices::upsert(tx, alice(), &device).await
+    }
+
+    fn pair<'a>(access: &'a str, refresh: &'a str) -> NewTokens<'a> {
+        NewTokens { access_hash: access, expires_ts: None, refresh_hash: Some(refresh) }
+    }
+
+    async fn known(tx: &ReadTx, tokens: &[&str]) -> Result<Vec<bool>, Error> {
+        let mut known = Vec::new();
+        for token in tokens {
+            known.push(find(tx, token).await?.is_some());
+        }
+        Ok(known)
+    }
+
+    #[tokio::test]
+    async fn the_old_pair_holds_until_the_new_one_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        store
+            .write("test", |tx| async move {
+                alice_with_phone(&tx).await?;
+                begin(&tx, alice(), phone(), pair("a1", "r1")).await?;
+                assert!(refresh(&tx, alice(), "r1", pair("a2", "r2")).await?);
+                assert_eq!(known(&tx, &["a1", "a2"]).await?, [true, true]);
+                // The answer was lost: the client tries again, and the lost pair is void.
+                assert!(refresh(&tx, alice(), "r1", pair("a3", "r3")).await?);
+                assert_eq!(known(&tx, &["a1", "a2", "a3"]).await?, [true, false, true]);
+                assert!(!refresh(&tx, alice(), "r2", pair("x", "y")).await?);
+                assert!(find(&tx, "a3").await?.unwrap().unconfirmed);
+                confirm(&tx, alice(), "a3").await?;
+                assert_eq!(known(&tx, &["a1", "a3"]).await?, [false, true]);
+                assert!(!find(&tx, "a3").await?.unwrap().unconfirmed);
+                assert!(!refresh(&tx, alice(), "r1", pair("x", "y")).await?);
+                // Using the refresh token confirms as well.
+                assert!(refresh(&tx, alice(), "r3", pair("a4", "r4")).await?);
+                assert!(refresh(&tx, alice(), "r4", pair("a5", "r5")).await?);
+                assert_eq!(known(&tx, &["a3", "a4", "a5"]).await?, [false, true, true]);
+                assert!(!find(&tx, "a4").await?.unwrap().unconfirmed);
+                Ok::<_, Error>(())
+            })
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn sessions_end_with_their_device_with_a_new_login_and_with_the_account() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        store
+            .write("test", |tx| async move {
+                alice_with_phone(&tx).await?;
+                begin(&tx, alice(), phone(), pair("a1", "r1")).await?;
+                begin(&tx, alice(), phone(), pair("a2", "r2")).await?;
+                assert_eq!(known(&tx, &["a1", "a2"]).await?, [false, true]);
+                assert_eq!(user_of_refresh_token(&tx, "r1").await?, None);
+                assert_eq!(user_of_refresh_token(&tx, "r2").await?.as_deref(), Some(alice()));
+                devices::delete(&tx, alice(), &[phone().to_owned()]).await?;
+                assert_eq!(known(&tx, &["a2"]).await?, [false]);
+                assert!(devices::of_user(&tx, alice()).await?.is_empty());
+                alice_with_phone(&tx).await?;
+                begin(&tx, alice(), phone(), pair("a3", "r3")).await?;
+                users::deactivate(&tx, alice()).await?;
+                assert_eq!(known(&tx, &["a3"]).await?, [false]);
+                Ok::<_, Error>(())
+            })
+            .await
+            .unwrap();
+    }
+}
