@@ -6,6 +6,7 @@ pub mod event;
 pub mod event_fields;
 pub mod filter;
 pub mod json;
+pub mod keybox;
 pub mod keys;
 pub mod password;
 pub mod pdu;

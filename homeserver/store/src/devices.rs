@@ -1,12 +1,19 @@
 //! Devices: where users are logged in.
 
-use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, UserId};
+use std::collections::BTreeMap;
+
+use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
 use sea_orm::{QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx, keys,
+    rooms::placeholders,
     streams::{self, UserChange, milliseconds},
+    to_device,
 };
+
+/// How many users one statement asks for.
+const USERS_A_STATEMENT: usize = 1_000;
 
 /// A device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +36,29 @@ pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Device>, Error
     let sql = "SELECT device_id, display_name, last_seen_ts, last_seen_ip FROM devices \
         WHERE user_id = $1 ORDER BY device_id";
     tx.query(sql, [user_id.as_str().into()]).await?.iter().map(from_row).collect()
+}
+
+/// The devices of several users, by user. Users without devices are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn ids_of_users(
+    tx: &ReadTx,
+    user_ids: &[&UserId],
+) -> Result<BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>, Error> {
+    let mut devices: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>> = BTreeMap::new();
+    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT user_id, device_id FROM devices WHERE user_id IN ({}) ORDER BY user_id, device_id",
+            placeholders(1, chunk.len())
+        );
+        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+            let device_id: String = row.try_get("", "device_id")?;
+            let user_id = streams::user_id(&row, "devices", "user_id")?;
+            devices.entry(user_id).or_default().push(device_id.as_str().into());
+        }
+    }
+    Ok(devices)
 }
 
 /// One device of a user.
@@ -111,12 +141,12 @@ pub async fn delete(tx: &WriteTx, user_id: &UserId, device_ids: &[OwnedDeviceId]
         for sql in [
             "DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2",
             "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2",
-            "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2",
             "DELETE FROM devices WHERE user_id = $1 AND device_id = $2",
         ] {
             tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
         }
         keys::delete_of_device(tx, user_id, device_id).await?;
+        to_device::delete_of_device(tx, user_id, device_id).await?;
     }
     keys::note_device_list_change(tx, user_id).await?;
     streams::append_user_change(tx, tx.shards().of_user(user_id), user_id, UserChange::Sessions).await

@@ -3,7 +3,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#server-side-key-backups>
 
 use ruma::{OwnedRoomId, RoomId, UserId};
-use sea_orm::{DbBackend, QueryResult, Value};
+use sea_orm::{DbBackend, DbErr, QueryResult, Value};
 
 use crate::{Error, ReadTx, WriteTx, streams};
 
@@ -90,7 +90,7 @@ pub async fn lock_newest_version(tx: &WriteTx, user_id: &UserId) -> Result<Optio
 /// Makes a new version and returns its number.
 ///
 /// # Errors
-/// [`Error::Conflict`] if another request made one at the same time: run the transaction again. The database's own.
+/// [`Error::Retryable`] if another request made one at the same time; the database's own.
 pub async fn create_version(
     tx: &WriteTx,
     user_id: &UserId,
@@ -104,7 +104,11 @@ pub async fn create_version(
              RETURNING version",
             [user_id.as_str().into(), algorithm.into(), auth_data.into()],
         )
-        .await?;
+        .await
+        .map_err(|error| match error {
+            Error::Conflict(constraint) => Error::Retryable(DbErr::Custom(constraint)),
+            error => error,
+        })?;
     let row = rows.first().ok_or_else(|| Error::Setup("a key backup version was not inserted".to_owned()))?;
     Ok(row.try_get("", "version")?)
 }

@@ -35,6 +35,8 @@ pub struct DeviceKeys {
     pub device_id: OwnedDeviceId,
     /// The `device_keys` object, as stored: no `unsigned`, no signatures but the owner's.
     pub json: String,
+    /// What the owner calls the device.
+    pub display_name: Option<String>,
 }
 
 /// The identity keys of one device, if it has published any.
@@ -67,7 +69,9 @@ pub async fn query(
     let users: Vec<&OwnedUserId> = wanted.keys().collect();
     for chunk in users.chunks(USERS_A_STATEMENT) {
         let sql = format!(
-            "SELECT user_id, device_id, json FROM device_keys WHERE user_id IN ({})",
+            "SELECT k.user_id, k.device_id, k.json, d.display_name FROM device_keys k \
+             LEFT JOIN devices d ON d.user_id = k.user_id AND d.device_id = k.device_id \
+             WHERE k.user_id IN ({})",
             placeholders(1, chunk.len())
         );
         for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
@@ -76,6 +80,7 @@ pub async fn query(
                 user_id: streams::user_id(&row, "device_keys", "user_id")?,
                 device_id: device_id.as_str().into(),
                 json: row.try_get("", "json")?,
+                display_name: row.try_get("", "display_name")?,
             };
             let devices = wanted.get(&keys.user_id).map(Vec::as_slice).unwrap_or_default();
             if devices.is_empty() || devices.contains(&keys.device_id) {

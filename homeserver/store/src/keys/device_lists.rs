@@ -165,13 +165,15 @@ pub async fn device_list_delta(
     delta.left.extend(members_of(tx, &gone).await?);
     let shared = sharing(tx, user_id, &delta.left).await?;
     delta.left.retain(|user| !shared.contains(user) && user != user_id);
+    // A change of the reader's own devices stands in the own shard whatever rooms it has.
+    delta.changed.remove(user_id);
     let own = device_list_changes(tx, own_shard, from.user, i64::MAX).await?;
     delta.changed.extend(own.into_iter().filter(|user| user == user_id));
     delta.changed.retain(|user| !delta.left.contains(user));
     Ok(delta)
 }
 
-/// Changes of users who share a room with `$1`, itself among them.
+/// Changes of users who share a room with `$1`.
 const CHANGED: &str = "SELECT DISTINCT c.user_id FROM user_changes c \
     JOIN since s ON s.shard = c.shard AND c.position > s.after \
     WHERE c.kind = 'device_list' AND EXISTS ( \

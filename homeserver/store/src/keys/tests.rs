@@ -188,7 +188,7 @@ mod lists {
     }
 
     async fn delta(store: &Store, user: &UserId, rooms: i64, own: i64) -> DeviceListDelta {
-        let from = SyncToken { rooms: vec![rooms], user: own };
+        let from = SyncToken { rooms: vec![rooms], user: own, typing: Vec::new() };
         store
             .read("test", |tx| {
                 let from = from.clone();
@@ -258,7 +258,7 @@ mod lists {
         // b and d change; a shares no room with d.
         change(&store, b).await;
         change(&store, d).await;
-        assert_eq!(delta(&store, a, 0, 9).await.changed, users(&[a, b, c]));
+        assert_eq!(delta(&store, a, 0, 9).await.changed, users(&[b, c]));
         let seen = store.read("test", |tx| async move { streams::positions(&tx).await }).await.unwrap();
         assert_eq!(seen, [(0, 2), (1, 2)]);
         assert_eq!(delta(&store, a, 2, 2).await, DeviceListDelta::default());
@@ -275,4 +275,47 @@ mod lists {
         member(&store, a, r, "leave", 7).await;
         assert_eq!(delta(&store, a, 6, 9).await.left, users(&[b]));
     }
+}
+
+#[tokio::test]
+async fn keys_carry_the_name_of_their_device_and_go_with_it() {
+    use crate::{devices, to_device};
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let (a, b) = (user_id!("@a:x"), user_id!("@b:x"));
+    let device = devices::Device {
+        device_id: device_id!("D").to_owned(),
+        display_name: Some("phone".to_owned()),
+        last_seen_ts: ruma::MilliSecondsSinceUnixEpoch(ruma::uint!(1)),
+        last_seen_ip: "::1".to_owned(),
+    };
+    let wanted = BTreeMap::from([(a.to_owned(), Vec::new())]);
+    let (named, known, left, waiting) = store
+        .write("test", |tx| {
+            let (device, wanted) = (device.clone(), wanted.clone());
+            async move {
+                tx.lock_shards(&[tx.shards().of_user(a)]).await?;
+                devices::upsert(&tx, a, &device).await?;
+                put_device_keys(&tx, a, device_id!("D"), "{}").await?;
+                let message = streams::ToDeviceMessage {
+                    user_id: a.to_owned(),
+                    device_id: device.device_id.clone(),
+                    sender: b.to_owned(),
+                    message_type: "m.x".to_owned(),
+                    content: "{}".to_owned(),
+                };
+                to_device::append(&tx, &[message], &BTreeSet::new()).await?;
+                let named = query(&tx, &wanted).await?;
+                let known = devices::ids_of_users(&tx, &[a, b]).await?;
+                devices::delete(&tx, a, &[device.device_id]).await?;
+                let left = query(&tx, &wanted).await?;
+                Ok::<_, Error>((named, known, left, to_device::depths(&tx, a).await?))
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(named[0].display_name.as_deref(), Some("phone"));
+    assert_eq!(known, BTreeMap::from([(a.to_owned(), vec!["D".into()])]));
+    assert!(left.is_empty() && waiting.is_empty());
 }

@@ -4,12 +4,17 @@ mod append;
 mod state;
 mod timeline;
 
+use std::collections::BTreeMap;
+
 use keystead_core::{
     pdu::{ClientSend, Pdu},
     room::{RoomEvent, RoomState},
     shard::Shard,
 };
-use ruma::{OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, UserId, events::room::member::MembershipState};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
+    events::room::member::MembershipState,
+};
 use sea_orm::{QueryResult, Value};
 
 pub use self::{
@@ -18,6 +23,9 @@ pub use self::{
     timeline::{Bounds, Direction, event, events, events_between, newest, redact, stored_event, timelines},
 };
 use crate::{Error, ReadTx, WriteTx, streams};
+
+/// How many users one statement asks for.
+const USERS_A_STATEMENT: usize = 1_000;
 
 /// A row of the table of events.
 #[derive(Clone, Debug)]
@@ -182,6 +190,32 @@ pub async fn joined_with_news(
         )
         .await?;
     rows.iter().map(|row| streams::room_id(row, "rooms")).collect()
+}
+
+/// The memberships that these users have of a room; who never had one is left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn memberships_in(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    user_ids: &[&UserId],
+) -> Result<BTreeMap<OwnedUserId, MembershipState>, Error> {
+    let mut memberships = BTreeMap::new();
+    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+        let sql = format!(
+            "SELECT user_id, membership FROM memberships WHERE room_id = $1 AND user_id IN ({})",
+            placeholders(2, chunk.len())
+        );
+        let values = std::iter::once(room_id.as_str())
+            .chain(chunk.iter().map(|user_id| user_id.as_str()))
+            .map(Value::from);
+        for row in tx.query(&sql, values).await? {
+            let membership: String = row.try_get("", "membership")?;
+            memberships.insert(streams::user_id(&row, "memberships", "user_id")?, membership.into());
+        }
+    }
+    Ok(memberships)
 }
 
 /// Marks a room that the user has left as forgotten. Returns whether there was such a membership.

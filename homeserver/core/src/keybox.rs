@@ -1,0 +1,270 @@
+//! What the server asks of KeyBox key messages: their form, and who may give whom a resource key.
+//!
+//! The server holds no key and opens nothing. It takes a resource key only from a joined member of the room that it is for,
+//! only for KeyBoxes of members, only where the room uses the profile (`profiles/keybox/SPEC.md`, section 7.1).
+
+use std::collections::BTreeMap;
+
+use keystead_keybox::{
+    key_message::{Acknowledgement, KeyMessage, KeyRequest, ResourceKeyContent, Withheld},
+    suite::is_keybox_suite,
+};
+use ruma::{
+    DeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::room::{history_visibility::HistoryVisibility, member::MembershipState},
+};
+use serde_json::Value;
+
+/// The errcode, sent with 403, of a resource key that its sender may not give to those recipients.
+pub const NOT_A_MEMBER: &str = "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER";
+
+/// The greatest size of a key message's content, in bytes of JSON.
+pub const MAX_KEY_MESSAGE_BYTES: usize = 16_384;
+/// The greatest size of a wrapped resource key, in bytes; 256 in suite v1.
+const MAX_WRAP_BYTES: usize = 4_096;
+/// The greatest length of an opaque id that a KeyBox makes up, in bytes.
+const MAX_ID_BYTES: usize = 255;
+
+/// Why a key message is refused as malformed.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum KeyMessageRefusal {
+    /// Not the content of that type: `M_BAD_JSON`.
+    #[error("The content is not one of {0}: {1}")]
+    Malformed(&'static str, String),
+    /// A value that it must not have: `M_INVALID_PARAM`.
+    #[error("{0}")]
+    Invalid(String),
+    /// Larger than [`MAX_KEY_MESSAGE_BYTES`]: `M_TOO_LARGE`.
+    #[error("A key message must not be larger than 16,384 bytes")]
+    TooLarge,
+}
+
+/// What the permission to give a resource key depends on: the room as it is in the transaction that stores the message.
+#[derive(Clone, Debug)]
+pub struct RoomFacts {
+    /// The `algorithm` of the room's `m.room.encryption` event.
+    pub algorithm: Option<String>,
+    /// The room's history visibility.
+    pub history_visibility: HistoryVisibility,
+    /// The memberships of the sender and of all recipients; who is missing has none.
+    pub memberships: BTreeMap<OwnedUserId, MembershipState>,
+}
+
+/// Why a resource key may not be given.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NotPermitted {
+    /// The room does not use the profile, or the server does not know it.
+    #[error("The room does not use the KeyBox profile")]
+    RoomWithoutProfile,
+    /// The sender is not joined.
+    #[error("You are not joined to the room that the resource key is for")]
+    SenderNotJoined,
+    /// A recipient is not a member who may read what the key opens.
+    #[error("{0} is not a member of the room that the resource key is for")]
+    RecipientNotAMember(OwnedUserId),
+    /// A recipient's device is not a KeyBox.
+    #[error("A device of {0} that the resource key is for is not a KeyBox")]
+    NotAKeyBox(OwnedUserId),
+}
+
+/// Checks the content of a to-device message of `event_type` that the device `sender_device` sends.
+///
+/// Returns the room if the message carries a resource key, which then needs permission ([`RoomFacts::permits`]); `None` for
+/// any other message.
+///
+/// # Errors
+/// [`KeyMessageRefusal`] if it is one of the profile's types, but not what the profile says.
+pub fn check_key_message(
+    event_type: &str,
+    sender_device: &DeviceId,
+    content: &str,
+) -> Result<Option<OwnedRoomId>, KeyMessageRefusal> {
+    match event_type {
+        ResourceKeyContent::EVENT_TYPE => {
+            let message: ResourceKeyContent = read(sender_device, content)?;
+            if !is_keybox_suite(&message.algorithm) {
+                return Err(invalid("algorithm does not name a KeyBox suite"));
+            }
+            if message.wrap.is_empty() || message.wrap.len() > MAX_WRAP_BYTES {
+                return Err(invalid("wrap has a size that no suite gives"));
+            }
+            check_id("exchange_id", &message.exchange_id)?;
+            room_id(&message.room_id).map(Some)
+        }
+        KeyRequest::EVENT_TYPE => {
+            let message: KeyRequest = read(sender_device, content)?;
+            check_id("request_id", &message.request_id)?;
+            room_id(&message.room_id).map(|_| None)
+        }
+        Withheld::EVENT_TYPE => {
+            let message: Withheld = read(sender_device, content)?;
+            room_id(&message.room_id).map(|_| None)
+        }
+        Acknowledgement::EVENT_TYPE => {
+            let message: Acknowledgement = read(sender_device, content)?;
+            check_id("exchange_id", &message.exchange_id)?;
+            room_id(&message.room_id).map(|_| None)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether messages of this type carry resource keys, which go to KeyBoxes of members only.
+pub fn carries_resource_key(event_type: &str) -> bool {
+    event_type == ResourceKeyContent::EVENT_TYPE
+}
+
+impl RoomFacts {
+    /// Whether `sender` may give the room's resource keys to KeyBoxes of `recipients`.
+    ///
+    /// # Errors
+    /// [`NotPermitted`], which the server answers with 403 and [`NOT_A_MEMBER`].
+    pub fn permits<'a>(
+        &self,
+        sender: &UserId,
+        recipients: impl IntoIterator<Item = &'a UserId>,
+    ) -> Result<(), NotPermitted> {
+        if !self.algorithm.as_deref().is_some_and(is_keybox_suite) {
+            return Err(NotPermitted::RoomWithoutProfile);
+        }
+        if self.memberships.get(sender) != Some(&MembershipState::Join) {
+            return Err(NotPermitted::SenderNotJoined);
+        }
+        for recipient in recipients {
+            let permitted = match self.memberships.get(recipient) {
+                Some(MembershipState::Join) => true,
+                Some(MembershipState::Invite) => self.invited_may_read(),
+                _ => false,
+            };
+            if !permitted {
+                return Err(NotPermitted::RecipientNotAMember(recipient.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody who is invited may read what is sent from then on.
+    fn invited_may_read(&self) -> bool {
+        matches!(
+            self.history_visibility,
+            HistoryVisibility::Invited | HistoryVisibility::Shared | HistoryVisibility::WorldReadable
+        )
+    }
+}
+
+fn read<M: KeyMessage>(sender_device: &DeviceId, content: &str) -> Result<M, KeyMessageRefusal> {
+    if content.len() > MAX_KEY_MESSAGE_BYTES {
+        return Err(KeyMessageRefusal::TooLarge);
+    }
+    let malformed = |problem: String| KeyMessageRefusal::Malformed(M::EVENT_TYPE, problem);
+    let content: Value = serde_json::from_str(content).map_err(|error| malformed(error.to_string()))?;
+    if !content.get("signature").is_some_and(Value::is_string) {
+        return Err(malformed("missing field `signature`".to_owned()));
+    }
+    let message: M = serde_json::from_value(content).map_err(|error| malformed(error.to_string()))?;
+    if message.sender_keybox() != sender_device.as_str() {
+        return Err(invalid("sender_keybox is not the device that sends the message"));
+    }
+    Ok(message)
+}
+
+fn room_id(id: &str) -> Result<OwnedRoomId, KeyMessageRefusal> {
+    RoomId::parse(id).map_err(|_| invalid("room_id is not the id of a room"))
+}
+
+fn check_id(field: &str, id: &str) -> Result<(), KeyMessageRefusal> {
+    if id.is_empty() || id.len() > MAX_ID_BYTES {
+        return Err(KeyMessageRefusal::Invalid(format!("{field} must have 1 to 255 bytes")));
+    }
+    Ok(())
+}
+
+fn invalid(problem: &str) -> KeyMessageRefusal {
+    KeyMessageRefusal::Invalid(problem.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{device_id, user_id};
+    use serde_json::json;
+
+    use super::*;
+
+    const SUITE: &str = keystead_keybox::suite::V1;
+
+    fn resource_key() -> Value {
+        json!({
+            "algorithm": SUITE, "room_id": "!r:x", "key_id": "AAAAAAAAAAAAAAAAAAAAAA", "wrap": "AAAA",
+            "sender_keybox": "BOX", "exchange_id": "e", "sent_at": 1, "signature": "AAAA",
+            "origin": {"user_id": "@a:x", "keybox_id": "BOX", "created_at": 1, "audience": "x", "signature": "AA"},
+        })
+    }
+
+    fn check(content: &Value) -> Result<Option<OwnedRoomId>, KeyMessageRefusal> {
+        check_key_message(ResourceKeyContent::EVENT_TYPE, device_id!("BOX"), &content.to_string())
+    }
+
+    #[test]
+    fn a_resource_key_names_its_room() {
+        assert_eq!(check(&resource_key()).unwrap().unwrap(), "!r:x");
+        assert_eq!(check_key_message("m.room_key", device_id!("BOX"), "{}"), Ok(None));
+    }
+
+    #[test]
+    fn malformed_key_messages_are_refused() {
+        for field in ["algorithm", "room_id", "key_id", "wrap", "sender_keybox", "origin", "signature"] {
+            let mut content = resource_key();
+            content.as_object_mut().unwrap().remove(field);
+            assert!(matches!(check(&content), Err(KeyMessageRefusal::Malformed(..))), "{field}");
+        }
+        let changed = |field: &str, value: Value| {
+            let mut content = resource_key();
+            content[field] = value;
+            content
+        };
+        for content in [
+            changed("sender_keybox", "OTHER".into()),
+            changed("algorithm", "m.megolm.v1.aes-sha2".into()),
+            changed("room_id", "r".into()),
+            changed("wrap", "".into()),
+            changed("exchange_id", "".into()),
+        ] {
+            assert!(matches!(check(&content), Err(KeyMessageRefusal::Invalid(_))), "{content}");
+        }
+        let large = changed("padding", "x".repeat(MAX_KEY_MESSAGE_BYTES).into());
+        assert_eq!(check(&large), Err(KeyMessageRefusal::TooLarge));
+    }
+
+    #[test]
+    fn keys_go_from_joined_members_to_members_of_rooms_with_the_profile() {
+        let (a, b) = (user_id!("@a:x"), user_id!("@b:x"));
+        let facts = |algorithm: &str, visibility: &str, ours: Option<&str>, theirs: Option<&str>| RoomFacts {
+            algorithm: Some(algorithm.to_owned()),
+            history_visibility: visibility.into(),
+            memberships: [(a, ours), (b, theirs)]
+                .into_iter()
+                .filter_map(|(user, membership)| Some((user.to_owned(), membership?.into())))
+                .collect(),
+        };
+        let not_b = Err(NotPermitted::RecipientNotAMember(b.to_owned()));
+        let table = [
+            (facts(SUITE, "shared", Some("join"), Some("join")), Ok(())),
+            (facts(SUITE, "shared", Some("join"), Some("invite")), Ok(())),
+            (facts(SUITE, "invited", Some("join"), Some("invite")), Ok(())),
+            (facts(SUITE, "joined", Some("join"), Some("invite")), not_b.clone()),
+            (facts(SUITE, "shared", Some("join"), Some("leave")), not_b.clone()),
+            (facts(SUITE, "shared", Some("join"), Some("ban")), not_b.clone()),
+            (facts(SUITE, "shared", Some("join"), Some("knock")), not_b.clone()),
+            (facts(SUITE, "world_readable", Some("join"), None), not_b),
+            (facts(SUITE, "shared", Some("invite"), Some("join")), Err(NotPermitted::SenderNotJoined)),
+            (facts(SUITE, "shared", None, Some("join")), Err(NotPermitted::SenderNotJoined)),
+            (
+                facts("m.megolm.v1.aes-sha2", "shared", Some("join"), Some("join")),
+                Err(NotPermitted::RoomWithoutProfile),
+            ),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(facts.permits(a, [b]), expected, "{facts:?}");
+        }
+    }
+}
