@@ -15,3 +15,8 @@ pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod store;
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

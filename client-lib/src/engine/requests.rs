@@ -6,7 +6,7 @@ use keystead_keybox::key_message::{KeyRequest, RequestAction, Withheld, Withheld
 use serde::Deserialize as _;
 
 use super::exchange::{EngineError, Wanted, new_id};
-use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, RecordName};
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, RecordName, Room};
 use crate::events::RoomEvent;
 
 /// How long to wait for an answer before asking on; doubled each round.
@@ -60,12 +60,14 @@ impl Engine {
         notices: &mut Vec<Notice>,
     ) -> Result<(), EngineError> {
         for index in 0..self.exchange.wanted.len() {
-            let Some(wanted) =
-                self.exchange.wanted.get(index).filter(|wanted| wanted.next_at <= now).cloned()
-            else {
+            let due = self.exchange.wanted.get(index).filter(|wanted| wanted.next_at <= now).cloned();
+            let Some(wanted) = due else { continue };
+            let members = self.rooms.get(&wanted.key.room_id).map(Room::audience_users).unwrap_or_default();
+            if members.iter().chain([&self.own.user_id]).any(|user_id| self.directory.is_outdated(user_id)) {
+                // Which KeyBoxes there are to ask is being looked up in this very round.
                 continue;
-            };
-            let Some(candidates) = self.candidates(&wanted) else { continue };
+            }
+            let candidates = self.candidates(&wanted);
             let request = self.request(&wanted, RequestAction::Request);
             let messages = candidates.iter().map(|address| (address.clone(), request.clone())).collect();
             self.enqueue(&wanted.key, messages, entropy)?;
@@ -89,9 +91,7 @@ impl Engine {
     }
 
     /// Whom to ask next: the user's own other KeyBoxes; then the one that sealed the message and a few of the room's.
-    /// `None` while it is not known who there is.
-    fn candidates(&self, wanted: &Wanted) -> Option<Vec<KeyBoxAddress>> {
-        let room = self.rooms.get(&wanted.key.room_id)?;
+    fn candidates(&self, wanted: &Wanted) -> Vec<KeyBoxAddress> {
         let others = |user_id: &str| -> Vec<KeyBoxAddress> {
             let usable = self.directory.usable(user_id, &wanted.suite);
             usable
@@ -99,22 +99,21 @@ impl Engine {
                 .filter(|address| *address != self.own && !wanted.asked.contains(address))
                 .collect()
         };
-        if self.directory.is_outdated(&self.own.user_id) {
-            return None;
-        }
         let own = others(&self.own.user_id);
         if !own.is_empty() {
-            return Some(own);
+            return own;
         }
-        let mut joined: Vec<_> = room
-            .members
-            .iter()
+        let mut joined: Vec<_> = self
+            .rooms
+            .get(&wanted.key.room_id)
+            .into_iter()
+            .flat_map(|room| &room.members)
             .filter(|(user_id, membership)| **membership == Membership::Join && **user_id != self.own.user_id)
             .flat_map(|(user_id, _)| others(user_id))
             .collect();
         joined.sort_by_key(|address| *address != wanted.sealed_by);
         joined.truncate(ASKED_AT_ONCE);
-        Some(joined)
+        joined
     }
 
     fn request(&self, wanted: &Wanted, action: RequestAction) -> KeyRequest {
