@@ -1,7 +1,7 @@
 //! The table of routes: every endpoint that needs a session refuses those who have none, and says who may call it
 //! as the specification does.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf, process::Command};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 
 use hyper::Method;
 use keystead_tests::{TestCluster, http::Request, process};
@@ -130,8 +130,7 @@ fn same_path(one: &str, other: &str) -> bool {
 }
 
 pub(crate) fn served() -> Vec<Route> {
-    let output =
-        Command::new(process::keystead()).args(["admin", "routes", "--json"]).output().expect("it runs");
+    let output = process::command("admin").args(["routes", "--json"]).output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let routes: Vec<Value> = serde_json::from_slice(&output.stdout).expect("a list in JSON");
     let text = |route: &Value, name: &str| route[name].as_str().expect("text").to_owned();

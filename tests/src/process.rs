@@ -35,11 +35,19 @@ pub fn keystead() -> &'static Path {
     })
 }
 
+/// A command of the `keystead` program that has no settings yet: those of this process are not passed on.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(keystead());
+    let others = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("KEYSTEAD_"));
+    command.arg(name).env_clear().envs(others);
+    command
+}
+
 /// Brings the database to the newest schema.
 pub(crate) fn migrate(database_url: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let mut command = Command::new(keystead());
-    command.arg("migrate").env("KEYSTEAD_DATABASE_URL", database_url).env("KEYSTEAD_DATA_DIR", folder.path());
+    let mut command = command("migrate");
+    command.env("KEYSTEAD_DATABASE_URL", database_url).env("KEYSTEAD_DATA_DIR", folder.path());
     let output = command.output().map_err(|error| format!("keystead migrate: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -66,11 +74,8 @@ impl Replica {
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "already running");
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = Command::new(keystead());
+        let mut command = command("serve");
         command
-            .arg("serve")
-            .env_clear()
-            .envs(std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("KEYSTEAD_")))
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .env("KEYSTEAD_SERVER_LISTEN", format!("127.0.0.1:{}", self.port))
             .stdin(Stdio::null())
