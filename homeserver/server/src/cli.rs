@@ -3,11 +3,13 @@
 use std::{error::Error as StdError, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use keystead_store::Store;
 
 use crate::{
-    api,
+    api, app,
     config::{ConfigError, Settings, reader::Environment},
     serve::{self, ServeError},
+    telemetry::metrics::Metrics,
 };
 
 /// A Matrix homeserver that scales out, with the Trustner KeyBox encryption profile.
@@ -23,6 +25,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Bring the database to the schema of this version; `serve` does so too when it starts
+    Migrate,
     /// Run the server
     Serve,
     /// Check the configuration and report every problem
@@ -52,10 +56,14 @@ enum CommandError {
     Config(#[from] ConfigError),
     #[error("the answer cannot be written as JSON")]
     Json(#[source] serde_json::Error),
+    #[error("the metrics could not be registered")]
+    Metrics(#[source] prometheus::Error),
     #[error("the asynchronous runtime cannot be started")]
     Runtime(#[source] std::io::Error),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error("the database could not be brought to the schema of this version")]
+    Store(#[from] keystead_store::Error),
 }
 
 /// Does what the arguments of the process say. Exit status 0 on success, 1 on failure, 2 on wrong arguments.
@@ -73,10 +81,10 @@ pub fn run() -> ExitCode {
 fn execute(cli: Cli) -> Result<(), CommandError> {
     let load = || Settings::load(cli.config.as_deref(), Environment::of_process());
     match cli.command {
+        Command::Migrate => migrate(&load()?),
         Command::Serve => {
             let settings = load()?;
-            let runtime = tokio::runtime::Runtime::new().map_err(CommandError::Runtime)?;
-            Ok(runtime.block_on(serve::run(settings))?)
+            Ok(runtime()?.block_on(serve::run(settings))?)
         }
         Command::CheckConfig => {
             load()?;
@@ -85,6 +93,17 @@ fn execute(cli: Cli) -> Result<(), CommandError> {
         }
         Command::Admin(Admin::Routes(args)) => print_routes(args.json),
     }
+}
+
+fn migrate(settings: &Settings) -> Result<(), CommandError> {
+    let metrics = Metrics::new().map_err(CommandError::Metrics)?;
+    runtime()?.block_on(Store::migrate(&app::store_options(settings, &metrics)))?;
+    println!("The database has the schema of this version.");
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Runtime::new().map_err(CommandError::Runtime)
 }
 
 fn print_routes(json: bool) -> Result<(), CommandError> {

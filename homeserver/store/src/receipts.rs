@@ -102,7 +102,12 @@ pub async fn in_rooms(
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn private_changed(tx: &ReadTx, reader: &UserId, after: i64, upto: i64) -> Result<Vec<Receipt>, Error> {
+pub async fn private_changed(
+    tx: &ReadTx,
+    reader: &UserId,
+    after: i64,
+    upto: i64,
+) -> Result<Vec<Receipt>, Error> {
     let sql = format!(
         "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts \
          WHERE shard = $1 AND position > $2 AND position <= $3 AND user_id = $4 AND receipt_type = '{PRIVATE}'"
