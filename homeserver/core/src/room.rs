@@ -1,11 +1,14 @@
 //! The current state of one room, and how the next event is built on it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use rpds::HashTrieMapSync;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, Int, OwnedEventId, OwnedRoomId, OwnedServerName,
-    RoomId, RoomVersionId, UserId,
+    OwnedUserId, RoomId, RoomVersionId, UserId,
     canonical_json::{CanonicalJsonError, to_canonical_value},
     events::{
         StateEventType, TimelineEventType,
@@ -161,6 +164,14 @@ impl RoomState {
     pub fn membership(&self, user_id: &UserId) -> MembershipState {
         self.get("m.room.member", user_id.as_str())
             .map_or(MembershipState::Leave, |member| membership_of(&member.pdu))
+    }
+
+    /// The users who made the room, as far as the create event tells.
+    pub fn creators(&self) -> HashSet<OwnedUserId> {
+        let create = self.get("m.room.create", "");
+        create
+            .and_then(|create| RoomCreateEvent::new(&create.pdu).creators(&self.rules.authorization).ok())
+            .unwrap_or_default()
     }
 
     /// The user's power in the room.

@@ -14,7 +14,8 @@ use crate::{
     http::error::ApiError,
     lifecycle::Shutdown,
     rooms::Writer,
-    streams::{Fence, Tail},
+    streams::{Fence, Listener, Tail},
+    sync::{DeviceCaches, UnreadCaches},
     telemetry::metrics::Metrics,
 };
 
@@ -43,6 +44,10 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// Appends events to rooms.
     pub writer: Writer,
+    /// What is known of devices for syncs.
+    pub devices: Arc<DeviceCaches>,
+    /// What is known of push rules and unread events for syncs.
+    pub unread: Arc<UnreadCaches>,
     fence: Fence,
 }
 
@@ -89,13 +94,27 @@ impl App {
         Store::migrate(&options).await?;
         let store = Store::open(options).await?;
         let signer = Arc::new(signer(&store, &settings).await?);
-        let tail = Tail::start(store.clone(), Vec::new()).await?;
+        let (devices, unread) = (Arc::<DeviceCaches>::default(), Arc::<UnreadCaches>::default());
+        let tail = Tail::start(store.clone(), listeners(&devices, &unread)).await?;
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
         let fence = Fence::new(Arc::clone(&tail));
         let shutdown = Shutdown::default();
-        Ok(Arc::new(Self { settings, clock, entropy, metrics, shutdown, store, signer, tail, writer, fence }))
+        Ok(Arc::new(Self {
+            settings,
+            clock,
+            entropy,
+            metrics,
+            shutdown,
+            store,
+            signer,
+            tail,
+            writer,
+            devices,
+            unread,
+            fence,
+        }))
     }
 
     /// Waits until this replica has seen everything that was committed before the call, so that what a client
@@ -107,6 +126,15 @@ impl App {
     pub async fn fence(&self) -> Result<(), ApiError> {
         self.fence.pass().await.map_err(ApiError::unavailable)
     }
+}
+
+/// What hears of every new row of the streams.
+fn listeners(devices: &Arc<DeviceCaches>, unread: &Arc<UnreadCaches>) -> Vec<Listener> {
+    let (devices, unread) = (Arc::clone(devices), Arc::clone(unread));
+    vec![Box::new(move |entry| {
+        devices.hear(&entry.item, entry.position);
+        unread.hear(&entry.item);
+    })]
 }
 
 /// How the server opens its database: also for `keystead migrate` and the administrator's commands.

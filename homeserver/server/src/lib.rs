@@ -13,4 +13,5 @@ pub mod rooms;
 pub mod serve;
 pub mod session;
 pub mod streams;
+pub mod sync;
 pub mod telemetry;

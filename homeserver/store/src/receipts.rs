@@ -117,6 +117,17 @@ pub async fn private_changed(
     rows.iter().map(streams::receipt).collect()
 }
 
+/// The position up to which a reader has read a room, by any receipt that is not for another thread than the main one.
+///
+/// # Errors
+/// The database's own.
+pub async fn read_position(tx: &ReadTx, room_id: &RoomId, reader: &UserId) -> Result<Option<i64>, Error> {
+    let sql = "SELECT MAX(e.position) AS position FROM receipts r JOIN events e ON e.event_id = r.event_id \
+        WHERE r.room_id = $1 AND r.user_id = $2 AND r.thread_id IN ('', 'main')";
+    let rows = tx.query(sql, [room_id.as_str().into(), reader.as_str().into()]).await?;
+    Ok(rows.first().map(|row| row.try_get("", "position")).transpose()?.flatten())
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::{MilliSecondsSinceUnixEpoch, UInt, event_id, room_id, user_id};

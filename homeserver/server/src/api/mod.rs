@@ -2,6 +2,7 @@
 //! type.
 
 mod operations;
+mod sync;
 mod versions;
 mod well_known;
 
@@ -16,6 +17,7 @@ pub fn routes() -> Router {
     let mut router = Router::default();
     discovery(&mut router);
     operations(&mut router);
+    router.route_with(Options::LONG_POLL, sync::sync_events);
     router
 }
 

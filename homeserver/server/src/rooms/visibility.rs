@@ -53,6 +53,11 @@ impl RoomView {
         matches!(membership, MembershipState::Leave | MembershipState::Ban).then_some(*position)
     }
 
+    /// Whether the user ever was in the room.
+    pub fn was_joined(&self) -> bool {
+        self.memberships.iter().any(|(_, membership)| *membership == MembershipState::Join)
+    }
+
     /// Whether the user ever was in the room, or was invited to it.
     pub fn knows_room(&self) -> bool {
         !self.memberships.is_empty()

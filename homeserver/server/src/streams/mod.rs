@@ -14,9 +14,9 @@ mod waiters;
 
 pub use self::{
     fence::Fence,
-    memberships::{Memberships, RoomMembership},
+    memberships::{RoomMembership, RoomsOfUser},
     ring::{Entry, Item},
-    tail::Tail,
+    tail::{Listener, Tail},
     typing::Typing,
     waiters::Waiter,
 };

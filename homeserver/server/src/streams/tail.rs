@@ -31,7 +31,7 @@ use super::{
 const RECHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// Told of each new row, in the order of its shard, before anybody is woken: how other caches stay right.
-pub type Listener = Box<dyn Fn(&Item) + Send + Sync>;
+pub type Listener = Box<dyn Fn(&Entry) + Send + Sync>;
 
 /// What this replica knows of the streams.
 pub struct Tail {
@@ -248,7 +248,7 @@ impl Tail {
                 self.rooms.apply(event);
                 self.memberships.apply(event);
             }
-            self.listeners.iter().for_each(|listener| listener(&entry.item));
+            self.listeners.iter().for_each(|listener| listener(entry));
         }
         for event in redacted {
             self.rooms.replace_redacted(event);

@@ -1,0 +1,58 @@
+//! `GET /sync`.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3sync>
+
+use std::time::Duration;
+
+use keystead_core::token::SyncToken;
+use keystead_store::filters;
+use ruma::{
+    UserId,
+    api::client::{filter::FilterDefinition, sync::sync_events::v3 as sync_events},
+};
+
+use crate::{
+    app::App,
+    context::{Ctx, Session},
+    http::error::ApiError,
+    sync::{SyncRequest, sync},
+};
+
+/// What happened since a token; waits for something to happen if nothing has.
+pub(super) async fn sync_events(
+    ctx: Ctx<Session>,
+    request: sync_events::Request,
+) -> Result<sync_events::Response, ApiError> {
+    let room_shards = ctx.app.tail.shards().room_shards().count();
+    let since = request
+        .since
+        .map(|token| SyncToken::parse(&token, room_shards))
+        .transpose()
+        .map_err(|error| ApiError::invalid_param(format!("since: {error}")))?;
+    let filter = match request.filter {
+        None => FilterDefinition::default(),
+        Some(sync_events::Filter::FilterDefinition(filter)) => filter,
+        Some(sync_events::Filter::FilterId(id)) => {
+            stored_filter(&ctx.app, &ctx.requester.user_id, &id).await?
+        }
+        Some(_) => return Err(ApiError::invalid_param("filter: neither a filter nor the id of one")),
+    };
+    let request = SyncRequest {
+        session: ctx.requester,
+        since,
+        filter,
+        full_state: request.full_state,
+        state_after: request.use_state_after,
+        timeout: request.timeout.unwrap_or(Duration::ZERO),
+    };
+    sync(&ctx.app, request).await
+}
+
+/// A filter that the user has uploaded.
+async fn stored_filter(app: &App, user_id: &UserId, id: &str) -> Result<FilterDefinition, ApiError> {
+    let unknown = || ApiError::invalid_param("filter: there is no filter of that id");
+    let id = id.parse().map_err(|_| unknown())?;
+    let definition =
+        app.store.read("find_filter", |tx| async move { filters::find(&tx, user_id, id).await }).await?;
+    serde_json::from_str(&definition.ok_or_else(unknown)?).map_err(ApiError::internal)
+}

@@ -1,0 +1,247 @@
+//! What a sync delivers to the device rather than to the user: to-device messages, device lists and key counts.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use keystead_core::token::SyncToken;
+use keystead_store::{
+    keys,
+    streams::{ToDeviceMessage, UserChange},
+    to_device,
+};
+use lru::LruCache;
+use ruma::{
+    OneTimeKeyAlgorithm, OwnedDeviceId, OwnedUserId, UInt,
+    api::client::sync::sync_events::v3::{Response, ToDevice},
+    serde::Raw,
+};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Sync, changes::Changes};
+use crate::{http::error::ApiError, streams::Item};
+
+/// How many messages one answer takes; the next sync goes on.
+const MESSAGES_AN_ANSWER: usize = 100;
+/// How many devices are remembered.
+const DEVICES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(49_999);
+
+type Device = (OwnedUserId, OwnedDeviceId);
+
+/// What is known of devices without asking the database; kept right by the tail.
+pub struct DeviceCaches {
+    /// The messages up to this position are known to be gone, and whether any came since.
+    inboxes: Mutex<LruCache<Device, Inbox>>,
+    key_counts: Mutex<LruCache<OwnedUserId, Vec<(OwnedDeviceId, KeyCounts)>>>,
+    /// Counts what voids `key_counts`, so that what was read before is not kept after.
+    key_changes: AtomicU64,
+}
+
+/// The one-time keys that a device has left, and the fallback keys that nobody was given yet.
+#[derive(Clone, Default)]
+struct KeyCounts {
+    one_time: BTreeMap<OneTimeKeyAlgorithm, UInt>,
+    unused_fallback: Vec<OneTimeKeyAlgorithm>,
+}
+
+#[derive(Clone, Copy)]
+struct Inbox {
+    /// The oldest message that may still be in the database.
+    oldest: Option<i64>,
+}
+
+impl Default for DeviceCaches {
+    fn default() -> Self {
+        Self {
+            inboxes: Mutex::new(LruCache::new(DEVICES)),
+            key_counts: Mutex::new(LruCache::new(DEVICES)),
+            key_changes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl DeviceCaches {
+    /// Takes in a row of the stream.
+    pub fn hear(&self, item: &Item, position: i64) {
+        match item {
+            Item::ToDevice(message) => {
+                let device = (message.user_id.clone(), message.device_id.clone());
+                if let Some(inbox) = lock(&self.inboxes).peek_mut(&device) {
+                    inbox.oldest.get_or_insert(position);
+                }
+            }
+            Item::UserChange(user_id, UserChange::OneTimeKeys | UserChange::DeviceList) => {
+                self.key_changes.fetch_add(1, Ordering::SeqCst);
+                lock(&self.key_counts).pop(user_id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether messages up to `position` may still be in the database.
+    fn may_hold(&self, device: &Device, position: i64) -> bool {
+        lock(&self.inboxes)
+            .get(device)
+            .is_none_or(|inbox| inbox.oldest.is_some_and(|oldest| oldest <= position))
+    }
+
+    /// Notes that the messages up to `position` are gone; there may be some after it if `more`.
+    fn emptied(&self, device: Device, position: i64, more: bool) {
+        lock(&self.inboxes).put(device, Inbox { oldest: more.then_some(position + 1) });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Serialize)]
+struct ToDeviceEvent<'a> {
+    #[serde(rename = "type")]
+    message_type: &'a str,
+    sender: &'a ruma::UserId,
+    content: &'a RawValue,
+}
+
+impl Sync<'_> {
+    /// The messages to this device. If there are more than one answer takes, the token ends behind the last one.
+    ///
+    /// > the client's `since` token acknowledges what came before it ([send-to-device messaging]).
+    ///
+    /// [send-to-device messaging]: https://spec.matrix.org/v1.19/client-server-api/#server-behaviour-4
+    pub(super) async fn to_device(
+        &self,
+        changes: &mut Changes,
+        upto: &mut SyncToken,
+    ) -> Result<ToDevice, ApiError> {
+        let since = self.request.since.as_ref().map_or(0, |since| since.user);
+        self.acknowledge(since).await?;
+        let mut messages = match changes.to_device.take() {
+            Some(messages) => messages,
+            None => self.stored_messages(since).await?,
+        };
+        if messages.len() > MESSAGES_AN_ANSWER {
+            messages.truncate(MESSAGES_AN_ANSWER);
+            upto.user = messages.last().map_or(upto.user, |(position, _)| *position);
+        }
+        let mut answer = ToDevice::new();
+        for (_, message) in &messages {
+            answer.events.push(to_device_event(message)?);
+        }
+        Ok(answer)
+    }
+
+    async fn stored_messages(&self, since: i64) -> Result<Vec<(i64, Arc<ToDeviceMessage>)>, ApiError> {
+        let session = &self.request.session;
+        let upto = self.upto.user;
+        let limit = u64::try_from(MESSAGES_AN_ANSWER + 1).unwrap_or(u64::MAX);
+        let messages = self
+            .app
+            .store
+            .read("sync_to_device", |tx| async move {
+                to_device::pending(&tx, (&session.user_id, &session.device_id), (since, upto), limit).await
+            })
+            .await?;
+        Ok(messages.into_iter().map(|(position, message)| (position, Arc::new(message))).collect())
+    }
+
+    /// Deletes the messages that the client has shown to have, unless they are known to be gone.
+    async fn acknowledge(&self, since: i64) -> Result<(), ApiError> {
+        let session = &self.request.session;
+        let device = (session.user_id.clone(), session.device_id.clone());
+        if since == 0 || !self.app.devices.may_hold(&device, since) {
+            return Ok(());
+        }
+        self.app
+            .store
+            .write("acknowledge_to_device", |tx| async move {
+                to_device::acknowledge(&tx, &session.user_id, &session.device_id, since).await
+            })
+            .await?;
+        // What came after the token may or may not be there.
+        self.app.devices.emptied(device, since, self.upto.user > since);
+        Ok(())
+    }
+
+    /// Whose devices the client has to ask for again, and whose it need not follow any longer.
+    pub(super) async fn device_lists(
+        &self,
+        changes: &Changes,
+        response: &mut Response,
+    ) -> Result<(), ApiError> {
+        let Some(since) = self.request.since.as_ref().filter(|_| changes.device_lists_changed) else {
+            return Ok(());
+        };
+        let user_id = self.user_id();
+        let delta = self
+            .app
+            .store
+            .read("sync_device_lists", |tx| async move { keys::device_list_delta(&tx, user_id, since).await })
+            .await?;
+        response.device_lists.changed = delta.changed.into_iter().collect();
+        response.device_lists.left = delta.left.into_iter().collect();
+        Ok(())
+    }
+
+    /// How many one-time keys the device has left, and which fallback keys are unused: in every answer.
+    pub(super) async fn key_counts(&self, response: &mut Response) -> Result<(), ApiError> {
+        let session = &self.request.session;
+        let caches = &self.app.devices;
+        let cached = lock(&caches.key_counts)
+            .get(&session.user_id)
+            .and_then(|devices| devices.iter().find(|(device_id, _)| *device_id == session.device_id))
+            .map(|(_, counts)| counts.clone());
+        let counts = if let Some(counts) = cached {
+            counts
+        } else {
+            let changes = caches.key_changes.load(Ordering::SeqCst);
+            let counts = self.load_key_counts().await?;
+            let mut cache = lock(&caches.key_counts);
+            if caches.key_changes.load(Ordering::SeqCst) == changes {
+                let devices = cache.get_or_insert_mut(session.user_id.clone(), Vec::new);
+                devices.push((session.device_id.clone(), counts.clone()));
+            }
+            counts
+        };
+        response.device_one_time_keys_count = counts.one_time;
+        response.device_unused_fallback_key_types = Some(counts.unused_fallback);
+        Ok(())
+    }
+}
+
+impl Sync<'_> {
+    async fn load_key_counts(&self) -> Result<KeyCounts, ApiError> {
+        let session = &self.request.session;
+        let (one_time, unused_fallback) = self
+            .app
+            .store
+            .read("sync_key_counts", |tx| async move {
+                let one_time = keys::one_time_key_counts(&tx, &session.user_id, &session.device_id).await?;
+                let fallback = keys::unused_fallback_keys(&tx, &session.user_id, &session.device_id).await?;
+                Ok::<_, keystead_store::Error>((one_time, fallback))
+            })
+            .await?;
+        let mut counts = KeyCounts {
+            one_time: one_time
+                .into_iter()
+                .map(|(algorithm, count)| (algorithm.into(), UInt::new_saturating(count)))
+                .collect(),
+            unused_fallback: unused_fallback.into_iter().map(Into::into).collect(),
+        };
+        // A client that finds no number takes it for unchanged, not for none.
+        counts.one_time.entry(OneTimeKeyAlgorithm::SignedCurve25519).or_default();
+        Ok(counts)
+    }
+}
+
+fn to_device_event<T>(message: &ToDeviceMessage) -> Result<Raw<T>, ApiError> {
+    let content = serde_json::from_str(&message.content).map_err(ApiError::internal)?;
+    let event = ToDeviceEvent { message_type: &message.message_type, sender: &message.sender, content };
+    Ok(Raw::from_json(to_raw_value(&event).map_err(ApiError::internal)?))
+}

@@ -1,0 +1,248 @@
+//! `/sync`: everything that happened since a token, or the wait until something does.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#syncing>
+//!
+//! A sync fixes at once how far it reaches (`upto`), and everything in its answer lies between the token and there. What lies
+//! in the tail's memory is taken from there ([`changes`]); the database is asked for older things only.
+
+mod changes;
+mod devices;
+mod ephemeral;
+mod left;
+mod room;
+mod state;
+mod unread;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use keystead_core::{
+    filter,
+    room::{Refusal, RoomState},
+    shard::Shard,
+    token::SyncToken,
+};
+use keystead_store::{account_data, streams::AccountData};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, RoomId, UserId,
+    api::client::{filter::FilterDefinition, sync::sync_events::v3 as sync_events},
+    events::room::member::MembershipState,
+};
+use tokio::time::Instant;
+
+use self::changes::Changes;
+pub use self::{devices::DeviceCaches, unread::UnreadCaches};
+use crate::{
+    app::App,
+    context::Session,
+    http::error::ApiError,
+    streams::{RoomMembership, RoomsOfUser},
+};
+
+/// The longest wait that a client is granted.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// What a client asks for.
+pub struct SyncRequest {
+    /// Whose sync it is.
+    pub session: Session,
+    /// Where the last sync ended; `None` for the first one.
+    pub since: Option<SyncToken>,
+    /// What the client wants of it all.
+    pub filter: FilterDefinition,
+    /// Whether all state is wanted, not only what changed.
+    pub full_state: bool,
+    /// Whether the state is wanted as of the end of the timeline instead of its start.
+    pub state_after: bool,
+    /// How long to wait for news.
+    pub timeout: Duration,
+}
+
+/// One pass over everything that the answer is made of.
+struct Sync<'a> {
+    app: &'a App,
+    request: &'a SyncRequest,
+    rooms: Arc<RoomsOfUser>,
+    upto: SyncToken,
+    now: MilliSecondsSinceUnixEpoch,
+}
+
+/// Answers a sync: at once if there is news, or when there is, or when the time is up.
+///
+/// # Errors
+/// 400 `M_INVALID_PARAM` for a token of the future; whatever the database's errors become.
+pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Response, ApiError> {
+    let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
+    let user_id = request.session.user_id.clone();
+    let waiter = app.tail.wait(&user_id);
+    if request.since.is_none() || request.full_state || request.timeout.is_zero() {
+        app.fence().await?;
+    }
+    reach(app, &user_id, request.since.as_ref()).await?;
+    loop {
+        // News that comes from here on ends the wait below.
+        let news = waiter.news();
+        let sync = Sync::begin(app, &request).await?;
+        let (response, is_news) = sync.run().await?;
+        let Some(since) = request.since.as_ref().filter(|_| !is_news && !request.full_state) else {
+            return Ok(response);
+        };
+        // The next pass need not look again at what this one has seen.
+        let since = SyncToken { typing: since.typing.clone(), ..sync.upto };
+        tokio::select! {
+            () = news => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(response),
+            () = app.shutdown.draining() => return Ok(response),
+        }
+        request.since = Some(since);
+    }
+}
+
+/// Waits until this replica has read as far as the one that gave out the token.
+async fn reach(app: &App, user_id: &UserId, since: Option<&SyncToken>) -> Result<(), ApiError> {
+    let Some(since) = since else { return Ok(()) };
+    let shards = app.tail.shards();
+    let mut positions: Vec<_> = shards.room_shards().zip(since.rooms.iter().copied()).collect();
+    positions.push((shards.of_user(user_id), since.user));
+    let is_there = |positions: &[(Shard, i64)]| {
+        positions.iter().all(|(shard, position)| app.tail.position(*shard) >= *position)
+    };
+    if is_there(&positions) {
+        return Ok(());
+    }
+    app.fence().await?;
+    if !is_there(&positions) {
+        return Err(ApiError::invalid_param("since: the token names a position that does not exist yet"));
+    }
+    Ok(())
+}
+
+impl<'a> Sync<'a> {
+    /// Fixes how far the sync reaches: as far as this replica has read, which is at least as far as what it knows of the
+    /// user's memberships.
+    async fn begin(app: &'a App, request: &'a SyncRequest) -> Result<Self, ApiError> {
+        let user_id = &request.session.user_id;
+        let rooms = app.tail.rooms_of(user_id).await?;
+        let shards = app.tail.shards();
+        for (room_id, membership) in rooms.iter() {
+            let shard = shards.of_room(room_id);
+            if app.tail.position(shard) < membership.position {
+                app.tail.reached(shard, membership.position).await;
+            }
+        }
+        let upto = SyncToken {
+            rooms: shards.room_shards().map(|shard| app.tail.position(shard)).collect(),
+            user: app.tail.position(shards.of_user(user_id)),
+            typing: Vec::new(),
+        };
+        Ok(Self { app, request, rooms, upto, now: app.clock.now() })
+    }
+
+    /// The answer, and whether there is anything in it that a client waits for.
+    async fn run(&self) -> Result<(sync_events::Response, bool), ApiError> {
+        let mut changes = Changes::collect(self).await?;
+        let mut upto = self.upto.clone();
+        let to_device = self.to_device(&mut changes, &mut upto).await?;
+        let (typing, seen) = self.typing();
+        upto.typing = seen;
+
+        let mut response = sync_events::Response::new(upto.to_string());
+        response.to_device = to_device;
+        response.account_data.events = self.global_account_data(&changes)?;
+        response.rooms.join = self.joined_rooms(&mut changes, typing).await?;
+        for (room_id, membership) in self.wanted_rooms() {
+            let news = self.since_in(room_id).is_none_or(|since| membership.position > since);
+            match membership.membership {
+                MembershipState::Invite if news => {
+                    let invited = self.invited_room(room_id).await?;
+                    response.rooms.invite.insert(room_id.clone(), invited);
+                }
+                MembershipState::Knock if news => {
+                    let knocked = self.knocked_room(room_id).await?;
+                    response.rooms.knock.insert(room_id.clone(), knocked);
+                }
+                MembershipState::Leave | MembershipState::Ban if news && self.wants_left(membership) => {
+                    if let Some(left) = self.left_room(room_id, membership).await? {
+                        response.rooms.leave.insert(room_id.clone(), left);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.device_lists(&changes, &mut response).await?;
+        self.key_counts(&mut response).await?;
+        let is_news = changes.own_account_changed
+            || !response.rooms.is_empty()
+            || !response.account_data.is_empty()
+            || !response.to_device.is_empty()
+            || !response.device_lists.is_empty();
+        Ok((response, is_news))
+    }
+
+    fn user_id(&self) -> &UserId {
+        &self.request.session.user_id
+    }
+
+    fn filter(&self) -> &FilterDefinition {
+        &self.request.filter
+    }
+
+    /// The position of the token in a room's shard; `None` on a first sync.
+    fn since_in(&self, room_id: &RoomId) -> Option<i64> {
+        let shard = usize::try_from(self.app.tail.shards().of_room(room_id)).ok()?;
+        self.request.since.as_ref()?.rooms.get(shard).copied()
+    }
+
+    /// How far the sync reaches in a room's shard.
+    fn upto_in(&self, room_id: &RoomId) -> i64 {
+        let shard = usize::try_from(self.app.tail.shards().of_room(room_id)).ok();
+        shard.and_then(|shard| self.upto.rooms.get(shard)).copied().unwrap_or_default()
+    }
+
+    /// The rooms that the filter lets through.
+    fn wanted_rooms(&self) -> impl Iterator<Item = (&OwnedRoomId, &RoomMembership)> {
+        self.rooms.iter().filter(|(room_id, _)| filter::includes_room(&self.filter().room, room_id))
+    }
+
+    /// A first sync shows rooms that were left only to clients that ask for them; forgotten ones are not shown at all.
+    fn wants_left(&self, membership: &RoomMembership) -> bool {
+        !membership.forgotten && (self.request.since.is_some() || self.filter().room.include_leave)
+    }
+
+    async fn room_state(&self, room_id: &RoomId) -> Result<RoomState, ApiError> {
+        let missing =
+            || ApiError::internal(Refusal::BadEvent(format!("The room {room_id} has a member but no state")));
+        self.app.tail.room(room_id).await?.ok_or_else(missing)
+    }
+
+    fn global_account_data(
+        &self,
+        changes: &Changes,
+    ) -> Result<Vec<ruma::serde::Raw<ruma::events::AnyGlobalAccountDataEvent>>, ApiError> {
+        let mut seen = HashSet::new();
+        let mut events = Vec::new();
+        // Of what changed twice the newest counts.
+        for data in changes.account_data.iter().rev().filter(|data| data.room_id.is_none()) {
+            if seen.insert(&data.data_type) && ephemeral::wants(&self.filter().account_data, data) {
+                events.push(ephemeral::account_data_event(data)?);
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// The entries of account data between two positions of the user's shard, or all of them on a first sync.
+async fn load_account_data(sync: &Sync<'_>, since: Option<i64>) -> Result<Vec<Arc<AccountData>>, ApiError> {
+    let user_id = sync.user_id();
+    let upto = sync.upto.user;
+    let entries = sync
+        .app
+        .store
+        .read("sync_account_data", |tx| async move {
+            match since {
+                Some(since) => account_data::changed(&tx, user_id, since, upto).await,
+                None => account_data::of_user(&tx, user_id).await,
+            }
+        })
+        .await?;
+    Ok(entries.into_iter().map(Arc::new).collect())
+}

@@ -1,0 +1,363 @@
+//! The rooms that the user is joined to, invited to or knocks at.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use keystead_core::{
+    client_format,
+    event_fields::EventFields,
+    filter::{self, Facts},
+    room::{RoomEvent, RoomState, membership_of},
+    token::TimelineToken,
+};
+use keystead_store::rooms::{self, Bounds};
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId, UInt,
+    api::client::sync::sync_events::v3::{
+        Ephemeral, InviteState, InvitedRoom, JoinedRoom, KnockState, KnockedRoom, RoomSummary, Timeline,
+    },
+    events::{TimelineEventType, room::member::MembershipState},
+    serde::Raw,
+};
+use serde_json::value::RawValue;
+
+use super::{
+    Sync,
+    changes::{Changes, RoomChanges},
+    ephemeral,
+    state::{Span, Wanted},
+};
+use crate::{
+    http::error::ApiError,
+    rooms::{Form, Reader, RoomView, client_event, client_events},
+};
+
+/// How many events of a timeline an answer has if the client does not say, and at most.
+const TIMELINE_LIMIT: usize = 10;
+const TIMELINE_MOST: usize = 1_000;
+/// How many members stand for a room that has no name.
+const HEROES: usize = 5;
+
+/// The state that somebody who is invited or knocks is shown.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#stripped-state>
+const STRIPPED: [&str; 7] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+];
+
+/// A joined room with something to tell.
+struct Candidate<'a> {
+    room_id: &'a OwnedRoomId,
+    /// The position after which the timeline begins; `None` to begin anywhere.
+    after: Option<i64>,
+    /// Whether the room is new to the client.
+    is_new: bool,
+    changes: RoomChanges,
+}
+
+impl Sync<'_> {
+    pub(super) async fn joined_rooms(
+        &self,
+        changes: &mut Changes,
+        mut typing: HashMap<OwnedRoomId, Vec<OwnedUserId>>,
+    ) -> Result<BTreeMap<OwnedRoomId, JoinedRoom>, ApiError> {
+        let candidates = self.candidates(changes, &typing).await?;
+        let mut stored = self.stored_timelines(&candidates).await?;
+        let mut joined = BTreeMap::new();
+        for mut candidate in candidates {
+            let events = candidate.changes.events.take().filter(|_| !candidate.is_new);
+            let timeline = match events {
+                Some(events) => events,
+                None => stored
+                    .remove(candidate.room_id)
+                    .unwrap_or_default()
+                    .into_iter()
+                    .rev()
+                    .map(Arc::new)
+                    .collect(),
+            };
+            let room_typing = typing.remove(candidate.room_id);
+            let room = self.joined_room(&candidate, timeline, room_typing, changes).await?;
+            if candidate.is_new || self.request.full_state || !room.is_empty() {
+                joined.insert(candidate.room_id.clone(), room);
+            }
+        }
+        Ok(joined)
+    }
+
+    /// The joined rooms that have something to tell, or that the client does not know yet.
+    async fn candidates<'s>(
+        &'s self,
+        changes: &mut Changes,
+        typing: &HashMap<OwnedRoomId, Vec<OwnedUserId>>,
+    ) -> Result<Vec<Candidate<'s>>, ApiError> {
+        let mut candidates = Vec::new();
+        for (room_id, membership) in self.wanted_rooms() {
+            if membership.membership != MembershipState::Join {
+                continue;
+            }
+            let since = self.since_in(room_id);
+            let is_new = match since {
+                None => true,
+                // The member event is news: either the user joined, or was in the room already and changed a profile.
+                Some(since) if membership.position > since => !self.was_joined(room_id, since).await?,
+                Some(_) => false,
+            };
+            let has_data = changes.account_data.iter().any(|data| data.room_id.as_ref() == Some(room_id));
+            let found = changes.rooms.remove(room_id);
+            if is_new
+                || found.is_some()
+                || has_data
+                || typing.contains_key(room_id)
+                || self.request.full_state
+            {
+                let after = since.filter(|_| !is_new);
+                let nothing = RoomChanges { events: Some(Vec::new()), receipts: Vec::new() };
+                candidates.push(Candidate { room_id, after, is_new, changes: found.unwrap_or(nothing) });
+            }
+        }
+        Ok(candidates)
+    }
+
+    async fn was_joined(&self, room_id: &RoomId, position: i64) -> Result<bool, ApiError> {
+        let key = ("m.room.member", self.user_id().as_str());
+        let before = self
+            .app
+            .store
+            .read("sync_membership_before", |tx| async move {
+                rooms::state_event_at(&tx, room_id, position, key).await
+            })
+            .await?;
+        Ok(before.is_some_and(|event| membership_of(&event.pdu) == MembershipState::Join))
+    }
+
+    /// The newest events of the rooms whose news is not in memory; one more than wanted, to know whether there are more.
+    async fn stored_timelines(
+        &self,
+        candidates: &[Candidate<'_>],
+    ) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, ApiError> {
+        let wanted: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| candidate.is_new || candidate.changes.events.is_none())
+            .map(|candidate| {
+                let bounds =
+                    Bounds { after: candidate.after.unwrap_or(0), upto: self.upto_in(candidate.room_id) };
+                (candidate.room_id.clone(), bounds)
+            })
+            .collect();
+        if wanted.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (wanted, limit) = (&wanted, u64::try_from(self.timeline_limit() + 1).unwrap_or(u64::MAX));
+        let timelines = self
+            .app
+            .store
+            .read("sync_timelines", |tx| async move { rooms::timelines(&tx, wanted, limit).await });
+        Ok(timelines.await?)
+    }
+
+    pub(super) fn timeline_limit(&self) -> usize {
+        filter::limit(self.filter().room.timeline.limit, TIMELINE_LIMIT, TIMELINE_MOST)
+    }
+
+    async fn joined_room(
+        &self,
+        candidate: &Candidate<'_>,
+        mut timeline: Vec<Arc<RoomEvent>>,
+        typing: Option<Vec<OwnedUserId>>,
+        changes: &Changes,
+    ) -> Result<JoinedRoom, ApiError> {
+        let room_id = candidate.room_id;
+        let state = self.room_state(room_id).await?;
+        let end = self.upto_in(room_id);
+        let all_new = timeline.clone();
+        let limited = self.cut(&mut timeline);
+        if candidate.is_new {
+            self.hide_what_came_before_joining(room_id, &mut timeline).await?;
+        }
+        let start = timeline.first().map_or(end + 1, |event| event.position);
+        timeline.retain(|event| self.wants_in_timeline(event));
+
+        let whole = candidate.is_new || self.request.full_state;
+        let wanted = match candidate.after {
+            Some(since) if !whole => Wanted::Since(since),
+            _ => Wanted::Whole,
+        };
+        let mut room = JoinedRoom::new();
+        let has_news = whole || !all_new.is_empty();
+        if has_news {
+            let span = Span { start, end };
+            room.state = self.state_section(&state, wanted, span, &timeline).await?;
+            room.timeline = self.timeline(&timeline, limited, start).await?;
+            let members_changed =
+                limited || all_new.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
+            if whole || members_changed {
+                room.summary = self.summary(&state);
+            }
+        }
+        for data in changes.account_data.iter().filter(|data| data.room_id.as_ref() == Some(room_id)) {
+            room.account_data.events.push(ephemeral::account_data_event(data)?);
+        }
+        room.ephemeral = self.ephemeral(candidate, typing)?;
+        if has_news || !candidate.changes.receipts.is_empty() {
+            room.unread_notifications = self.unread(&state, &all_new, candidate.after).await?;
+        }
+        Ok(room)
+    }
+
+    /// Keeps the newest events; returns whether some had to go.
+    pub(super) fn cut(&self, timeline: &mut Vec<Arc<RoomEvent>>) -> bool {
+        let surplus = timeline.len().saturating_sub(self.timeline_limit());
+        timeline.drain(..surplus);
+        surplus > 0
+    }
+
+    async fn hide_what_came_before_joining(
+        &self,
+        room_id: &RoomId,
+        timeline: &mut Vec<Arc<RoomEvent>>,
+    ) -> Result<(), ApiError> {
+        let joined_at = self.rooms.get(room_id).map_or(i64::MAX, |membership| membership.position);
+        if timeline.first().is_none_or(|oldest| oldest.position >= joined_at) {
+            return Ok(());
+        }
+        let user_id = self.user_id();
+        let view = self
+            .app
+            .store
+            .read("sync_visibility", |tx| async move { RoomView::load(&tx, room_id, user_id).await })
+            .await?;
+        timeline.retain(|event| view.may_see(event.position));
+        Ok(())
+    }
+
+    pub(super) fn wants_in_timeline(&self, event: &RoomEvent) -> bool {
+        let event_type = event.pdu.event_type.to_string();
+        let facts =
+            Facts { event_type: &event_type, sender: Some(&event.pdu.sender), content: &event.pdu.content };
+        filter::matches_in_room(&self.filter().room.timeline, &event.pdu.room_id, facts)
+    }
+
+    /// The timeline section. `start` is the position of the first event of the part that was looked at.
+    pub(super) async fn timeline(
+        &self,
+        events: &[Arc<RoomEvent>],
+        limited: bool,
+        start: i64,
+    ) -> Result<Timeline, ApiError> {
+        let mut timeline = Timeline::new();
+        timeline.limited = limited;
+        timeline.prev_batch = Some(TimelineToken(start - 1).to_string());
+        timeline.events = self.write_events(events).await?;
+        Ok(timeline)
+    }
+
+    /// Events in the form that clients read, with the fields that the filter wants.
+    pub(super) async fn write_events<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
+        let session = &self.request.session;
+        let reader = Reader { user_id: &session.user_id, device_id: &session.device_id, now: self.now };
+        let is_plain =
+            |event: &Arc<RoomEvent>| event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none();
+        let written: Vec<Box<RawValue>> = if events.iter().all(is_plain) {
+            let write = |event: &Arc<RoomEvent>| client_event(event, None, reader, Form::Sync);
+            events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)?
+        } else {
+            // What a state event replaced and what emptied a redacted one has to be looked up.
+            self.app
+                .store
+                .read("sync_events", |tx| async move { client_events(&tx, events, reader, Form::Sync).await })
+                .await?
+        };
+        let Some(fields) = &self.filter().event_fields else {
+            return Ok(written.into_iter().map(Raw::from_json).collect());
+        };
+        let fields = EventFields::new(fields.iter().map(String::as_str));
+        written
+            .iter()
+            .map(|event| Ok(Raw::from_json(fields.pick(event).map_err(ApiError::internal)?)))
+            .collect()
+    }
+
+    /// > The required fields for rendering a room's name if it has none of its own.
+    fn summary(&self, room: &RoomState) -> RoomSummary {
+        let mut summary = RoomSummary::new();
+        summary.joined_member_count = UInt::try_from(room.joined_count()).ok();
+        summary.invited_member_count = UInt::try_from(room.invited_count()).ok();
+        let has_name = ["m.room.name", "m.room.canonical_alias"]
+            .iter()
+            .any(|event_type| room.get(event_type, "").is_some_and(|event| event.pdu.content.get() != "{}"));
+        if !has_name {
+            summary.heroes = self.heroes(room);
+        }
+        summary
+    }
+
+    /// The first members by the order of their joining or being invited; those who left only if nobody else is there.
+    fn heroes(&self, room: &RoomState) -> Vec<OwnedUserId> {
+        let of = |memberships: &[MembershipState]| {
+            let mut members: Vec<_> = room
+                .members()
+                .filter(|event| event.pdu.state_key.as_deref() != Some(self.user_id().as_str()))
+                .filter(|event| memberships.contains(&membership_of(&event.pdu)))
+                .collect();
+            members.sort_unstable_by_key(|event| event.position);
+            let user_id =
+                |event: &Arc<RoomEvent>| OwnedUserId::try_from(event.pdu.state_key.as_deref()?).ok();
+            members.into_iter().filter_map(user_id).take(HEROES).collect::<Vec<_>>()
+        };
+        let present = of(&[MembershipState::Join, MembershipState::Invite]);
+        if present.is_empty() { of(&[MembershipState::Leave, MembershipState::Ban]) } else { present }
+    }
+
+    fn ephemeral(
+        &self,
+        candidate: &Candidate<'_>,
+        typing: Option<Vec<OwnedUserId>>,
+    ) -> Result<Ephemeral, ApiError> {
+        let mut section = Ephemeral::new();
+        let wants = |event_type: &str| {
+            let facts = Facts { event_type, sender: None, content: RawValue::NULL };
+            filter::matches_in_room(&self.filter().room.ephemeral, candidate.room_id, facts)
+        };
+        if wants("m.receipt") {
+            section.events.extend(ephemeral::receipt_event(&candidate.changes.receipts)?);
+        }
+        if let Some(users) = typing.filter(|_| wants("m.typing")) {
+            section.events.push(ephemeral::typing_event(&users)?);
+        }
+        Ok(section)
+    }
+
+    pub(super) async fn invited_room(&self, room_id: &RoomId) -> Result<InvitedRoom, ApiError> {
+        let events = self.stripped_state(room_id).await?;
+        Ok(InvitedRoom::from(InviteState::from(events.into_iter().map(Raw::from_json).collect::<Vec<_>>())))
+    }
+
+    pub(super) async fn knocked_room(&self, room_id: &RoomId) -> Result<KnockedRoom, ApiError> {
+        let mut knock = KnockState::new();
+        knock.events = self.stripped_state(room_id).await?.into_iter().map(Raw::from_json).collect();
+        Ok(KnockedRoom::from(knock))
+    }
+
+    async fn stripped_state(&self, room_id: &RoomId) -> Result<Vec<Box<RawValue>>, ApiError> {
+        let room = self.room_state(room_id).await?;
+        let own = room.get("m.room.member", self.user_id().as_str());
+        let inviter = own.and_then(|own| room.get("m.room.member", own.pdu.sender.as_str()));
+        let mut events: Vec<_> = STRIPPED
+            .iter()
+            .filter_map(|event_type| room.get(event_type, ""))
+            .chain(inviter)
+            .chain(own)
+            .collect();
+        events.dedup_by_key(|event| event.position);
+        events.iter().map(|event| client_format::stripped(&event.pdu).map_err(ApiError::internal)).collect()
+    }
+}

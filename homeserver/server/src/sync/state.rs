@@ -1,0 +1,145 @@
+//! The state that a client needs to make sense of a timeline.
+
+use std::{collections::HashSet, sync::Arc};
+
+use keystead_core::{
+    filter::{self, Facts},
+    room::{RoomEvent, RoomState},
+};
+use keystead_store::rooms;
+use ruma::{
+    RoomId,
+    api::client::{
+        filter::LazyLoadOptions,
+        sync::sync_events::v3::{State, StateEvents},
+    },
+    events::TimelineEventType,
+};
+
+use super::Sync;
+use crate::http::error::ApiError;
+
+/// What of the state an answer shows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Wanted {
+    /// All of it.
+    Whole,
+    /// What changed after this position.
+    Since(i64),
+}
+
+/// Where the timeline that the state goes with begins and ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// The position of its first event; if it has none, one more than how far the sync reaches.
+    pub(super) start: i64,
+    /// How far the sync reaches in the room.
+    pub(super) end: i64,
+}
+
+impl Sync<'_> {
+    /// The state section of a room: as of the start of the timeline, or of its end if the client asked for that.
+    pub(super) async fn state_section(
+        &self,
+        room: &RoomState,
+        wanted: Wanted,
+        span: Span,
+        timeline: &[Arc<RoomEvent>],
+    ) -> Result<State, ApiError> {
+        let until = if self.request.state_after { span.end + 1 } else { span.start };
+        let mut events = match wanted {
+            Wanted::Whole => self.state_before(room, until).await?,
+            Wanted::Since(since) if since + 1 >= until => Vec::new(),
+            Wanted::Since(since) => self.state_between(&room.room_id, since, until).await?,
+        };
+        self.lazy_load(room, wanted, timeline, &mut events);
+        events.retain(|event| self.wants_state(event));
+        let events = StateEvents::with_events(self.write_events(&events).await?);
+        Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
+    }
+
+    /// The state that was in force just before a position.
+    pub(super) async fn state_before(
+        &self,
+        room: &RoomState,
+        before: i64,
+    ) -> Result<Vec<Arc<RoomEvent>>, ApiError> {
+        let (mut events, newer): (Vec<_>, Vec<_>) =
+            room.iter().cloned().partition(|event| event.position < before);
+        if !newer.is_empty() {
+            let room_id = &room.room_id;
+            let older = self
+                .app
+                .store
+                .read(
+                    "sync_state_before",
+                    |tx| async move { rooms::state_before(&tx, room_id, before).await },
+                )
+                .await?;
+            events.extend(older.into_iter().map(Arc::new));
+        }
+        // The order in which it came to be, so that equal states look equal.
+        events.sort_unstable_by_key(|event| event.position);
+        Ok(events)
+    }
+
+    /// The state events after one position that were still in force just before another.
+    async fn state_between(
+        &self,
+        room_id: &RoomId,
+        after: i64,
+        before: i64,
+    ) -> Result<Vec<Arc<RoomEvent>>, ApiError> {
+        let events = self
+            .app
+            .store
+            .read("sync_state_between", |tx| async move {
+                rooms::state_between(&tx, room_id, after, before).await
+            })
+            .await?;
+        Ok(events.into_iter().map(Arc::new).collect())
+    }
+
+    /// With lazy loading, of the members only those who speak in the timeline, and the user; those also when nothing
+    /// about them has changed, because the client may not have been told of them.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members>
+    fn lazy_load(
+        &self,
+        room: &RoomState,
+        wanted: Wanted,
+        timeline: &[Arc<RoomEvent>],
+        events: &mut Vec<Arc<RoomEvent>>,
+    ) {
+        if matches!(self.filter().room.state.lazy_load_options, LazyLoadOptions::Disabled) {
+            return;
+        }
+        let mut speakers: HashSet<&str> = timeline.iter().map(|event| event.pdu.sender.as_str()).collect();
+        if wanted == Wanted::Whole {
+            speakers.insert(self.user_id().as_str());
+        }
+        events.retain(|event| {
+            event.pdu.event_type != TimelineEventType::RoomMember
+                || event.pdu.state_key.as_deref().is_some_and(|user_id| speakers.contains(user_id))
+        });
+        let shown: HashSet<&str> = events
+            .iter()
+            .chain(timeline)
+            .filter(|event| event.pdu.event_type == TimelineEventType::RoomMember)
+            .filter_map(|event| event.pdu.state_key.as_deref())
+            .collect();
+        let missing: Vec<_> = speakers
+            .into_iter()
+            .filter(|user_id| !shown.contains(user_id))
+            .filter_map(|user_id| room.get("m.room.member", user_id).cloned())
+            .collect();
+        events.extend(missing);
+    }
+
+    fn wants_state(&self, event: &RoomEvent) -> bool {
+        let event_type = event.pdu.event_type.to_string();
+        let facts =
+            Facts { event_type: &event_type, sender: Some(&event.pdu.sender), content: &event.pdu.content };
+        filter::matches_in_room(&self.filter().room.state, &event.pdu.room_id, facts)
+    }
+}

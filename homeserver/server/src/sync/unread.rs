@@ -1,0 +1,205 @@
+//! How many events of a room the user has not read and was to be notified of.
+//!
+//! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use keystead_core::{
+    client_format::{self, Unsigned},
+    push,
+    room::{RoomEvent, RoomState},
+};
+use keystead_store::{
+    account_data, receipts,
+    rooms::{self, Bounds, Direction},
+};
+use lru::LruCache;
+use ruma::{
+    OwnedRoomId, OwnedUserId, UInt, UserId,
+    api::client::sync::sync_events::UnreadNotificationsCount,
+    events::{push_rules::PushRulesEventContent, room::power_levels::RoomPowerLevelsEventContent},
+    power_levels::NotificationPowerLevels,
+    push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
+    room_version_rules::RoomPowerLevelsRules,
+};
+use serde::Deserialize;
+
+use super::Sync;
+use crate::{http::error::ApiError, streams::Item};
+
+/// How far back events are counted: a number beyond it tells a person nothing more.
+const COUNTED_EVENTS: u64 = 200;
+/// How many users' rules, and how many rooms' counts, are kept.
+const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
+
+/// What is known of users' push rules and unread events; kept right by the tail.
+pub struct UnreadCaches {
+    rules: Mutex<LruCache<OwnedUserId, Arc<Ruleset>>>,
+    counts: Mutex<LruCache<(OwnedUserId, OwnedRoomId), Count>>,
+    /// Counts what voids the caches, so that what was read before is not kept after.
+    changes: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    /// The position up to which events are counted.
+    upto: i64,
+    notifications: u32,
+    highlights: u32,
+}
+
+impl Default for UnreadCaches {
+    fn default() -> Self {
+        Self {
+            rules: Mutex::new(LruCache::new(CAPACITY)),
+            counts: Mutex::new(LruCache::new(CAPACITY)),
+            changes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl UnreadCaches {
+    /// Takes in a row of the stream.
+    pub fn hear(&self, item: &Item) {
+        match item {
+            Item::Receipt(receipt) => {
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                lock(&self.counts).pop(&(receipt.user_id.clone(), receipt.room_id.clone()));
+            }
+            Item::AccountData(data) if data.data_type == "m.push_rules" => {
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                lock(&self.rules).pop(&data.user_id);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sync<'_> {
+    /// The counts of a room. `new` are all events after `since`, as far as they are at hand.
+    pub(super) async fn unread(
+        &self,
+        room: &RoomState,
+        new: &[Arc<RoomEvent>],
+        since: Option<i64>,
+    ) -> Result<UnreadNotificationsCount, ApiError> {
+        let caches = &self.app.unread;
+        let key = (self.user_id().to_owned(), room.room_id.clone());
+        let upto = self.upto_in(&room.room_id);
+        let changes = caches.changes.load(Ordering::SeqCst);
+        let cached = lock(&caches.counts).get(&key).copied();
+        let count = match cached {
+            Some(count) if count.upto >= upto => count,
+            Some(count) if since.is_some_and(|since| count.upto >= since) => {
+                let uncounted: Vec<&RoomEvent> =
+                    new.iter().map(AsRef::as_ref).filter(|event| event.position > count.upto).collect();
+                self.count(room, &uncounted, Count { upto, ..count }).await?
+            }
+            _ => self.count_stored(room, upto).await?,
+        };
+        if caches.changes.load(Ordering::SeqCst) == changes {
+            lock(&caches.counts).put(key, count);
+        }
+        let mut answer = UnreadNotificationsCount::new();
+        answer.notification_count = Some(UInt::from(count.notifications));
+        answer.highlight_count = Some(UInt::from(count.highlights));
+        Ok(answer)
+    }
+
+    async fn count_stored(&self, room: &RoomState, upto: i64) -> Result<Count, ApiError> {
+        let (user_id, room_id) = (self.user_id(), &room.room_id);
+        let joined_at = self.rooms.get(room_id).map_or(upto, |membership| membership.position);
+        let unread = self
+            .app
+            .store
+            .read("sync_unread", |tx| async move {
+                let after = receipts::read_position(&tx, room_id, user_id).await?.unwrap_or(joined_at);
+                let bounds = Bounds { after, upto };
+                rooms::events_between(&tx, room_id, bounds, Direction::Backward, COUNTED_EVENTS).await
+            })
+            .await?;
+        self.count(room, &Vec::from_iter(&unread), Count { upto, ..Count::default() }).await
+    }
+
+    async fn count(
+        &self,
+        room: &RoomState,
+        events: &[&RoomEvent],
+        mut count: Count,
+    ) -> Result<Count, ApiError> {
+        if events.iter().all(|event| event.pdu.sender == self.user_id()) {
+            return Ok(count);
+        }
+        let rules = self.push_rules().await?;
+        let context = push_context(room, self.user_id());
+        for event in events {
+            // A redacted event has nothing left that somebody could want to read.
+            if event.pdu.sender == self.user_id() || event.pdu.redacted_by.is_some() {
+                continue;
+            }
+            let Ok(json) = client_format::with_room_id(&event.pdu, &Unsigned::default()) else { continue };
+            let Some(flat) = push::flatten(&json) else { continue };
+            let outcome = push::evaluate(&rules, &flat, &context);
+            count.notifications = count.notifications.saturating_add(outcome.notify.into());
+            count.highlights = count.highlights.saturating_add(outcome.highlight.into());
+        }
+        Ok(count)
+    }
+
+    async fn push_rules(&self) -> Result<Arc<Ruleset>, ApiError> {
+        let caches = &self.app.unread;
+        let user_id = self.user_id();
+        if let Some(rules) = lock(&caches.rules).get(user_id) {
+            return Ok(rules.clone());
+        }
+        let changes = caches.changes.load(Ordering::SeqCst);
+        let stored =
+            self.app
+                .store
+                .read("push_rules", |tx| async move {
+                    account_data::find(&tx, user_id, None, "m.push_rules").await
+                })
+                .await?;
+        let rules = stored
+            .and_then(|content| serde_json::from_str::<PushRulesEventContent>(&content).ok())
+            .map_or_else(|| push::default_rules(user_id), |content| content.global);
+        let rules = Arc::new(rules);
+        if caches.changes.load(Ordering::SeqCst) == changes {
+            lock(&caches.rules).put(user_id.to_owned(), rules.clone());
+        }
+        Ok(rules)
+    }
+}
+
+/// What push rules may ask about a room and one of its members.
+fn push_context(room: &RoomState, user_id: &UserId) -> PushConditionRoomCtx {
+    #[derive(Deserialize)]
+    struct Member {
+        displayname: Option<String>,
+    }
+    let name = room
+        .get("m.room.member", user_id.as_str())
+        .and_then(|event| serde_json::from_str::<Member>(event.pdu.content.get()).ok()?.displayname)
+        .unwrap_or_else(|| user_id.localpart().to_owned());
+    let members = UInt::try_from(room.joined_count()).unwrap_or(UInt::MAX);
+    let context = PushConditionRoomCtx::new(room.room_id.clone(), members, user_id.to_owned(), name);
+    let levels: Option<RoomPowerLevelsEventContent> = room
+        .get("m.room.power_levels", "")
+        .and_then(|event| serde_json::from_str(event.pdu.content.get()).ok());
+    let rules = RoomPowerLevelsRules::new(&room.rules().authorization, room.creators());
+    let (users, default, notifications) = levels.map_or_else(
+        || (Default::default(), 0.into(), NotificationPowerLevels::default()),
+        |levels| (levels.users, levels.users_default, levels.notifications),
+    );
+    context.with_power_levels(PushConditionPowerLevelsCtx::new(users, default, notifications, rules))
+}
