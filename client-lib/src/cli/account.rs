@@ -47,7 +47,12 @@ pub(super) async fn login(
     let passphrase =
         given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
     output.progress("Making keys and logging in …");
-    let client = Client::login(&home(arguments), &arguments.server, user, &password, &passphrase).await?;
+    let home = home(arguments);
+    let client = Client::login(&home, &arguments.server, user, &password, &passphrase).await;
+    let client = client.map_err(|error| match error.errcode() {
+        Some("M_FORBIDDEN") => Failure::LoginRefused(error),
+        _ => error.into(),
+    })?;
     welcome(client, output);
     Ok(())
 }

@@ -15,6 +15,8 @@ pub(super) enum Failure {
     Fingerprint(String),
     #[error("cannot read from the terminal")]
     Input(#[source] std::io::Error),
+    #[error("the user name or the password is wrong, or the account may not log in")]
+    LoginRefused(#[source] ClientError),
     #[error("no account is here yet; make one with `keybox register`, or use `keybox login`")]
     NoAccount,
     #[error("no KeyBox of {0} is here; `keybox login` makes one")]
@@ -38,6 +40,7 @@ impl Failure {
             Self::Ambiguous(_) | Self::NoUser => 2,
             Self::Client(error) => client_status(error),
             Self::Fingerprint(_) | Self::Input(_) => 1,
+            Self::LoginRefused(_) => 3,
             Self::NoAccount
             | Self::NoSuchAccount(_)
             | Self::NoSuchKey
@@ -50,7 +53,7 @@ impl Failure {
     /// The Matrix error code, if the homeserver refused.
     pub(super) fn errcode(&self) -> Option<&str> {
         match self {
-            Self::Client(error) => error.errcode(),
+            Self::Client(error) | Self::LoginRefused(error) => error.errcode(),
             _ => None,
         }
     }
@@ -61,7 +64,6 @@ fn client_status(error: &ClientError) -> u8 {
         error if error.is_wrong_passphrase() => 3,
         ClientError::Api(ApiError::Server(error)) => match error.errcode.as_str() {
             "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN" => 3,
-            _ if error.status == 403 && error.message.to_lowercase().contains("password") => 3,
             _ => 4,
         },
         ClientError::Api(ApiError::Timeout | ApiError::Unreachable { .. }) => 5,

@@ -15,7 +15,15 @@ const POLL: Duration = Duration::from_secs(30);
 /// How long to wait before trying again to reach a homeserver.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The id of a room given by its id, or by the name of exactly one room.
+/// The id of a room given by its id, or by the name of exactly one room; asks the server if that is not known yet.
+async fn find_room(client: &mut Client, room: &str) -> Result<String, Failure> {
+    if let Ok(known) = room_id(client, room) {
+        return Ok(known);
+    }
+    client.sync(Duration::ZERO).await?;
+    room_id(client, room)
+}
+
 fn room_id(client: &Client, room: &str) -> Result<String, Failure> {
     if room.starts_with('!') {
         return Ok(room.to_owned());
@@ -76,16 +84,14 @@ pub(super) async fn invite(
     room: &str,
     user_id: &str,
 ) -> Result<(), Failure> {
-    let room_id = room_id(client, room)?;
+    let room_id = find_room(client, room).await?;
     client.api().invite(&room_id, user_id).await?;
     output.progress(&format!("Invited {user_id}."));
     Ok(())
 }
 
 pub(super) async fn join(client: &mut Client, output: &Output, room: &str) -> Result<(), Failure> {
-    // An invitation may be newer than the last sync.
-    client.sync(Duration::ZERO).await?;
-    let room = if room.starts_with('#') { room.to_owned() } else { room_id(client, room)? };
+    let room = if room.starts_with('#') { room.to_owned() } else { find_room(client, room).await? };
     let room_id = client.api().join(&room).await?;
     client.sync(Duration::ZERO).await?;
     output.result(&format!("Joined {room_id}."), &json!({ "room_id": room_id }));
@@ -93,7 +99,7 @@ pub(super) async fn join(client: &mut Client, output: &Output, room: &str) -> Re
 }
 
 pub(super) async fn leave(client: &mut Client, output: &Output, room: &str) -> Result<(), Failure> {
-    let room_id = room_id(client, room)?;
+    let room_id = find_room(client, room).await?;
     client.api().leave(&room_id).await?;
     client.sync(Duration::ZERO).await?;
     output.result(&format!("Left {room_id}."), &json!({ "room_id": room_id }));
@@ -113,13 +119,7 @@ pub(super) async fn send(
     } else {
         text
     };
-    let room_id = match room_id(client, room) {
-        Ok(room_id) => room_id,
-        Err(_) => {
-            client.sync(Duration::ZERO).await?;
-            room_id(client, room)?
-        }
-    };
+    let room_id = find_room(client, room).await?;
     let event_id = client.send_text(&room_id, text).await?;
     output.result(&format!("Sent as {event_id}."), &json!({ "event_id": event_id, "room_id": room_id }));
     Ok(())
@@ -174,7 +174,7 @@ pub(super) async fn history(
     limit: usize,
     wait: u64,
 ) -> Result<(), Failure> {
-    let room_id = room_id(client, room)?;
+    let room_id = find_room(client, room).await?;
     for item in client.history(&room_id, limit, Duration::from_secs(wait)).await? {
         match item.message {
             Ok(message) => output.message(&message),
@@ -198,7 +198,7 @@ pub(super) async fn export(
     room: &str,
     event_id: &str,
 ) -> Result<(), Failure> {
-    let room_id = room_id(client, room)?;
+    let room_id = find_room(client, room).await?;
     let exported = client.export_message(&room_id, event_id).await?.ok_or(Failure::NoSuchKey)?;
     output.progress("WARNING: whoever has this key reads every message that was sealed with it.");
     let key = exported.resource_key.as_str();

@@ -78,8 +78,8 @@ impl Engine {
         self.changed.insert(RecordName::Exchange);
     }
 
-    /// The server has refused a to-device request for good. A request for several users is tried again user by user, since
-    /// one who has just left makes the server refuse the whole.
+    /// The server has refused a to-device request for good. A request for several KeyBoxes is tried again one by one, since a
+    /// user who has just left, or a KeyBox that is gone, makes the server refuse the whole.
     pub fn to_device_refused(
         &mut self,
         txn_id: &str,
@@ -91,14 +91,16 @@ impl Engine {
         };
         let refused = self.exchange.outbox.remove(index);
         self.changed.insert(RecordName::Exchange);
-        if refused.messages.len() > 1 {
+        if refused.messages.values().map(BTreeMap::len).sum::<usize>() > 1 {
             for (user_id, contents) in refused.messages {
-                self.exchange.outbox.push(Queued {
-                    txn_id: new_id(entropy)?,
-                    event_type: refused.event_type.clone(),
-                    messages: BTreeMap::from([(user_id, contents)]),
-                    key: refused.key.clone(),
-                });
+                for (keybox_id, content) in contents {
+                    self.exchange.outbox.push(Queued {
+                        txn_id: new_id(entropy)?,
+                        event_type: refused.event_type.clone(),
+                        messages: BTreeMap::from([(user_id.clone(), BTreeMap::from([(keybox_id, content)]))]),
+                        key: refused.key.clone(),
+                    });
+                }
             }
             return Ok(Vec::new());
         }

@@ -103,7 +103,8 @@ impl Room {
     pub(super) fn audience_users(&self) -> Vec<String> {
         let reads = |membership: &Membership| match membership {
             Membership::Join => true,
-            Membership::Invite => self.history_visibility == "invited",
+            // https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility: all but `joined`
+            Membership::Invite => self.history_visibility != "joined",
             Membership::Ban | Membership::Knock | Membership::Leave => false,
         };
         self.members
