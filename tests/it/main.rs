@@ -4,6 +4,8 @@ mod architecture;
 mod consistency;
 mod encryption;
 mod hostile;
+mod keybox;
+mod lifecycle;
 mod push_rules;
 mod rooms;
 mod routes;

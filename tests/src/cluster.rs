@@ -36,6 +36,7 @@ pub struct TestCluster {
     ports: Vec<u16>,
     turn: AtomicUsize,
     client: Client,
+    database_url: String,
     folder: TempDir,
 }
 
@@ -80,6 +81,7 @@ impl TestCluster {
             ports,
             turn: AtomicUsize::new(0),
             client: Client::new(),
+            database_url: url,
             folder,
         });
         for number in 0..count {
@@ -173,6 +175,24 @@ impl TestCluster {
     /// What a replica has logged so far.
     pub fn log(&self, replica: usize) -> String {
         self.replica(replica).log()
+    }
+
+    /// The URL of the database.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// All that the database holds, as text: for a look whether something is in it.
+    pub async fn dump_database(&self) -> String {
+        let url = self.database_url.clone();
+        let dumping = tokio::task::spawn_blocking(move || match url.strip_prefix("sqlite:") {
+            Some(file) => ["", "-wal"]
+                .map(|suffix| std::fs::read(format!("{file}{suffix}")).unwrap_or_default())
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .concat(),
+            None => postgres::dump(&url),
+        });
+        dumping.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// The folder of this cluster's files, gone with it.

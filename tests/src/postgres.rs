@@ -16,36 +16,64 @@ use testcontainers_modules::postgres::Postgres;
 
 use crate::{process, reaper};
 
-type Reply = SyncSender<Result<String, String>>;
+enum Task {
+    /// Create a database and give its URL.
+    Create,
+    /// Give all rows of the database with this URL, as SQL.
+    Dump(String),
+}
+
+type Call = (Task, SyncSender<Result<String, String>>);
 
 /// Creates a database and gives its URL.
 ///
 /// # Panics
 /// When PostgreSQL cannot be had; the message says what to do.
 pub(crate) fn create_database() -> String {
-    static CALLS: OnceLock<Mutex<mpsc::Sender<Reply>>> = OnceLock::new();
+    call(Task::Create)
+}
+
+/// All rows of a database that [`create_database`] made, as SQL.
+///
+/// # Panics
+/// When that fails.
+pub(crate) fn dump(url: &str) -> String {
+    call(Task::Dump(url.to_owned()))
+}
+
+fn call(task: Task) -> String {
+    static CALLS: OnceLock<Mutex<mpsc::Sender<Call>>> = OnceLock::new();
     let calls = CALLS.get_or_init(|| {
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || serve(&receiver));
         Mutex::new(sender)
     });
     let (reply, answer) = mpsc::sync_channel(1);
-    calls.lock().unwrap_or_else(PoisonError::into_inner).send(reply).expect("the PostgreSQL thread ended");
+    calls
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .send((task, reply))
+        .expect("the PostgreSQL thread ended");
     answer.recv().expect("the PostgreSQL thread ended").unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn serve(calls: &Receiver<Reply>) {
+fn serve(calls: &Receiver<Call>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut server: Option<Result<Server, String>> = None; // tried once: a second try would fail as slowly
     let mut number = 0;
-    while let Ok(reply) = calls.recv() {
-        number += 1;
+    while let Ok((task, reply)) = calls.recv() {
         let made = runtime.block_on(async {
             if server.is_none() {
                 server = Some(Server::start().await);
             }
             match &server {
-                Some(Ok(server)) => server.clone_template(&format!("test_{number}")).await,
+                Some(Ok(server)) => match task {
+                    Task::Create => {
+                        number += 1;
+                        server.clone_template(&format!("test_{number}")).await
+                    }
+                    Task::Dump(url) => server.dump(&url).await,
+                },
                 Some(Err(error)) => Err(error.clone()),
                 None => Err("not started".to_owned()),
             }
@@ -96,13 +124,24 @@ impl Server {
         format!("postgres://postgres:postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    async fn psql(&self, statement: &str) -> Result<(), String> {
-        let command = ExecCommand::new(["psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement]);
-        let mut result = self.container.exec(command).await.map_err(|error| error.to_string())?;
-        let messages = result.stderr_to_vec().await.map_err(|error| error.to_string())?;
-        match result.exit_code().await.map_err(|error| error.to_string())? {
-            Some(0) => Ok(()),
-            _ => Err(format!("{statement}: {}", String::from_utf8_lossy(&messages))),
+    async fn dump(&self, url: &str) -> Result<String, String> {
+        let (_, name) = url.rsplit_once('/').ok_or("a URL ends with the database's name")?;
+        self.run(&["pg_dump", "-U", "postgres", "--data-only", "--inserts", name]).await
+    }
+
+    async fn psql(&self, statement: &str) -> Result<String, String> {
+        self.run(&["psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement]).await
+    }
+
+    async fn run(&self, command: &[&str]) -> Result<String, String> {
+        let text = |error: testcontainers::TestcontainersError| error.to_string();
+        let mut result =
+            self.container.exec(ExecCommand::new(command.iter().copied())).await.map_err(text)?;
+        let output = result.stdout_to_vec().await.map_err(text)?;
+        let messages = result.stderr_to_vec().await.map_err(text)?;
+        match result.exit_code().await.map_err(text)? {
+            Some(0) => Ok(String::from_utf8_lossy(&output).into_owned()),
+            _ => Err(format!("{command:?}: {}", String::from_utf8_lossy(&messages))),
         }
     }
 }
