@@ -38,6 +38,8 @@ struct Server {
     address: SocketAddr,
     app: Arc<App>,
     finished: Arc<AtomicBool>,
+    /// Holds the database for as long as the server runs.
+    _folder: tempfile::TempDir,
 }
 
 async fn panics(_: Ctx<()>, _: OwnRequest) -> Result<RawJson, ApiError> {
@@ -61,7 +63,9 @@ async fn redact(
 }
 
 async fn serve(environment: &[(&str, &str)]) -> Server {
-    let base = [("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:0")];
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}/keystead.db", folder.path().display());
+    let base = [("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:0"), ("KEYSTEAD_DATABASE_URL", &database)];
     let environment: Environment =
         base.iter().chain(environment).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let settings = Settings::from_environment(environment).unwrap();
@@ -71,7 +75,7 @@ async fn serve(environment: &[(&str, &str)]) -> Server {
     let finished = Arc::new(AtomicBool::new(false));
     let router = routes(Arc::clone(&finished));
     tokio::spawn(listeners.serve(Service::new(Arc::clone(&app), router)));
-    Server { address, app, finished }
+    Server { address, app, finished, _folder: folder }
 }
 
 fn routes(finished: Arc<AtomicBool>) -> Router {
