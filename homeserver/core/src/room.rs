@@ -208,6 +208,19 @@ impl RoomState {
         }
     }
 
+    /// The power that a state event of this type needs.
+    ///
+    /// # Errors
+    /// The power levels event is malformed.
+    pub fn state_level(&self, event_type: &TimelineEventType) -> Result<Int, Refusal> {
+        match self.get("m.room.power_levels", "") {
+            Some(levels) => RoomPowerLevelsEvent::new(&levels.pdu)
+                .event_power_level(event_type, Some(""), &self.rules.authorization)
+                .map_err(Refusal::BadEvent),
+            None => Ok(RoomPowerLevelsIntField::StateDefault.default_value()),
+        }
+    }
+
     /// Whether `user_id` may redact an event of `author`: its own, or any with the power to redact.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ pub mod devices;
 mod error;
 pub mod filters;
 pub mod interactive_auth;
+pub mod jobs;
 pub mod key_backup;
 pub mod keys;
 pub mod login_failures;
