@@ -1,6 +1,6 @@
 //! `keystead serve`: from the start text to the last answered request.
 
-use std::{io, io::IsTerminal as _};
+use std::{io, io::IsTerminal as _, sync::Arc};
 
 use tracing::{info, warn};
 
@@ -12,6 +12,7 @@ use crate::{
         listener::{ListenError, Listeners},
         service::Service,
     },
+    jobs,
     lifecycle::StopSignals,
     telemetry::log::{self, LogError},
 };
@@ -47,6 +48,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let listeners = Listeners::bind(&settings).await?;
     let grace = settings.server.stop_grace;
     let app = App::start(settings).await?;
+    app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 
     let shutdown = app.shutdown.clone();

@@ -1,13 +1,27 @@
 //! The endpoints. [`routes`] registers each in one line; paths, method and authentication follow from its request
 //! type.
 
+mod account_data;
+mod capabilities;
+pub(crate) mod filter;
+mod guard;
 mod operations;
+mod profile;
+pub(crate) mod push_rules;
+mod pushers;
+mod receipts;
+pub(crate) mod room_aliases;
+mod room_directory;
 mod sync;
+mod third_party;
+mod typing;
+mod user_directory;
 mod versions;
+mod voip;
 mod well_known;
 
 use http::Method;
-use ruma::api::auth_scheme::NoAuthentication;
+use ruma::api::auth_scheme::{AccessToken, NoAuthentication};
 
 use crate::http::router::{Options, Router};
 
@@ -15,17 +29,56 @@ use crate::http::router::{Options, Router};
 #[must_use]
 pub fn routes() -> Router {
     let mut router = Router::default();
+    directories(&mut router);
     discovery(&mut router);
+    notifications(&mut router);
     operations(&mut router);
     router.route_with(Options::LONG_POLL, sync::sync_events);
+    reading(&mut router);
+    user_data(&mut router);
     router
+}
+
+fn directories(router: &mut Router) {
+    router
+        .route(room_aliases::aliases)
+        .route(room_aliases::create_alias)
+        .route(room_aliases::delete_alias)
+        .route(room_aliases::get_alias)
+        .route(room_directory::get_public_rooms)
+        .route(room_directory::get_public_rooms_filtered)
+        .route(room_directory::get_room_visibility)
+        .route(room_directory::set_room_visibility)
+        .route(third_party::get_location_for_protocol)
+        .route(third_party::get_location_for_room_alias)
+        .route(third_party::get_protocol)
+        .route(third_party::get_protocols)
+        .route(third_party::get_user_for_protocol)
+        .route(third_party::get_user_for_user_id)
+        .route(user_directory::search_users);
 }
 
 fn discovery(router: &mut Router) {
     router
+        .route(capabilities::get_capabilities)
         .route(versions::get_supported_versions)
         .route(well_known::discover_homeserver)
         .route(well_known::discover_support);
+}
+
+fn notifications(router: &mut Router) {
+    router
+        .route(push_rules::delete_pushrule)
+        .route(push_rules::get_pushrule)
+        .route(push_rules::get_pushrule_actions)
+        .route(push_rules::get_pushrule_enabled)
+        .route(push_rules::get_pushrules_all)
+        .route(push_rules::get_pushrules_global_scope)
+        .route(push_rules::set_pushrule)
+        .route(push_rules::set_pushrule_actions)
+        .route(push_rules::set_pushrule_enabled)
+        .route(pushers::get_pushers)
+        .route(pushers::set_pusher);
 }
 
 fn operations(router: &mut Router) {
@@ -38,4 +91,31 @@ fn operations(router: &mut Router) {
             operations::metrics,
         )
         .route_own::<NoAuthentication, _, _, _>(Method::GET, "/ready", Options::UNFENCED, operations::ready);
+}
+
+fn reading(router: &mut Router) {
+    router.route(receipts::create_receipt).route(receipts::set_read_marker);
+    for path in typing::PATHS {
+        router.route_own::<AccessToken, _, _, _>(Method::PUT, path, Options::NORMAL, typing::set_typing);
+    }
+}
+
+fn user_data(router: &mut Router) {
+    router
+        .route(account_data::create_tag)
+        .route(account_data::delete_tag)
+        .route(account_data::get_global_account_data)
+        .route(account_data::get_room_account_data)
+        .route(account_data::get_tags)
+        .route(account_data::set_global_account_data)
+        .route(account_data::set_room_account_data)
+        .route(filter::create_filter)
+        .route(filter::get_filter)
+        .route(profile::delete_profile_field)
+        .route(profile::get_profile)
+        .route(profile::get_profile_field)
+        .route(profile::set_profile_field);
+    for path in voip::PATHS {
+        router.route_own::<AccessToken, _, _, _>(Method::GET, path, Options::UNFENCED, voip::get_turn_server);
+    }
 }

@@ -6,11 +6,14 @@ use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use keystead_core::room::Refusal;
 use ruma::api::{
     client::uiaa::UiaaInfo,
     error::{DeserializationError, ErrorCode, HeaderDeserializationError},
 };
 use serde_json::{Map, Value};
+
+use crate::rooms::{WriteError, aliases::AliasRefusal};
 
 /// The text that a client gets for a failure of ours; the log has the cause.
 const INTERNAL_TEXT: &str = "Internal server error";
@@ -252,7 +255,6 @@ impl StdError for ApiError {
     }
 }
 
-/// What makes a request unreadable is the client's mistake, and the errcode says which kind of mistake.
 impl From<keystead_store::Error> for ApiError {
     fn from(error: keystead_store::Error) -> Self {
         match error {
@@ -270,6 +272,38 @@ impl keystead_store::TransactionError for ApiError {
     }
 }
 
+impl From<AliasRefusal> for ApiError {
+    fn from(error: AliasRefusal) -> Self {
+        let text = error.to_string();
+        match error {
+            AliasRefusal::NotAnAlias => Self::invalid_param(text),
+            AliasRefusal::OfAnotherRoom(_) => Self::new(StatusCode::BAD_REQUEST, ErrorCode::BadAlias, text),
+            AliasRefusal::Store(error) => error.into(),
+        }
+    }
+}
+
+/// What a room refuses is told with the room's own words.
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Refused(Refusal::Forbidden(text)) => Self::forbidden(text),
+            WriteError::Refused(Refusal::TooLarge(text)) => Self::too_large(text),
+            WriteError::Refused(Refusal::BadContent(text) | Refusal::BadEvent(text)) => Self::bad_json(text),
+            WriteError::UnknownRoom => Self::not_found("There is no such room"),
+            WriteError::Conflict => Self::new(StatusCode::CONFLICT, ErrorCode::Unknown, "The name is taken"),
+            WriteError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
+            WriteError::Store(error) => match *error {
+                keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
+                    Self::unavailable(error)
+                }
+                _ => Self::internal(error),
+            },
+        }
+    }
+}
+
+/// What makes a request unreadable is the client's mistake, and the errcode says which kind of mistake.
 impl From<DeserializationError> for ApiError {
     fn from(error: DeserializationError) -> Self {
         match error {

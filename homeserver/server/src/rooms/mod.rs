@@ -1,5 +1,6 @@
 //! Rooms: how events get into them, and who may see what is in them.
 
+pub mod aliases;
 mod batch;
 mod client_events;
 mod visibility;

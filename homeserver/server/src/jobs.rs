@@ -1,0 +1,131 @@
+//! Background work that must happen: takes jobs out of the database, on every replica, and does them.
+//!
+//! Whoever writes a job may begin it at once ([`start`]); [`run`] finds those that nobody finished.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_store::{
+    Error,
+    jobs::{self, Job, NewJob},
+};
+use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+
+use crate::{app::App, entropy::Entropy, http::error::ApiError, profiles, rooms::WriteError};
+
+/// How long whoever wrote a job, or took it, has it alone.
+pub(crate) const GRACE: Duration = Duration::from_secs(60);
+/// How often to look for jobs.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How many jobs to take at once.
+const BATCH: u32 = 16;
+/// After this many attempts a job is given up: something is wrong with it that time does not mend.
+const MAX_ATTEMPTS: i32 = 30;
+
+/// Why a job was not done. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    /// The job is not one that this version knows; a newer replica does.
+    #[error("this version does not know jobs of the kind {0}")]
+    UnknownKind(String),
+    /// The job's payload cannot be read.
+    #[error("the payload of the job cannot be read")]
+    Payload,
+    /// The database cannot be read.
+    #[error("the database cannot be read")]
+    Store(#[from] Error),
+    /// This replica cannot find out whether it has seen everything.
+    #[error("the replica cannot catch up")]
+    Fence(#[source] ApiError),
+    /// A room could not be written to.
+    #[error("a room could not be written to")]
+    Write(#[from] WriteError),
+}
+
+/// A job to be done by this replica first, and by any other one after [`GRACE`].
+pub(crate) fn new(
+    entropy: &(dyn Entropy + 'static),
+    kind: &'static str,
+    payload: &str,
+    now: MilliSecondsSinceUnixEpoch,
+) -> NewJob {
+    let run_at = after(now, GRACE);
+    NewJob { job_id: entropy.token(), kind, payload: payload.to_owned(), created_ts: now, run_at }
+}
+
+/// Begins a job that has just been written, without waiting for its end.
+pub(crate) fn start(app: &Arc<App>, job: NewJob) {
+    let NewJob { job_id, kind, payload, created_ts, .. } = job;
+    let job = Job { job_id, kind: kind.to_owned(), payload, created_ts, attempts: 1 };
+    let app = Arc::clone(app);
+    let tasks = app.shutdown.tasks().clone();
+    tasks.spawn(async move { finish(&app, &job).await });
+}
+
+/// Does the jobs that nobody has finished, until the server stops.
+pub async fn run(app: Arc<App>) {
+    while !app.shutdown.is_draining() {
+        let now = app.clock.now();
+        let taken = app
+            .store
+            .write("lease_jobs", |tx| async move { jobs::lease(&tx, now, after(now, GRACE), BATCH).await })
+            .await;
+        match taken {
+            Ok(taken) if !taken.is_empty() => {
+                for job in taken {
+                    finish(&app, &job).await;
+                }
+            }
+            Ok(_) => pause(&app).await,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for jobs");
+                pause(&app).await;
+            }
+        }
+    }
+}
+
+/// Waits until it is time to look again, or to stop.
+async fn pause(app: &App) {
+    tokio::select! {
+        () = app.shutdown.draining() => {}
+        () = tokio::time::sleep(INTERVAL) => {}
+    }
+}
+
+/// Does a job and removes it; one that fails stays, to be taken again when its lease has run out.
+async fn finish(app: &Arc<App>, job: &Job) {
+    let done = match perform(app, job).await {
+        Ok(()) => true,
+        Err(error) => {
+            let given_up = job.attempts >= MAX_ATTEMPTS && !matches!(error, JobError::UnknownKind(_));
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                kind = job.kind,
+                attempts = job.attempts,
+                given_up,
+                "a job failed"
+            );
+            given_up
+        }
+    };
+    if done {
+        let job_id = job.job_id.as_str();
+        let deleted =
+            app.store.write("delete_job", |tx| async move { jobs::delete(&tx, job_id).await }).await;
+        if let Err(error) = deleted {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a job is done but cannot be removed");
+        }
+    }
+}
+
+async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
+    match job.kind.as_str() {
+        profiles::JOB => profiles::carry_into_rooms(app, &job.payload).await,
+        kind => Err(JobError::UnknownKind(kind.to_owned())),
+    }
+}
+
+fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
+    let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(now.0).saturating_add(delay)))
+}
