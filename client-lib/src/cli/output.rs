@@ -49,7 +49,11 @@ impl Output {
             (false, _) => "NOT ENCRYPTED",
         };
         let line = format!("{}  {} ({mark}): {text}", date_time(message.sent_at), message.sender);
-        self.result(&line, &json!(message));
+        let mut value = json!(message);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("text".to_owned(), message.body().into());
+        }
+        self.result(&line, &value);
     }
 
     pub(super) fn failure(&self, failure: &Failure) {
