@@ -41,8 +41,14 @@ impl Person {
     /// The texts in what `keybox` printed.
     async fn texts(&self, arguments: &[&str]) -> Vec<String> {
         let lines = self.run(arguments).await;
-        lines.iter().filter_map(|line| line["text"].as_str().map(str::to_owned)).collect()
+        lines.iter().filter_map(|line| line["content"]["body"].as_str().map(str::to_owned)).collect()
     }
+}
+
+/// The first value of that name in what `keybox` printed.
+fn field(lines: &[Value], name: &str) -> String {
+    let value = lines.iter().find_map(|line| line[name].as_str());
+    value.unwrap_or_else(|| panic!("no {name} in {lines:?}")).to_owned()
 }
 
 /// Alice on one replica, Bob on the other, and an encrypted room with both in it.
@@ -52,7 +58,7 @@ async fn pair(cluster: &TestCluster) -> (Person, Person, String) {
     alice.run(&["register"]).await;
     bob.run(&["register"]).await;
     let room = alice.run(&["create", "--name", "tea", "--invite", "@bob:keystead.test"]).await;
-    let room = room[0]["room_id"].as_str().expect("a room id").to_owned();
+    let room = field(&room, "room_id");
     bob.run(&["join", &room]).await;
     (alice, bob, room)
 }
@@ -82,10 +88,8 @@ async fn a_message_opens_with_openssl_and_the_resource_key_alone() {
     let cluster = TestCluster::start().await;
     let (alice, _bob, room) = pair(&cluster).await;
     let sent = alice.run(&["send", &room, "plain to openssl"]).await;
-    let event = sent[0]["event_id"].as_str().expect("an event id");
-    let exported = alice.run(&["export-message", &room, event]).await;
-    let text =
-        |name: &str| exported[0][name].as_str().unwrap_or_else(|| panic!("{name}: {exported:?}")).to_owned();
+    let exported = alice.run(&["export-message", &room, &field(&sent, "event_id")]).await;
+    let text = |name: &str| field(&exported, name);
     let script = "printf %s \"$1\" | openssl enc -d -aes-256-ofb -a -A -K \"$2\" -iv \"$3\"";
     let output = Command::new("sh")
         .args(["-c", script, "sh", &text("ciphertext"), &text("resource_key"), &text("iv")])
