@@ -11,6 +11,7 @@ pub mod http;
 pub mod jobs;
 pub mod lifecycle;
 mod profiles;
+mod push_rules;
 pub mod rooms;
 pub mod serve;
 pub mod session;

@@ -23,11 +23,12 @@ use ruma::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{guard, push_rules};
+use super::guard;
 use crate::{
     app::App,
     context::{Ctx, Session},
     http::error::ApiError,
+    push_rules,
 };
 
 /// One entry of account data may have this many bytes: as large as ten events.
@@ -50,10 +51,15 @@ pub(super) async fn get_global_account_data(
 ) -> Result<get_global_account_data::v3::Response, ApiError> {
     guard::own_user(&ctx, &request.user_id)?;
     let data_type = request.event_type.to_string();
+    let user_id = &*request.user_id;
     let content = if data_type == push_rules::ACCOUNT_DATA_TYPE {
-        push_rules::content(&ctx.app, &request.user_id).await?
+        // Also for a user who has never changed a rule.
+        let rules =
+            ctx.app.store.read("get_push_rules", |tx| async move { push_rules::load(&tx, user_id).await });
+        let data = push_rules::account_data_of(user_id, rules.await?)?;
+        RawValue::from_string(data.content).map_err(ApiError::internal)?
     } else {
-        find(&ctx.app, &request.user_id, None, &data_type).await?
+        find(&ctx.app, user_id, None, &data_type).await?
     };
     Ok(get_global_account_data::v3::Response::new(Raw::from_json(content)))
 }

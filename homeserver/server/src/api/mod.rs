@@ -7,7 +7,7 @@ pub(crate) mod filter;
 mod guard;
 mod operations;
 mod profile;
-pub(crate) mod push_rules;
+mod push_rules;
 mod pushers;
 mod receipts;
 pub(crate) mod room_aliases;

@@ -1,11 +1,9 @@
 //! Push rules: which events notify a user.
 //!
-//! They are kept as the account data `m.push_rules`, so that a sync tells the user's other clients of each change.
-//!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#push-rules-api>.
 
 use keystead_core::push::{self, PushRuleRefusal};
-use keystead_store::{Error, ReadTx, account_data, streams::AccountData};
+use keystead_store::account_data;
 use ruma::{
     UserId,
     api::{
@@ -17,23 +15,13 @@ use ruma::{
     },
     push::{AnyPushRuleRef, RuleKind, Ruleset},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
     app::App,
     context::{Ctx, Session},
     http::error::ApiError,
+    push_rules::{account_data_of, load},
 };
-
-/// The type of account data that holds push rules.
-pub(super) const ACCOUNT_DATA_TYPE: &str = "m.push_rules";
-
-/// The content of `m.push_rules`.
-#[derive(Deserialize, Serialize)]
-struct Content {
-    global: Ruleset,
-}
 
 /// `GET /_matrix/client/v3/pushrules/`.
 pub(super) async fn get_pushrules_all(
@@ -120,29 +108,6 @@ pub(super) async fn set_pushrule_actions(
     Ok(set_pushrule_actions::v3::Response::new())
 }
 
-/// The push rules of a user: the server's defaults as of this version, with what the user has changed.
-///
-/// # Errors
-///
-/// The database's own, or rules that cannot be read.
-pub(crate) async fn load(tx: &ReadTx, user_id: &UserId) -> Result<Ruleset, Error> {
-    let defaults = push::default_rules(user_id);
-    let Some(content) = account_data::find(tx, user_id, None, ACCOUNT_DATA_TYPE).await? else {
-        return Ok(defaults);
-    };
-    let content: Content = serde_json::from_str(&content)
-        .map_err(|error| Error::corrupt("account_data", "content", user_id.as_str(), error))?;
-    let mut rules = content.global;
-    rules.update_with_server_default(defaults);
-    Ok(rules)
-}
-
-/// The content of the account data `m.push_rules`, also for a user who has never changed a rule.
-pub(crate) async fn content(app: &App, user_id: &UserId) -> Result<Box<RawValue>, ApiError> {
-    let global = read(app, user_id).await?;
-    to_raw_value(&Content { global }).map_err(ApiError::internal)
-}
-
 async fn read(app: &App, user_id: &UserId) -> Result<Ruleset, ApiError> {
     Ok(app.store.read("get_push_rules", |tx| async move { load(&tx, user_id).await }).await?)
 }
@@ -159,12 +124,7 @@ async fn change(
             tx.lock_shards(&[tx.shards().of_user(user_id)]).await?;
             let mut global = load(&tx, user_id).await?;
             change(&mut global).map_err(refuse)?;
-            let data = AccountData {
-                user_id: user_id.to_owned(),
-                room_id: None,
-                data_type: ACCOUNT_DATA_TYPE.to_owned(),
-                content: serde_json::to_string(&Content { global }).map_err(ApiError::internal)?,
-            };
+            let data = account_data_of(user_id, global)?;
             account_data::put(&tx, &data).await?;
             Ok::<_, ApiError>(())
         })

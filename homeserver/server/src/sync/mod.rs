@@ -35,6 +35,7 @@ use crate::{
     app::App,
     context::Session,
     http::error::ApiError,
+    push_rules,
     streams::{RoomMembership, RoomsOfUser},
 };
 
@@ -238,10 +239,16 @@ async fn load_account_data(sync: &Sync<'_>, since: Option<i64>) -> Result<Vec<Ar
         .app
         .store
         .read("sync_account_data", |tx| async move {
-            match since {
-                Some(since) => account_data::changed(&tx, user_id, since, upto).await,
-                None => account_data::of_user(&tx, user_id).await,
-            }
+            let Some(since) = since else {
+                let mut entries = account_data::of_user(&tx, user_id).await?;
+                // Every user has push rules, also one who has never changed any.
+                entries
+                    .retain(|data| data.room_id.is_some() || data.data_type != push_rules::ACCOUNT_DATA_TYPE);
+                let rules = push_rules::load(&tx, user_id).await?;
+                entries.push(push_rules::account_data_of(user_id, rules)?);
+                return Ok(entries);
+            };
+            account_data::changed(&tx, user_id, since, upto).await
         })
         .await?;
     Ok(entries.into_iter().map(Arc::new).collect())

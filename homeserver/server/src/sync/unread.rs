@@ -16,14 +16,14 @@ use keystead_core::{
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
-    account_data, receipts,
+    receipts,
     rooms::{self, Bounds, Direction},
 };
 use lru::LruCache;
 use ruma::{
     OwnedRoomId, OwnedUserId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
-    events::{push_rules::PushRulesEventContent, room::power_levels::RoomPowerLevelsEventContent},
+    events::room::power_levels::RoomPowerLevelsEventContent,
     power_levels::NotificationPowerLevels,
     push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     room_version_rules::RoomPowerLevelsRules,
@@ -31,7 +31,7 @@ use ruma::{
 use serde::Deserialize;
 
 use super::Sync;
-use crate::{http::error::ApiError, streams::Item};
+use crate::{http::error::ApiError, push_rules, streams::Item};
 
 /// How far back events are counted: a number beyond it tells a person nothing more.
 const COUNTED_EVENTS: u64 = 200;
@@ -72,7 +72,7 @@ impl UnreadCaches {
                 self.changes.fetch_add(1, Ordering::SeqCst);
                 lock(&self.counts).pop(&(receipt.user_id.clone(), receipt.room_id.clone()));
             }
-            Item::AccountData(data) if data.data_type == "m.push_rules" => {
+            Item::AccountData(data) if data.data_type == push_rules::ACCOUNT_DATA_TYPE => {
                 self.changes.fetch_add(1, Ordering::SeqCst);
                 lock(&self.rules).pop(&data.user_id);
             }
@@ -163,16 +163,11 @@ impl Sync<'_> {
             return Ok(rules.clone());
         }
         let changes = caches.changes.load(Ordering::SeqCst);
-        let stored =
-            self.app
-                .store
-                .read("push_rules", |tx| async move {
-                    account_data::find(&tx, user_id, None, "m.push_rules").await
-                })
-                .await?;
-        let rules = stored
-            .and_then(|content| serde_json::from_str::<PushRulesEventContent>(&content).ok())
-            .map_or_else(|| push::default_rules(user_id), |content| content.global);
+        let rules = self
+            .app
+            .store
+            .read("push_rules", |tx| async move { push_rules::load(&tx, user_id).await })
+            .await?;
         let rules = Arc::new(rules);
         if caches.changes.load(Ordering::SeqCst) == changes {
             lock(&caches.rules).put(user_id.to_owned(), rules.clone());
