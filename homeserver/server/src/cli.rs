@@ -8,6 +8,7 @@ use keystead_store::Store;
 use crate::{
     api, app,
     config::{ConfigError, Settings, reader::Environment},
+    demo::{self, DemoError},
     serve::{self, ServeError},
     telemetry::metrics::Metrics,
 };
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Bring the database to the schema of this version; `serve` does so too when it starts
     Migrate,
+    /// Watch two people talk through a server of their own, and see what it keeps of that
+    Demo(DemoArgs),
     /// Run the server
     Serve,
     /// Check the configuration and report every problem
@@ -34,6 +37,13 @@ enum Command {
     /// Look at and change a server
     #[command(subcommand)]
     Admin(Admin),
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Leave everything in this folder instead of removing it
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,6 +64,8 @@ struct RoutesArgs {
 enum CommandError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     #[error("the answer cannot be written as JSON")]
     Json(#[source] serde_json::Error),
     #[error("the metrics could not be registered")]
@@ -82,6 +94,7 @@ fn execute(cli: Cli) -> Result<(), CommandError> {
     let load = || Settings::load(cli.config.as_deref(), Environment::of_process());
     match cli.command {
         Command::Migrate => migrate(&load()?),
+        Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args.keep))?),
         Command::Serve => {
             let settings = load()?;
             Ok(runtime()?.block_on(serve::run(settings))?)
