@@ -83,7 +83,7 @@ pub fn lazy_members<'a>(
 }
 
 /// > If this list is absent then all event types are included. A `*` can be used as a wildcard to match any
-/// > sequence of characters. […] [`not_types`] takes precedence.
+/// > sequence of characters. […] `not_types` takes precedence.
 fn type_matches(types: Option<&[String]>, not_types: &[String], event_type: &str) -> bool {
     let listed = |patterns: &[String]| patterns.iter().any(|pattern| wildcard_matches(pattern, event_type));
     !listed(not_types) && types.is_none_or(listed)
