@@ -132,9 +132,9 @@ impl Engine {
             _ => match self.checked::<Acknowledgement>(event, &keys) {
                 Ok(acknowledgement) => {
                     let key = KeyRef { room_id: acknowledgement.room_id, key_id: acknowledgement.key_id };
-                    if let Some(record) = self.resource_keys.get_mut(&key) {
-                        record.holders.insert(sender);
-                        self.key_changed(&key);
+                    // It confirms what was given, and no more: whoever says to have a key does not get it for that.
+                    if self.resource_keys.get(&key).is_some_and(|record| record.holders.contains(&sender)) {
+                        notices.push(Notice::KeyConfirmed { key, keybox: sender });
                     }
                     Ok(Outcome::Done)
                 }
@@ -166,11 +166,8 @@ impl Engine {
         if sender_membership.is_none() {
             return Ok(Outcome::Dropped("its sender was never in the room".to_owned()));
         }
-        if let Some(record) = self.resource_keys.get_mut(&key) {
-            record.holders.insert(sender.clone());
-            self.key_changed(&key);
-            self.acknowledge(&key, &content, sender, entropy)?;
-            return Ok(Outcome::Done);
+        if self.resource_keys.contains_key(&key) {
+            return self.on_known_key(&key, &content, sender, entropy);
         }
         let maker = KeyBoxAddress::new(&content.origin.user_id, &content.origin.keybox_id);
         let origin_verified = match self.directory.find(&maker) {
@@ -212,6 +209,25 @@ impl Engine {
         self.stop_wanting(&key, entropy)?;
         self.adopt(&key);
         self.retry_waiting(&key.room_id, now, entropy, notices);
+        Ok(Outcome::Done)
+    }
+
+    /// A key that is here already, from one more KeyBox. If its wrap opens, that one has the key too.
+    fn on_known_key(
+        &mut self,
+        key: &KeyRef,
+        content: &ResourceKeyContent,
+        sender: &KeyBoxAddress,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Outcome, EngineError> {
+        if self.unwrap_and_keep(key, content, sender, entropy).is_none() {
+            return Ok(Outcome::Dropped("it does not open".to_owned()));
+        }
+        if let Some(record) = self.resource_keys.get_mut(key) {
+            record.holders.insert(sender.clone());
+            self.key_changed(key);
+        }
+        self.acknowledge(key, content, sender, entropy)?;
         Ok(Outcome::Done)
     }
 

@@ -25,6 +25,13 @@ pub enum Notice {
         /// Who was asked.
         keyboxes: Vec<KeyBoxAddress>,
     },
+    /// Another KeyBox has confirmed that a resource key arrived.
+    KeyConfirmed {
+        /// The key.
+        key: KeyRef,
+        /// Who has it now.
+        keybox: KeyBoxAddress,
+    },
     /// A resource key was wrapped for another KeyBox and will be sent.
     KeyGiven {
         /// The key.
@@ -126,6 +133,9 @@ impl std::fmt::Display for Notice {
             }
             Self::KeyAsked { key, keyboxes } => {
                 write!(f, "asked {} KeyBox(es) for the resource key {}", keyboxes.len(), key.key_id)
+            }
+            Self::KeyConfirmed { key, keybox } => {
+                write!(f, "{keybox} has the resource key {} now", key.key_id)
             }
             Self::KeyGiven { key, keybox } => write!(f, "gave the resource key {} to {keybox}", key.key_id),
             Self::KeyMade { key } => write!(f, "made the resource key {} for {}", key.key_id, key.room_id),

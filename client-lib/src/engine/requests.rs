@@ -14,6 +14,8 @@ const FIRST_WAIT_MS: u64 = 5_000;
 const LONGEST_WAIT_MS: u64 = 60 * 60 * 1000;
 /// How many KeyBoxes of the room are asked at a time.
 const ASKED_AT_ONCE: usize = 5;
+/// How many keys are asked for at the same time: more are a member's attempt to make this KeyBox shout.
+const MAX_WANTED: usize = 1_000;
 /// The same question of the same KeyBox is answered once in this time.
 const ANSWER_AGAIN_MS: u64 = 3_000;
 
@@ -34,7 +36,8 @@ impl Engine {
     ) {
         let Ok(envelope) = Envelope::deserialize(&event.content) else { return };
         let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id };
-        if self.exchange.wanted.iter().any(|wanted| wanted.key == key) {
+        let wanted = &self.exchange.wanted;
+        if wanted.len() >= MAX_WANTED || wanted.iter().any(|wanted| wanted.key == key) {
             return;
         }
         // Without an id the question cannot be asked now; the event waits, and is tried again.

@@ -193,3 +193,24 @@ fn a_verified_sender_shows_on_its_messages() {
     world.say("A1", "hello");
     assert!(world.unread("B1")[0].verified);
 }
+
+#[test]
+fn a_crash_at_any_moment_loses_and_doubles_nothing() {
+    for sent in [false, true] {
+        let mut world = World::new(&["A1", "B1", "C1"]);
+        world.post("A1", "one");
+        world.crash("B1", sent);
+        world.post("B1", "two");
+        for name in ["A1", "B1", "C1"] {
+            world.crash(name, sent);
+            world.crash(name, sent);
+        }
+        world.settle();
+        assert_eq!(world.texts("B1"), ["one"], "sent: {sent}");
+        assert_eq!(world.texts("A1"), ["two"], "sent: {sent}");
+        assert_eq!(world.texts("C1"), ["one", "two"], "sent: {sent}");
+        let refused =
+            |name| world.notices(name).iter().any(|notice| matches!(notice, Notice::MessageRefused { .. }));
+        assert!(!["A1", "B1", "C1"].into_iter().any(refused), "sent: {sent}");
+    }
+}

@@ -1,9 +1,10 @@
 use serde_json::{Value, json};
 
 use keystead_keybox::OpensslEntropy;
+use keystead_keybox::key_message::Acknowledgement;
 
 use super::world::{ROOM, World, address, user};
-use crate::engine::{EncryptError, Notice};
+use crate::engine::{EncryptError, KeyRef, Notice};
 
 fn refusals(world: &World, name: &str) -> usize {
     world.notices(name).iter().filter(|notice| matches!(notice, Notice::MessageRefused { .. })).count()
@@ -143,4 +144,33 @@ fn no_secret_shows_in_debug() {
     let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
     let key = engine.export_key(ROOM, &event).unwrap().resource_key;
     assert!(!format!("{engine:?}").contains(key.as_str()));
+}
+
+#[test]
+fn who_claims_to_have_a_key_does_not_get_it_for_that() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.state(&user("A1"), "m.room.history_visibility", "", json!({ "history_visibility": "joined" }));
+    world.say("A1", "not for C");
+    let key_id = world.events.last().unwrap().content["key_id"].clone();
+    world.membership(&user("B1"), "leave");
+    world.settle();
+    world.membership(&user("C1"), "join");
+    world.add("C1");
+    world.round("C1");
+    let engine = &mut world.boxes.get_mut("C1").unwrap().engine;
+    let acknowledgement = Acknowledgement {
+        room_id: ROOM.to_owned(),
+        key_id: serde_json::from_value(key_id).unwrap(),
+        exchange_id: "pretended".to_owned(),
+        sender_keybox: "C1".to_owned(),
+    };
+    let key = KeyRef { room_id: ROOM.to_owned(), key_id: acknowledgement.key_id.clone() };
+    engine.enqueue(&key, vec![(address("A1"), acknowledgement)], &mut OpensslEntropy).unwrap();
+    world.settle();
+    assert!(world.texts("C1").is_empty());
+    let confirmed = world
+        .notices("A1")
+        .iter()
+        .any(|notice| matches!(notice, Notice::KeyConfirmed { keybox, .. } if *keybox == address("C1")));
+    assert!(!confirmed);
 }

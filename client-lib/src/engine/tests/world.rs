@@ -134,6 +134,31 @@ impl World {
         busy || sent
     }
 
+    /// A round that is cut off: what arrived is taken in, and if `sent` also what followed from it is sent; but the KeyBox stores
+    /// neither, and starts anew. What it has not acknowledged comes again.
+    pub(super) fn crash(&mut self, name: &str, sent: bool) {
+        let one = self.boxes.get_mut(name).unwrap();
+        let (position, queue, changed) = (one.position, one.queue.clone(), one.changed.clone());
+        let now = self.now;
+        let sync = self.sync(name);
+        let one = self.boxes.get_mut(name).unwrap();
+        one.engine.receive_sync(&sync, now, &mut OpensslEntropy).unwrap();
+        let requests = one.engine.outgoing(now, &mut OpensslEntropy, &mut Vec::new()).unwrap();
+        if sent {
+            // Storing comes before sending, always; what is lost is the answer.
+            self.store(name);
+            for request in requests {
+                self.carry_out(name, request);
+            }
+        }
+        let one = self.boxes.get_mut(name).unwrap();
+        one.engine.take_changes().unwrap();
+        one.position = position;
+        one.queue.splice(0..0, queue);
+        one.changed.splice(0..0, changed);
+        self.restart(name);
+    }
+
     fn sync(&mut self, name: &str) -> SyncResponse {
         let one = self.boxes.get_mut(name).unwrap();
         let is_member = self.members.get(&user(name)).is_some_and(|membership| membership == "join");
