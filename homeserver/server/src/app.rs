@@ -8,11 +8,16 @@ use keystead_store::{Options, Store, settings};
 use ruma::signatures::Ed25519KeyPair;
 
 use crate::{
+    accounts::{
+        passwords::{PasswordError, Passwords},
+        sessions::SessionCache,
+    },
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
     http::error::ApiError,
     lifecycle::Shutdown,
+    rate_limits::RateLimits,
     rooms::Writer,
     streams::{Fence, Listener, Tail},
     sync::{DeviceCaches, UnreadCaches},
@@ -36,6 +41,12 @@ pub struct App {
     pub metrics: Metrics,
     /// Tells long-polls and background tasks that the server is about to stop.
     pub shutdown: Shutdown,
+    /// Hashes passwords.
+    pub passwords: Passwords,
+    /// Slows down clients that ask too often.
+    pub rate_limits: RateLimits,
+    /// Sessions that were used lately.
+    pub sessions: Arc<SessionCache>,
     /// The database.
     pub store: Store,
     /// Signs in the server's name.
@@ -57,6 +68,9 @@ pub enum StartError {
     /// Two metrics have the same name, or one has a malformed name.
     #[error("the metrics could not be registered")]
     Metrics(#[source] prometheus::Error),
+    /// bcrypt cannot be used as configured.
+    #[error("passwords cannot be hashed")]
+    Passwords(#[from] PasswordError),
     /// The database cannot be opened or brought up to date.
     #[error("the database could not be opened")]
     Store(#[from] keystead_store::Error),
@@ -95,18 +109,21 @@ impl App {
         let store = Store::open(options).await?;
         let signer = Arc::new(signer(&store, &settings).await?);
         let (devices, unread) = (Arc::<DeviceCaches>::default(), Arc::<UnreadCaches>::default());
-        let tail = Tail::start(store.clone(), listeners(&devices, &unread)).await?;
+        let sessions = Arc::new(SessionCache::default());
+        let tail = Tail::start(store.clone(), listeners(&devices, &unread, &sessions)).await?;
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
         let fence = Fence::new(Arc::clone(&tail));
-        let shutdown = Shutdown::default();
         Ok(Arc::new(Self {
+            passwords: Passwords::new(settings.auth.bcrypt_cost, metrics.bcrypt_queue().clone(), &*entropy)?,
+            rate_limits: RateLimits::new(settings.limits.rate_limits),
+            sessions,
+            shutdown: Shutdown::default(),
             settings,
             clock,
             entropy,
             metrics,
-            shutdown,
             store,
             signer,
             tail,
@@ -129,9 +146,14 @@ impl App {
 }
 
 /// What hears of every new row of the streams.
-fn listeners(devices: &Arc<DeviceCaches>, unread: &Arc<UnreadCaches>) -> Vec<Listener> {
-    let (devices, unread) = (Arc::clone(devices), Arc::clone(unread));
+fn listeners(
+    devices: &Arc<DeviceCaches>,
+    unread: &Arc<UnreadCaches>,
+    sessions: &Arc<SessionCache>,
+) -> Vec<Listener> {
+    let (devices, unread, sessions) = (Arc::clone(devices), Arc::clone(unread), Arc::clone(sessions));
     vec![Box::new(move |entry| {
+        sessions.hear(&entry.item);
         devices.hear(&entry.item, entry.position);
         unread.hear(&entry.item);
     })]

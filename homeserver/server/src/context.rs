@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId};
 
-use crate::app::App;
+use crate::{app::App, http::error::ApiError, rate_limits::Limit};
 
 /// The surroundings of one request.
 ///
@@ -22,6 +22,30 @@ pub struct Ctx<R> {
     pub user_agent: Option<String>,
     /// Who asks.
     pub requester: R,
+}
+
+impl Ctx<Option<Session>> {
+    /// The same for an endpoint that, as things are, only a logged-in user can use.
+    ///
+    /// # Errors
+    ///
+    /// 401 `M_MISSING_TOKEN`.
+    pub fn logged_in(self) -> Result<Ctx<Session>, ApiError> {
+        let Self { app, now, client_addr, user_agent, requester } = self;
+        let requester = requester.ok_or_else(ApiError::missing_token)?;
+        Ok(Ctx { app, now, client_addr, user_agent, requester })
+    }
+}
+
+impl Ctx<Session> {
+    /// Slows down a user who sends events too fast; to be called by endpoints that send one.
+    ///
+    /// # Errors
+    ///
+    /// 429 `M_LIMIT_EXCEEDED`.
+    pub fn limit_messages(&self) -> Result<(), ApiError> {
+        self.app.rate_limits.take(Limit::Messages, self.requester.user_id.as_str(), self.now)
+    }
 }
 
 /// A logged-in user on one of their devices.

@@ -1,5 +1,6 @@
 //! The homeserver: HTTP, endpoints, use cases, background work.
 
+pub mod accounts;
 pub mod api;
 pub mod app;
 pub mod cli;
@@ -13,9 +14,9 @@ pub mod jobs;
 pub mod lifecycle;
 mod profiles;
 mod push_rules;
+pub mod rate_limits;
 pub mod rooms;
 pub mod serve;
-pub mod session;
 pub mod streams;
 pub mod sync;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 //! type.
 
 mod account_data;
+mod accounts;
 mod capabilities;
 pub(crate) mod filter;
 mod guard;
@@ -29,6 +30,7 @@ use crate::http::router::{Options, Router};
 #[must_use]
 pub fn routes() -> Router {
     let mut router = Router::default();
+    accounts::routes(&mut router);
     directories(&mut router);
     discovery(&mut router);
     notifications(&mut router);

@@ -1,15 +1,23 @@
 //! From an endpoint's authentication scheme to the one who asks.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 use http::Request;
-use ruma::api::auth_scheme::{
-    AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme, NoAccessToken,
-    NoAuthentication,
+use ruma::{
+    UserId,
+    api::auth_scheme::{
+        AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, AuthScheme,
+        NoAccessToken, NoAuthentication,
+    },
 };
 
-use crate::{app::App, context::Session, http::error::ApiError, session};
+use crate::{
+    accounts::sessions,
+    app::App,
+    context::Session,
+    http::{client_address::Client, error::ApiError},
+};
 
 /// Who may call an endpoint; shown by the route table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +56,20 @@ pub trait Authenticate: 'static {
     /// How the route table shows the scheme.
     const KIND: AuthKind;
 
+    /// The user who asks, if it is one.
+    fn user(_requester: &Self::Requester) -> Option<&UserId> {
+        None
+    }
+
     /// Finds out who asks.
     ///
     /// # Errors
     ///
     /// 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN`.
     fn authenticate(
-        app: &App,
+        app: &Arc<App>,
         request: &Request<Bytes>,
+        client: &Client,
     ) -> impl Future<Output = Result<Self::Requester, ApiError>> + Send;
 }
 
@@ -63,7 +77,11 @@ impl Authenticate for NoAuthentication {
     type Requester = ();
     const KIND: AuthKind = AuthKind::None;
 
-    async fn authenticate(_app: &App, _request: &Request<Bytes>) -> Result<(), ApiError> {
+    async fn authenticate(
+        _app: &Arc<App>,
+        _request: &Request<Bytes>,
+        _client: &Client,
+    ) -> Result<(), ApiError> {
         Ok(())
     }
 }
@@ -72,7 +90,11 @@ impl Authenticate for NoAccessToken {
     type Requester = ();
     const KIND: AuthKind = AuthKind::None;
 
-    async fn authenticate(_app: &App, _request: &Request<Bytes>) -> Result<(), ApiError> {
+    async fn authenticate(
+        _app: &Arc<App>,
+        _request: &Request<Bytes>,
+        _client: &Client,
+    ) -> Result<(), ApiError> {
         Ok(())
     }
 }
@@ -81,9 +103,17 @@ impl Authenticate for AccessToken {
     type Requester = Session;
     const KIND: AuthKind = AuthKind::User;
 
-    async fn authenticate(app: &App, request: &Request<Bytes>) -> Result<Session, ApiError> {
+    fn user(requester: &Session) -> Option<&UserId> {
+        Some(&requester.user_id)
+    }
+
+    async fn authenticate(
+        app: &Arc<App>,
+        request: &Request<Bytes>,
+        client: &Client,
+    ) -> Result<Session, ApiError> {
         let token = Self::extract_authentication(request).map_err(|_| ApiError::missing_token())?;
-        session::of_access_token(app, &token).await
+        sessions::of_access_token(app, &token, client.address).await
     }
 }
 
@@ -91,9 +121,17 @@ impl Authenticate for AccessTokenOptional {
     type Requester = Option<Session>;
     const KIND: AuthKind = AuthKind::Optional;
 
-    async fn authenticate(app: &App, request: &Request<Bytes>) -> Result<Option<Session>, ApiError> {
+    fn user(requester: &Option<Session>) -> Option<&UserId> {
+        requester.as_ref().map(|session| &*session.user_id)
+    }
+
+    async fn authenticate(
+        app: &Arc<App>,
+        request: &Request<Bytes>,
+        client: &Client,
+    ) -> Result<Option<Session>, ApiError> {
         match Self::extract_authentication(request).map_err(|_| ApiError::missing_token())? {
-            Some(token) => session::of_access_token(app, &token).await.map(Some),
+            Some(token) => sessions::of_access_token(app, &token, client.address).await.map(Some),
             None => Ok(None),
         }
     }
@@ -107,8 +145,16 @@ impl Authenticate for AdminToken {
     type Requester = Session;
     const KIND: AuthKind = AuthKind::Admin;
 
-    async fn authenticate(app: &App, request: &Request<Bytes>) -> Result<Session, ApiError> {
-        let session = AccessToken::authenticate(app, request).await?;
+    fn user(requester: &Session) -> Option<&UserId> {
+        Some(&requester.user_id)
+    }
+
+    async fn authenticate(
+        app: &Arc<App>,
+        request: &Request<Bytes>,
+        client: &Client,
+    ) -> Result<Session, ApiError> {
+        let session = AccessToken::authenticate(app, request, client).await?;
         if session.is_admin { Ok(session) } else { Err(ApiError::forbidden("You are not a server admin")) }
     }
 }
@@ -118,7 +164,11 @@ impl Authenticate for AppserviceToken {
     type Requester = ();
     const KIND: AuthKind = AuthKind::Appservice;
 
-    async fn authenticate(_app: &App, request: &Request<Bytes>) -> Result<(), ApiError> {
+    async fn authenticate(
+        _app: &Arc<App>,
+        request: &Request<Bytes>,
+        _client: &Client,
+    ) -> Result<(), ApiError> {
         Self::extract_authentication(request).map_err(|_| ApiError::missing_token())?;
         Err(ApiError::unknown_token(false))
     }
@@ -130,7 +180,11 @@ impl Authenticate for AppserviceTokenOptional {
     type Requester = ();
     const KIND: AuthKind = AuthKind::None;
 
-    async fn authenticate(_app: &App, _request: &Request<Bytes>) -> Result<(), ApiError> {
+    async fn authenticate(
+        _app: &Arc<App>,
+        _request: &Request<Bytes>,
+        _client: &Client,
+    ) -> Result<(), ApiError> {
         Ok(())
     }
 }

@@ -77,6 +77,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, ErrorCode::MissingParam, message)
     }
 
+    /// 400 `M_UNKNOWN`: what the client asks for is nothing that this endpoint knows.
+    pub fn unknown_request(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, message)
+    }
+
     /// 401 `M_MISSING_TOKEN`: the endpoint wants an access token and got none.
     #[must_use]
     pub fn missing_token() -> Self {
@@ -260,6 +265,9 @@ impl From<keystead_store::Error> for ApiError {
         match error {
             keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
                 Self::unavailable(error)
+            }
+            keystead_store::Error::InvalidText(_) => {
+                Self::invalid_param("Text must not have zero characters").because(error)
             }
             _ => Self::internal(error),
         }

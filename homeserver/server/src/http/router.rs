@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use percent_encoding::percent_decode_str;
-use ruma::api::{IncomingRequest, Metadata, path_builder::PathBuilder as _};
+use ruma::{
+    UserId,
+    api::{IncomingRequest, Metadata, path_builder::PathBuilder as _},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -17,6 +20,7 @@ use crate::{
         error::ApiError,
         reply::Reply,
     },
+    rate_limits::Limit,
 };
 
 /// All endpoints of the server.
@@ -277,7 +281,7 @@ impl Call {
         if self.fence && Auth::KIND != AuthKind::None {
             self.app.fence().await?;
         }
-        Auth::authenticate(&self.app, &self.request).await
+        Auth::authenticate(&self.app, &self.request, &self.client).await
     }
 
     fn ctx<R>(&self, requester: R) -> Ctx<R> {
@@ -313,6 +317,11 @@ where
     fn handle(&self, call: Call) -> HandleFuture<'_> {
         Box::pin(async move {
             let requester = call.requester::<Req::Authentication>().await?;
+            if Req::RATE_LIMITED {
+                let address = call.client.address.to_string();
+                let subject = Req::Authentication::user(&requester).map_or(address.as_str(), UserId::as_str);
+                call.app.rate_limits.take(Limit::Requests, subject, call.app.clock.now())?;
+            }
             let ctx = call.ctx(requester);
             let request = {
                 let args: Vec<&str> = call.path_args.iter().map(String::as_str).collect();

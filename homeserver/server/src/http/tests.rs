@@ -10,10 +10,7 @@ use std::{
 };
 
 use http::Method;
-use ruma::api::{
-    auth_scheme::NoAuthentication,
-    client::{account::whoami, redact::redact_event},
-};
+use ruma::api::auth_scheme::NoAuthentication;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -24,7 +21,7 @@ use crate::{
     api,
     app::App,
     config::{Settings, reader::Environment},
-    context::{Ctx, Session},
+    context::Ctx,
     http::{
         error::ApiError,
         listener::Listeners,
@@ -49,17 +46,6 @@ async fn panics(_: Ctx<()>, _: OwnRequest) -> Result<RawJson, ApiError> {
 async fn echo(_: Ctx<()>, request: OwnRequest) -> Result<RawJson, ApiError> {
     let body: Value = request.json()?;
     Ok(RawJson(json!({"path": request.path, "body": body}).to_string().into()))
-}
-
-async fn whoami(ctx: Ctx<Session>, _: whoami::v3::Request) -> Result<whoami::v3::Response, ApiError> {
-    Ok(whoami::v3::Response::new(ctx.requester.user_id, false))
-}
-
-async fn redact(
-    _: Ctx<Session>,
-    _: redact_event::v3::Request,
-) -> Result<redact_event::v3::Response, ApiError> {
-    Err(ApiError::forbidden("never reached"))
 }
 
 async fn serve(environment: &[(&str, &str)]) -> Server {
@@ -93,7 +79,6 @@ fn routes(finished: Arc<AtomicBool>) -> Router {
     router.route_own::<NoAuthentication, _, _, _>(Method::POST, "/test/echo/{a}/{b}", normal, echo);
     router.route_own::<NoAuthentication, _, _, _>(Method::PUT, "/test/slow", normal, slow.clone());
     router.route_own::<NoAuthentication, _, _, _>(Method::GET, "/test/poll", Options::LONG_POLL, slow);
-    router.route(whoami).route(redact);
     router
 }
 

@@ -19,6 +19,7 @@ const SECONDS: [f64; 9] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
+    bcrypt_queue: IntGauge,
     http_requests: IntCounterVec,
     http_request_seconds: CounterVec,
     http_request_duration: HistogramVec,
@@ -53,6 +54,10 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let metrics = Self {
+            bcrypt_queue: register(
+                &registry,
+                IntGauge::new("keystead_bcrypt_queue", "Passwords that wait to be hashed or are being hashed.")?,
+            )?,
             http_requests: counters(
                 &registry,
                 "keystead_http_requests_total",
@@ -208,6 +213,12 @@ impl Metrics {
     /// Counts a handler that panicked.
     pub fn handler_panicked(&self) {
         self.http_panics.inc();
+    }
+
+    /// Passwords that wait to be hashed or are being hashed.
+    #[must_use]
+    pub fn bcrypt_queue(&self) -> &IntGauge {
+        &self.bcrypt_queue
     }
 
     /// How many connections are open now.

@@ -1,0 +1,110 @@
+//! Registration.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/client-server-api/#account-registration-and-management>.
+
+use http::StatusCode;
+use ruma::api::{
+    client::{
+        account::{
+            check_registration_token_validity, get_username_availability,
+            register::{self, LoginType, RegistrationKind},
+        },
+        uiaa::AuthType,
+    },
+    error::ErrorCode,
+};
+
+use crate::{
+    accounts::{
+        interactive_auth::{self, Challenge},
+        password_policy,
+        registration::{self, NewAccount},
+        sessions::{self, Wish},
+    },
+    context::Ctx,
+    http::error::ApiError,
+    rate_limits::Limit,
+};
+
+/// `POST /_matrix/client/v3/register`.
+pub(super) async fn register(
+    ctx: Ctx<()>,
+    request: register::v3::Request,
+) -> Result<register::v3::Response, ApiError> {
+    if request.kind == RegistrationKind::Guest {
+        let text = "This server has no guests";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden, text));
+    }
+    if request.login_type == Some(LoginType::ApplicationService) {
+        return Err(ApiError::unknown_token(false).saying("No application service is known"));
+    }
+    ctx.app.rate_limits.take(Limit::Registration, &ctx.client_addr.to_string(), ctx.now)?;
+    let wish = Wish {
+        device_id: request.device_id,
+        display_name: request.initial_device_display_name,
+        refresh_token: request.refresh_token,
+    };
+    wish.check()?;
+    let user_id = registration::user_id(&ctx.app, request.username.as_deref())?;
+    // Before the stages, so that nobody goes through them in vain.
+    registration::check_available(&ctx.app, &user_id).await?;
+    if let Some(password) = &request.password {
+        password_policy::check(ctx.app.settings.registration.password_policy, password)?;
+    }
+    let stages: &[AuthType] = match ctx.app.settings.registration.open {
+        true => &[AuthType::Dummy],
+        false => &[AuthType::RegistrationToken],
+    };
+    let challenge = Challenge {
+        operation: "register",
+        user_id: None,
+        flows: &[stages],
+        now: ctx.now,
+        address: ctx.client_addr,
+    };
+    let authenticated = interactive_auth::require(&ctx.app, challenge, request.auth.as_ref()).await?;
+    let password = request.password.ok_or_else(|| ApiError::missing_param("password is missing"))?;
+    let account = NewAccount {
+        user_id: &user_id,
+        password: &password,
+        display_name: None,
+        is_admin: false,
+        token: authenticated.registration_token.as_deref(),
+    };
+    registration::register(&ctx.app, &account, ctx.now).await?;
+    let mut response = register::v3::Response::new(user_id.clone());
+    if !request.inhibit_login {
+        let (device_id, granted) =
+            sessions::begin(&ctx.app, &user_id, wish, ctx.now, ctx.client_addr).await?;
+        response.device_id = Some(device_id);
+        response.access_token = Some(granted.access_token);
+        response.refresh_token = granted.refresh_token;
+        response.expires_in = granted.expires_in;
+    }
+    Ok(response)
+}
+
+/// `GET /_matrix/client/v3/register/available`.
+pub(super) async fn get_username_availability(
+    ctx: Ctx<()>,
+    request: get_username_availability::v3::Request,
+) -> Result<get_username_availability::v3::Response, ApiError> {
+    let user_id = registration::user_id(&ctx.app, Some(&request.username))?;
+    registration::check_available(&ctx.app, &user_id).await?;
+    Ok(get_username_availability::v3::Response::new(true))
+}
+
+/// `GET /_matrix/client/v1/register/m.login.registration_token/validity`.
+pub(super) async fn check_registration_token_validity(
+    ctx: Ctx<()>,
+    request: check_registration_token_validity::v1::Request,
+) -> Result<check_registration_token_validity::v1::Response, ApiError> {
+    ctx.app.rate_limits.take(Limit::Registration, &ctx.client_addr.to_string(), ctx.now)?;
+    let (token, now) = (&request.token, ctx.now);
+    let is_valid = ctx
+        .app
+        .store
+        .read("registration_token", |tx| async move { registration::is_token_valid(&tx, token, now).await })
+        .await?;
+    Ok(check_registration_token_validity::v1::Response::new(is_valid))
+}
