@@ -1,6 +1,6 @@
 //! [`App`]: what all endpoints share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use keystead_core::room::Signer;
@@ -141,7 +141,10 @@ impl App {
     ///
     /// When the database cannot be reached.
     pub async fn fence(&self) -> Result<(), ApiError> {
-        self.fence.pass().await.map_err(ApiError::unavailable)
+        let asked = Instant::now();
+        let passed = self.fence.pass().await.map_err(ApiError::unavailable);
+        self.metrics.fence(asked.elapsed());
+        passed
     }
 }
 

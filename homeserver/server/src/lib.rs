@@ -9,6 +9,7 @@ pub mod config;
 pub mod context;
 pub mod demo;
 pub mod entropy;
+pub mod housekeeping;
 pub mod http;
 pub mod jobs;
 pub mod lifecycle;

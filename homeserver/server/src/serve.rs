@@ -8,6 +8,7 @@ use crate::{
     api,
     app::{App, StartError},
     config::Settings,
+    housekeeping,
     http::{
         listener::{ListenError, Listeners},
         service::Service,
@@ -49,6 +50,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let grace = settings.server.stop_grace;
     let app = App::start(settings).await?;
     app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
+    app.shutdown.tasks().spawn(housekeeping::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 
     let shutdown = app.shutdown.clone();

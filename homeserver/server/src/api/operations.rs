@@ -1,5 +1,7 @@
 //! Health and metrics, for those who run the server.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use ruma::api::error::ErrorCode;
 
@@ -12,25 +14,32 @@ use crate::{
     },
 };
 
+/// How long a replica that is ready takes at most to see what was committed.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
 /// `GET /live`: the process runs.
 pub(super) async fn live(_ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson, ApiError> {
     Ok(RawJson("{}".into()))
 }
 
-/// `GET /ready`: this replica should be sent requests. 503 while it is stopping.
+/// `GET /ready`: this replica should be sent requests. 503 while it is stopping, or when it cannot reach the database or
+/// cannot keep up with what the other replicas write.
 pub(super) async fn ready(ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson, ApiError> {
+    let not_ready = |why| Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unknown, why));
     if ctx.app.shutdown.is_draining() {
-        return Err(ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            ErrorCode::Unknown,
-            "This replica is stopping",
-        ));
+        return not_ready("This replica is stopping");
     }
-    Ok(RawJson("{}".into()))
+    // The fence asks the database where the streams stand and waits until this replica is there.
+    match tokio::time::timeout(CATCH_UP, ctx.app.fence()).await {
+        Ok(Ok(())) => Ok(RawJson("{}".into())),
+        Ok(Err(_)) => not_ready("The database cannot be reached"),
+        Err(_) => not_ready("This replica is behind"),
+    }
 }
 
 /// `GET /metrics`, in the Prometheus text format.
 pub(super) async fn metrics(ctx: Ctx<()>, _request: OwnRequest) -> Result<PlainText, ApiError> {
+    ctx.app.metrics.streams(ctx.app.tail.lag(), ctx.app.tail.waiting());
     let text = ctx.app.metrics.encode().map_err(ApiError::internal)?;
     Ok(PlainText { text, content_type: "text/plain; version=0.0.4; charset=utf-8" })
 }

@@ -33,6 +33,9 @@ pub struct Metrics {
     pool_wait: Histogram,
     group_commit_writes: Histogram,
     group_commit_events: IntCounter,
+    fence_wait: Histogram,
+    tail_lag: IntGauge,
+    sync_waiters: IntGauge,
 }
 
 /// Why a connection ended before its time; a closed set of labels.
@@ -154,6 +157,27 @@ impl Metrics {
                 &registry,
                 IntCounter::new("keystead_events_total", "Events that this replica appended to rooms.")?,
             )?,
+            fence_wait: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "keystead_fence_wait_seconds",
+                        "Time that requests waited until the replica had seen all that was committed before them.",
+                    )
+                    .buckets(SECONDS.to_vec()),
+                )?,
+            )?,
+            tail_lag: register(
+                &registry,
+                IntGauge::new(
+                    "keystead_tail_lag_positions",
+                    "How many positions the replica is known to be behind, in the shard where it is most.",
+                )?,
+            )?,
+            sync_waiters: register(
+                &registry,
+                IntGauge::new("keystead_sync_waiters", "Syncs that wait for news now.")?,
+            )?,
             registry,
         };
         // Memory, processor time and file descriptors; on Linux only.
@@ -185,6 +209,17 @@ impl Metrics {
     pub fn group_commit(&self, writes: usize, events: usize) {
         self.group_commit_writes.observe(f64::from(u32::try_from(writes).unwrap_or(u32::MAX)));
         self.group_commit_events.inc_by(events.try_into().unwrap_or(u64::MAX));
+    }
+
+    /// Counts a wait at the fence.
+    pub fn fence(&self, waited: Duration) {
+        self.fence_wait.observe(waited.as_secs_f64());
+    }
+
+    /// Notes how the streams stand: how far behind the tail is, and how many syncs wait.
+    pub fn streams(&self, lag: i64, waiting: usize) {
+        self.tail_lag.set(lag);
+        self.sync_waiters.set(waiting.try_into().unwrap_or(i64::MAX));
     }
 
     /// Counts an answered request. `route` is a route template, never a path that a client sent.

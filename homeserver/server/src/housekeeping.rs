@@ -1,0 +1,40 @@
+//! What has to be cleared away as time passes; any replica may do it, and doing it twice does no harm.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_store::transactions;
+use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+
+use crate::app::App;
+
+/// How often to look whose typing has run out.
+const TYPING_EVERY: Duration = Duration::from_secs(1);
+/// How often to forget old transaction ids.
+const FORGET_EVERY: Duration = Duration::from_secs(1_800);
+/// How long a client's transaction id is remembered: longer than any client goes on trying.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+
+/// Clears away until the server stops.
+pub async fn run(app: Arc<App>) {
+    let mut typing = tokio::time::interval(TYPING_EVERY);
+    let mut forget = tokio::time::interval(FORGET_EVERY);
+    loop {
+        tokio::select! {
+            _ = typing.tick() => app.tail.expire_typing(app.clock.now()),
+            _ = forget.tick() => forget_transactions(&app).await,
+            () = app.shutdown.draining() => return,
+        }
+    }
+}
+
+async fn forget_transactions(app: &App) {
+    let age = UInt::try_from(REMEMBERED.as_millis()).unwrap_or(UInt::MAX);
+    let before = MilliSecondsSinceUnixEpoch(app.clock.now().0.saturating_sub(age));
+    let forgotten = app
+        .store
+        .write("forget_transactions", |tx| async move { transactions::delete_before(&tx, before).await })
+        .await;
+    if let Err(error) = forgotten {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old transaction ids");
+    }
+}
