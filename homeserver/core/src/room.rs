@@ -22,7 +22,7 @@ use ruma::{
     },
 };
 
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
     event::Draft,
@@ -239,20 +239,23 @@ impl RoomState {
     /// The event is malformed, too large or not permitted ([authorisation rules]).
     ///
     /// [authorisation rules]: https://spec.matrix.org/v1.19/server-server-api/#authorization-rules
-    pub fn build(&self, draft: Draft, signer: &Signer) -> Result<SignedPdu, Refusal> {
+    pub fn build(&self, mut draft: Draft, signer: &Signer) -> Result<SignedPdu, Refusal> {
         check_names(&draft)?;
         let content: CanonicalJsonValue =
             to_canonical_value(&draft.content).map_err(|error| bad_content(&error))?;
         let CanonicalJsonValue::Object(mut content) = content else {
             return Err(Refusal::BadContent("it is not an object".to_owned()));
         };
+        // What is kept in memory must be what is stored, or replicas could read one event (of keys that stand twice,
+        // say) differently.
+        draft.content = raw_content(&content)?;
         let mut pdu = self.unsigned_pdu(draft)?;
         if let Some(redacts) = &pdu.redacts
             && self.rules.redaction.content_field_redacts
         {
             // Room version 11 moved `redacts` into the content.
             content.insert("redacts".to_owned(), CanonicalJsonValue::String(redacts.to_string()));
-            pdu.content = to_raw_value(&content).map_err(|error| Refusal::BadContent(error.to_string()))?;
+            pdu.content = raw_content(&content)?;
         }
         self.authorize(&pdu)?;
 
@@ -440,6 +443,10 @@ fn check_names(draft: &Draft) -> Result<(), Refusal> {
 
 fn bad_content(error: &CanonicalJsonError) -> Refusal {
     Refusal::BadContent(error.to_string())
+}
+
+fn raw_content(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {
+    to_raw_value(content).map_err(|error| Refusal::BadContent(error.to_string()))
 }
 
 fn no_create_event() -> Refusal {

@@ -44,6 +44,9 @@ pub enum UserChange {
     DeviceList,
     /// The number of a device's one-time keys or the use of its fallback key.
     OneTimeKeys,
+    /// The user has forgotten a room: what is remembered of the user's rooms is void. Joining and leaving are events of
+    /// the rooms and not noted here.
+    Rooms,
     /// A session ended or the account's standing changed: caches of access tokens are void.
     Sessions,
 }
@@ -98,12 +101,15 @@ impl UserChange {
         match self {
             Self::DeviceList => "device_list",
             Self::OneTimeKeys => "one_time_keys",
+            Self::Rooms => "rooms",
             Self::Sessions => "sessions",
         }
     }
 
     fn parse(kind: &str) -> Option<Self> {
-        [Self::DeviceList, Self::OneTimeKeys, Self::Sessions].into_iter().find(|known| known.as_str() == kind)
+        [Self::DeviceList, Self::OneTimeKeys, Self::Rooms, Self::Sessions]
+            .into_iter()
+            .find(|known| known.as_str() == kind)
     }
 }
 

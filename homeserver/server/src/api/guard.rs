@@ -1,7 +1,11 @@
 //! What many endpoints ask before they do anything: is this your own, are you in the room?
 
 use keystead_core::room::RoomState;
-use ruma::{RoomId, UserId, events::room::member::MembershipState};
+use ruma::{
+    RoomId, UserId,
+    events::room::{history_visibility::HistoryVisibility, member::MembershipState},
+};
+use serde::Deserialize;
 
 use crate::{
     app::App,
@@ -35,6 +39,17 @@ pub(super) async fn joined_room(
     let room = app.tail.room(room_id).await?;
     room.filter(|room| room.membership(user_id) == MembershipState::Join)
         .ok_or_else(|| ApiError::forbidden("You are not in this room"))
+}
+
+/// Whether anybody may read the room, without being in it.
+pub(super) fn is_world_readable(room: &RoomState) -> bool {
+    #[derive(Deserialize)]
+    struct Content {
+        history_visibility: HistoryVisibility,
+    }
+    room.get("m.room.history_visibility", "")
+        .and_then(|event| serde_json::from_str::<Content>(event.pdu.content.get()).ok())
+        .is_some_and(|content| content.history_visibility == HistoryVisibility::WorldReadable)
 }
 
 /// Refuses text that is longer than `most` bytes.

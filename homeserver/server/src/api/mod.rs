@@ -13,6 +13,7 @@ mod pushers;
 mod receipts;
 pub(crate) mod room_aliases;
 mod room_directory;
+mod rooms;
 mod sync;
 mod third_party;
 mod typing;
@@ -35,6 +36,7 @@ pub fn routes() -> Router {
     discovery(&mut router);
     notifications(&mut router);
     operations(&mut router);
+    rooms::routes(&mut router);
     router.route_with(Options::LONG_POLL, sync::sync_events);
     reading(&mut router);
     user_data(&mut router);

@@ -19,12 +19,9 @@ use ruma::{
     },
     events::{
         TimelineEventType,
-        room::{
-            history_visibility::HistoryVisibility, member::MembershipState, power_levels::UserPowerLevel,
-        },
+        room::{member::MembershipState, power_levels::UserPowerLevel},
     },
 };
-use serde::Deserialize;
 use serde_json::value::to_raw_value;
 
 use super::guard;
@@ -109,7 +106,7 @@ pub(super) async fn aliases(
 ) -> Result<aliases::v3::Response, ApiError> {
     let room = ctx.app.tail.room(&request.room_id).await?;
     let may_read = room.is_some_and(|room| {
-        room.membership(&ctx.requester.user_id) == MembershipState::Join || is_world_readable(&room)
+        room.membership(&ctx.requester.user_id) == MembershipState::Join || guard::is_world_readable(&room)
     });
     if !may_read {
         return Err(ApiError::forbidden("You are not in this room"));
@@ -174,16 +171,6 @@ async fn remove_from_canonical_alias(
     };
     ctx.app.writer.write(write).await?;
     Ok(())
-}
-
-fn is_world_readable(room: &RoomState) -> bool {
-    #[derive(Deserialize)]
-    struct Content {
-        history_visibility: HistoryVisibility,
-    }
-    room.get("m.room.history_visibility", "")
-        .and_then(|event| serde_json::from_str::<Content>(event.pdu.content.get()).ok())
-        .is_some_and(|content| content.history_visibility == HistoryVisibility::WorldReadable)
 }
 
 fn unknown_alias() -> ApiError {

@@ -45,10 +45,34 @@ pub async fn client_events<E: Borrow<RoomEvent> + Sync>(
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
-    let redactions = redactions_of(tx, events).await?;
     let state: Vec<&RoomEvent> =
         events.iter().map(Borrow::borrow).filter(|event| event.pdu.state_key.is_some()).collect();
     let replaced = rooms::replaced_by(tx, &state).await?;
+    write_all(tx, events, &replaced, reader, form).await
+}
+
+/// Like [`client_events`], for events that are shown as the state of a room: what they replaced is left out, which is
+/// nothing that anybody asks for then, and would be read for every member.
+///
+/// # Errors
+/// As [`client_events`].
+pub async fn client_state<E: Borrow<RoomEvent> + Sync>(
+    tx: &ReadTx,
+    events: &[E],
+    reader: Reader<'_>,
+    form: Form,
+) -> Result<Vec<Box<RawValue>>, Error> {
+    write_all(tx, events, &HashMap::new(), reader, form).await
+}
+
+async fn write_all<E: Borrow<RoomEvent> + Sync>(
+    tx: &ReadTx,
+    events: &[E],
+    replaced: &HashMap<OwnedEventId, RoomEvent>,
+    reader: Reader<'_>,
+    form: Form,
+) -> Result<Vec<Box<RawValue>>, Error> {
+    let redactions = redactions_of(tx, events).await?;
     events
         .iter()
         .map(Borrow::borrow)

@@ -7,7 +7,7 @@ mod visibility;
 mod writer;
 
 pub use self::{
-    client_events::{Form, Reader, client_event, client_events},
+    client_events::{Form, Reader, client_event, client_events, client_state},
     visibility::RoomView,
     writer::{Alongside, BatchObserver, Target, Write, WriteError, Writer, Written},
 };

@@ -58,6 +58,22 @@ impl RoomView {
         self.memberships.iter().any(|(_, membership)| *membership == MembershipState::Join)
     }
 
+    /// The position of the event with which the user was last taken out of the room. `None` for those who are in it, and
+    /// for those who never were.
+    pub fn joined_until(&self) -> Option<i64> {
+        let mut ended = None;
+        let mut joined = false;
+        for (position, membership) in &self.memberships {
+            match (joined, *membership == MembershipState::Join) {
+                (false, true) => ended = None,
+                (true, false) => ended = Some(*position),
+                _ => {}
+            }
+            joined = *membership == MembershipState::Join;
+        }
+        ended
+    }
+
     /// Whether the user ever was in the room, or was invited to it.
     pub fn knows_room(&self) -> bool {
         !self.memberships.is_empty()
@@ -94,4 +110,27 @@ fn at<T>(history: &[(i64, T)], position: i64) -> Option<&T> {
 fn visibility_of(event: &RoomEvent) -> HistoryVisibility {
     let content: Option<VisibilityContent> = serde_json::from_str(event.pdu.content.get()).ok();
     or_default(content.map(|content| content.history_visibility))
+}
+
+#[cfg(test)]
+mod tests {
+    use MembershipState::{Ban, Invite, Join, Leave};
+
+    use super::*;
+
+    #[test]
+    fn the_last_time_in_the_room_ends_with_the_first_event_after_it() {
+        let table = [
+            (vec![], None),
+            (vec![(1, Invite), (2, Leave)], None),
+            (vec![(1, Join), (2, Join)], None),
+            (vec![(1, Join), (5, Leave), (7, Ban)], Some(5)),
+            (vec![(1, Join), (5, Leave), (7, Invite), (8, Leave)], Some(5)),
+            (vec![(1, Join), (5, Leave), (7, Join), (9, Ban)], Some(9)),
+        ];
+        for (memberships, expected) in table {
+            let view = RoomView { visibilities: Vec::new(), memberships };
+            assert_eq!(view.joined_until(), expected, "{view:?}");
+        }
+    }
 }

@@ -244,9 +244,13 @@ impl Tail {
         }
         // The caches are fed under the ring's lock, so that two who take at once feed them in the order of the positions.
         for entry in &new {
-            if let Item::Event(event) = &entry.item {
-                self.rooms.apply(event);
-                self.memberships.apply(event);
+            match &entry.item {
+                Item::Event(event) => {
+                    self.rooms.apply(event);
+                    self.memberships.apply(event);
+                }
+                Item::UserChange(user_id, UserChange::Rooms) => self.memberships.forget_user(user_id),
+                _ => {}
             }
             self.listeners.iter().for_each(|listener| listener(entry));
         }

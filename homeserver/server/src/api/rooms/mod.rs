@@ -1,0 +1,135 @@
+//! Rooms: making them, who is in them, what is said in them.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/client-server-api/#rooms>.
+
+mod access;
+mod creation;
+mod joining;
+mod membership;
+mod redaction;
+mod sending;
+mod state;
+
+use keystead_core::{event::Draft, json, room::RoomState};
+use keystead_store::transactions::ClientTransaction;
+use ruma::{CanonicalJsonObject, RoomId, TransactionId, events::TimelineEventType};
+use serde_json::value::RawValue;
+
+use crate::{
+    context::{Ctx, Session},
+    http::{error::ApiError, router::Router},
+    rooms::{Reader, Target, Write, WriteError, Written},
+};
+
+/// Registers the endpoints.
+pub(super) fn routes(router: &mut Router) {
+    router
+        .route(creation::create_room)
+        .route(joining::join_room_by_id)
+        .route(joining::join_room_by_id_or_alias)
+        .route(joining::knock_room)
+        .route(membership::ban_user)
+        .route(membership::forget_room)
+        .route(membership::invite_user)
+        .route(membership::joined_rooms)
+        .route(membership::kick_user)
+        .route(membership::leave_room)
+        .route(membership::unban_user)
+        .route(redaction::redact_event)
+        .route(sending::send_message_event)
+        .route(state::get_state_event_for_key)
+        .route(state::get_state_events)
+        .route(state::send_state_event);
+}
+
+/// An event that the asking user sends now.
+fn draft(
+    ctx: &Ctx<Session>,
+    event_type: impl Into<TimelineEventType>,
+    state_key: Option<&str>,
+    content: Box<RawValue>,
+) -> Draft {
+    Draft {
+        sender: ctx.requester.user_id.clone(),
+        event_type: event_type.into(),
+        state_key: state_key.map(str::to_owned),
+        content,
+        redacts: None,
+        origin_server_ts: ctx.now,
+    }
+}
+
+/// Sends one event into a room that exists.
+async fn write(
+    ctx: &Ctx<Session>,
+    room_id: &RoomId,
+    draft: Draft,
+    transaction: Option<ClientTransaction>,
+) -> Result<Written, ApiError> {
+    let write = Write {
+        target: Target::Room(room_id.to_owned()),
+        drafts: vec![draft],
+        transaction,
+        alongside: None,
+        now: ctx.now,
+    };
+    ctx.app.writer.write(write).await.map_err(|error| match error {
+        WriteError::UnknownRoom => not_in_room(),
+        error => error.into(),
+    })
+}
+
+/// The client's transaction: the same endpoint, called again by the same device for the same place with the same id,
+/// does nothing again.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#transaction-identifiers>
+fn transaction(ctx: &Ctx<Session>, kind: String, id: &TransactionId) -> ClientTransaction {
+    ClientTransaction {
+        user_id: ctx.requester.user_id.clone(),
+        device_id: ctx.requester.device_id.clone(),
+        kind,
+        transaction_id: id.to_string(),
+    }
+}
+
+/// The one who asks, as a reader of events.
+fn reader(ctx: &Ctx<Session>) -> Reader<'_> {
+    Reader { user_id: &ctx.requester.user_id, device_id: &ctx.requester.device_id, now: ctx.now }
+}
+
+/// Whether the state event that a key has now was sent by the asking user with the same content: then there is nothing
+/// to change.
+fn is_set_already(
+    ctx: &Ctx<Session>,
+    room: &RoomState,
+    (event_type, state_key): (&str, &str),
+    content: &RawValue,
+) -> bool {
+    room.get(event_type, state_key).is_some_and(|current| {
+        current.pdu.sender == ctx.requester.user_id && is_same(&current.pdu.content, content)
+    })
+}
+
+/// Whether two contents are the same, however they are written.
+fn is_same(one: &RawValue, other: &RawValue) -> bool {
+    let read = |content: &RawValue| serde_json::from_str::<CanonicalJsonObject>(content.get()).ok();
+    read(one).is_some_and(|one| Some(one) == read(other))
+}
+
+/// The content of an event as a client sent it.
+///
+/// # Errors
+///
+/// 400 `M_BAD_JSON` if events cannot hold it.
+fn content(raw: &RawValue) -> Result<Box<RawValue>, ApiError> {
+    json::canonical_object(raw).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    Ok(raw.to_owned())
+}
+
+/// 403: also for a room that does not exist, so that nobody can find out which rooms do.
+fn not_in_room() -> ApiError {
+    ApiError::forbidden("You are not in this room")
+}
+
+#[cfg(test)]
+mod tests;

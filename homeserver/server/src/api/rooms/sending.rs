@@ -1,0 +1,38 @@
+//! Sending events that are not state.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid>.
+
+use ruma::{api::client::message::send_message_event::v3, events::MessageLikeEventType};
+use serde::Deserialize;
+
+use super::{content, draft, redaction, transaction, write};
+use crate::{
+    context::{Ctx, Session},
+    http::error::ApiError,
+};
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`.
+///
+/// `ts` is for application services, of which there are none, and is passed over.
+pub(super) async fn send_message_event(
+    ctx: Ctx<Session>,
+    request: v3::Request,
+) -> Result<v3::Response, ApiError> {
+    let content = content(request.body.json())?;
+    let kind = format!("send {} {}", request.room_id, request.event_type);
+    let transaction = transaction(&ctx, kind, &request.txn_id);
+    let mut draft = draft(&ctx, request.event_type.clone(), None, content);
+    if request.event_type == MessageLikeEventType::RoomRedaction {
+        #[derive(Deserialize)]
+        struct Redacts {
+            redacts: Option<ruma::OwnedEventId>,
+        }
+        let redacts = serde_json::from_str::<Redacts>(draft.content.get()).ok();
+        let redacts = redacts.and_then(|content| content.redacts);
+        let target = redacts.ok_or_else(|| ApiError::missing_param("The content must have redacts"))?;
+        redaction::check(&ctx, &request.room_id, &target).await?;
+        draft.redacts = Some(target);
+    }
+    let written = write(&ctx, &request.room_id, draft, Some(transaction)).await?;
+    Ok(v3::Response::new(written.event_id))
+}

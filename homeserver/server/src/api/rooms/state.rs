@@ -1,0 +1,148 @@
+//! Reading and setting the state of rooms.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/client-server-api/#getting-events-for-a-room>.
+
+use std::sync::Arc;
+
+use keystead_core::room::RoomState;
+use keystead_store::{Error, rooms};
+use ruma::{
+    UserId,
+    api::client::state::{
+        get_state_event_for_key::{self, v3::StateEventFormat},
+        get_state_events, send_state_event,
+    },
+    events::{StateEventType, room::member::MembershipState},
+    serde::Raw,
+};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
+
+use super::{
+    access::{self, Access},
+    content, draft, is_set_already, joining,
+    membership::check_can_be_invited,
+    not_in_room, reader, write,
+};
+use crate::{
+    context::{Ctx, Session},
+    http::error::ApiError,
+    rooms::{Form, aliases::check_canonical_alias, client_events, client_state},
+};
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`.
+pub(super) async fn get_state_event_for_key(
+    ctx: Ctx<Session>,
+    request: get_state_event_for_key::v3::Request,
+) -> Result<get_state_event_for_key::v3::Response, ApiError> {
+    let (room_id, reader) = (&*request.room_id, reader(&ctx));
+    let Access { room, until } = access::readable(&ctx, room_id).await?;
+    let event_type = &*request.event_type.to_string();
+    let key = (event_type, &*request.state_key);
+    let event = match until {
+        None => room.get(key.0, key.1).cloned(),
+        Some(position) => {
+            let read = ctx.app.store.read("state_event", |tx| async move {
+                rooms::state_event_at(&tx, room_id, position, key).await
+            });
+            read.await?.map(Arc::new)
+        }
+    };
+    let event = event.ok_or_else(|| ApiError::not_found("The room has no such state"))?;
+    if request.format != StateEventFormat::Event {
+        return Ok(get_state_event_for_key::v3::Response::new(event.pdu.content.clone()));
+    }
+    let events = &[event];
+    let read = ctx
+        .app
+        .store
+        .read("state_event", |tx| async move { client_events(&tx, events, reader, Form::WithRoomId).await });
+    let event = read.await?.pop().ok_or_else(|| ApiError::not_found("The room has no such state"))?;
+    Ok(get_state_event_for_key::v3::Response::new(event))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state`.
+pub(super) async fn get_state_events(
+    ctx: Ctx<Session>,
+    request: get_state_events::v3::Request,
+) -> Result<get_state_events::v3::Response, ApiError> {
+    let (room_id, reader) = (&*request.room_id, reader(&ctx));
+    let Access { room, until } = access::readable(&ctx, room_id).await?;
+    let now: &Vec<_> = &room.iter().cloned().collect();
+    let read = ctx.app.store.read("state", |tx| async move {
+        match until {
+            None => client_state(&tx, now, reader, Form::WithRoomId).await,
+            Some(position) => {
+                let then = rooms::state_at(&tx, room_id, position).await?;
+                client_state(&tx, &then, reader, Form::WithRoomId).await
+            }
+        }
+    });
+    let state = read.await?.into_iter().map(Raw::from_json).collect();
+    Ok(get_state_events::v3::Response::new(state))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`.
+///
+/// What is set already by the same user is not set again: the answer is the id of the event that stands. `ts` is for
+/// application services, of which there are none, and is passed over.
+pub(super) async fn send_state_event(
+    ctx: Ctx<Session>,
+    request: send_state_event::v3::Request,
+) -> Result<send_state_event::v3::Response, ApiError> {
+    let send_state_event::v3::Request { room_id, event_type, state_key, .. } = &request;
+    let room = ctx.app.tail.room(room_id).await?.ok_or_else(not_in_room)?;
+    let mut content = content(request.body.json())?;
+    match event_type {
+        StateEventType::RoomMember => content = checked_member(&ctx, &room, state_key, &content).await?,
+        StateEventType::RoomCanonicalAlias if is_member(&ctx, &room) => {
+            check_canonical_alias(&ctx.app.store, &room, &content).await?;
+        }
+        _ => {}
+    }
+    let event_type_name = event_type.to_string();
+    if is_member(&ctx, &room) && is_set_already(&ctx, &room, (&event_type_name, state_key), &content) {
+        let current = room.get(&event_type_name, state_key).ok_or_else(not_in_room)?;
+        return Ok(send_state_event::v3::Response::new(current.pdu.event_id.clone()));
+    }
+    let draft = draft(&ctx, event_type.clone(), Some(state_key), content);
+    let written = write(&ctx, room_id, draft, None).await?;
+    Ok(send_state_event::v3::Response::new(written.event_id))
+}
+
+fn is_member(ctx: &Ctx<Session>, room: &RoomState) -> bool {
+    room.membership(&ctx.requester.user_id) == MembershipState::Join
+}
+
+/// The content of a member event that a client wrote itself.
+///
+/// Who may let somebody into a restricted room is for the server to say, not for the client: the authorisation rules only
+/// look at whether that member could invite.
+async fn checked_member(
+    ctx: &Ctx<Session>,
+    room: &RoomState,
+    state_key: &str,
+    content: &RawValue,
+) -> Result<Box<RawValue>, ApiError> {
+    const AUTHORISED_VIA: &str = "join_authorised_via_users_server";
+    let user_id = <&UserId>::try_from(state_key)
+        .map_err(|_| ApiError::invalid_param("The state key of a member event must be a user id"))?;
+    let mut fields: serde_json::Map<String, Value> =
+        serde_json::from_str(content.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let membership = fields.get("membership").and_then(Value::as_str).unwrap_or_default();
+    if membership == "invite" {
+        check_can_be_invited(ctx, user_id)?;
+    }
+    let joins = membership == "join" && user_id == ctx.requester.user_id;
+    let has_joined = room.membership(user_id) == MembershipState::Join;
+    fields.remove(AUTHORISED_VIA);
+    if joins
+        && !has_joined
+        && let Some(via) = joining::authorising_user(ctx, room, user_id).await?
+    {
+        fields.insert(AUTHORISED_VIA.to_owned(), via.to_string().into());
+    }
+    Ok(to_raw_value(&fields).map_err(|error| Error::Setup(error.to_string()))?)
+}

@@ -1,0 +1,263 @@
+//! The endpoints without HTTP around them, on SQLite.
+
+use std::sync::Arc;
+
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, RoomId, UserId,
+    api::{
+        IncomingRequest,
+        client::{
+            membership::{
+                forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user, leave_room,
+            },
+            message::send_message_event,
+            redact::redact_event,
+            room::create_room,
+            state::{get_state_event_for_key, get_state_events, send_state_event},
+        },
+    },
+    owned_device_id,
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    app::App,
+    config::{Settings, reader::Environment},
+    entropy::SeededEntropy,
+};
+
+struct Server {
+    app: Arc<App>,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let environment: Environment = [("KEYSTEAD_DATABASE_URL", &*url), ("KEYSTEAD_SERVER_NAME", "x")]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let settings = Settings::from_environment(environment).unwrap();
+        let clock = Arc::new(crate::clock::SettableClock::at(1_700_000_000_000));
+        let app = App::start_with(settings, clock, Arc::new(SeededEntropy::new(1))).await.unwrap();
+        Self { app, _folder: folder }
+    }
+
+    fn ctx(&self, user: &str) -> Ctx<Session> {
+        Ctx {
+            app: Arc::clone(&self.app),
+            now: self.app.clock.now(),
+            client_addr: [127, 0, 0, 1].into(),
+            user_agent: None,
+            requester: Session {
+                user_id: UserId::parse(format!("@{user}:x")).unwrap(),
+                device_id: owned_device_id!("D"),
+                is_admin: false,
+            },
+        }
+    }
+
+    async fn room(&self, user: &str, body: Value) -> OwnedRoomId {
+        let request: create_room::v3::Request = request(&[], body);
+        creation::create_room(self.ctx(user), request).await.unwrap().room_id
+    }
+
+    async fn join(&self, user: &str, room: &RoomId) -> Result<(), ApiError> {
+        let request: join_room_by_id::v3::Request = request(&[room.as_str()], json!({}));
+        joining::join_room_by_id(self.ctx(user), request).await.map(drop)
+    }
+
+    async fn leave(&self, user: &str, room: &RoomId) -> Result<(), ApiError> {
+        let request: leave_room::v3::Request = request(&[room.as_str()], json!({}));
+        membership::leave_room(self.ctx(user), request).await.map(drop)
+    }
+
+    async fn invite(&self, user: &str, room: &RoomId, invited: &str) -> Result<(), ApiError> {
+        let request: invite_user::v3::Request = request(&[room.as_str()], json!({ "user_id": invited }));
+        membership::invite_user(self.ctx(user), request).await.map(drop)
+    }
+
+    async fn send(&self, user: &str, room: &RoomId, id: &str) -> Result<OwnedEventId, ApiError> {
+        let body = json!({ "body": id });
+        let request: send_message_event::v3::Request = request(&[room.as_str(), "m.room.message", id], body);
+        sending::send_message_event(self.ctx(user), request).await.map(|response| response.event_id)
+    }
+
+    async fn set(
+        &self,
+        user: &str,
+        room: &RoomId,
+        key: (&str, &str),
+        body: Value,
+    ) -> Result<OwnedEventId, ApiError> {
+        let request: send_state_event::v3::Request = request(&[room.as_str(), key.0, key.1], body);
+        state::send_state_event(self.ctx(user), request).await.map(|response| response.event_id)
+    }
+
+    async fn get(&self, user: &str, room: &RoomId, key: (&str, &str)) -> Result<Value, ApiError> {
+        let request: get_state_event_for_key::v3::Request =
+            request(&[room.as_str(), key.0, key.1], Value::Null);
+        let response = state::get_state_event_for_key(self.ctx(user), request).await?;
+        Ok(serde_json::from_str(response.event_or_content.get()).unwrap())
+    }
+
+    async fn redact(&self, user: &str, room: &RoomId, event: &EventId) -> Result<OwnedEventId, ApiError> {
+        let request: redact_event::v3::Request = request(&[room.as_str(), event.as_str(), "r"], json!({}));
+        redaction::redact_event(self.ctx(user), request).await.map(|response| response.event_id)
+    }
+}
+
+fn request<R: IncomingRequest + ruma::api::Metadata>(path: &[&str], body: Value) -> R {
+    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body).unwrap() };
+    let request = http::Request::builder().method(R::METHOD).uri("/").body(&*body).unwrap();
+    R::try_from_http_request_inner(request, path).unwrap()
+}
+
+fn errcode<T>(result: Result<T, ApiError>) -> (u16, String) {
+    let error = result.err().expect("a refusal");
+    (error.status().as_u16(), error.errcode().unwrap().to_string())
+}
+
+fn forbidden() -> (u16, String) {
+    (403, "M_FORBIDDEN".to_owned())
+}
+
+#[tokio::test]
+async fn two_alike_rooms_in_one_millisecond_are_two_rooms() {
+    let server = Server::start().await;
+    let first = server.room("a", json!({})).await;
+    let second = server.room("a", json!({})).await;
+    assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn an_alias_is_given_away_once() {
+    let server = Server::start().await;
+    let room = server.room("a", json!({ "room_alias_name": "lobby", "preset": "public_chat" })).await;
+    let again: create_room::v3::Request = request(&[], json!({ "room_alias_name": "lobby" }));
+    let refused = creation::create_room(server.ctx("b"), again).await;
+    assert_eq!(errcode(refused), (400, "M_ROOM_IN_USE".to_owned()));
+    let by_alias: join_room_by_id_or_alias::v3::Request = request(&["#lobby:x"], json!({}));
+    let joined = joining::join_room_by_id_or_alias(server.ctx("b"), by_alias).await.unwrap();
+    assert_eq!(joined.room_id, room);
+    let unknown: join_room_by_id_or_alias::v3::Request = request(&["#nobody:x"], json!({}));
+    let refused = joining::join_room_by_id_or_alias(server.ctx("b"), unknown).await;
+    assert_eq!(errcode(refused), (404, "M_NOT_FOUND".to_owned()));
+}
+
+#[tokio::test]
+async fn membership_goes_its_way() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    assert_eq!(errcode(server.join("b", room).await), forbidden());
+    assert_eq!(errcode(server.send("b", room, "1").await), forbidden());
+    server.invite("a", room, "@b:x").await.unwrap();
+    server.join("b", room).await.unwrap();
+    let joined = server.get("b", room, ("m.room.member", "@b:x")).await.unwrap();
+    assert_eq!(joined["membership"], "join");
+    let before = server.app.tail.room(room).await.unwrap().unwrap().position;
+    server.join("b", room).await.unwrap();
+    assert_eq!(server.app.tail.room(room).await.unwrap().unwrap().position, before, "joined already");
+
+    server.leave("b", room).await.unwrap();
+    server.leave("b", room).await.unwrap();
+    assert_eq!(errcode(server.leave("c", room).await), forbidden());
+    assert_eq!(errcode(server.invite("a", room, "@b:elsewhere").await), forbidden());
+    let kick: kick_user::v3::Request = request(&[room.as_str()], json!({ "user_id": "@b:x" }));
+    assert_eq!(errcode(membership::kick_user(server.ctx("a"), kick).await), forbidden());
+}
+
+#[tokio::test]
+async fn who_left_reads_the_room_as_it_was_until_they_forget_it() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "name": "old", "preset": "public_chat" })).await;
+    let forget = || request::<forget_room::v3::Request>(&[room.as_str()], json!({}));
+    assert_eq!(errcode(server.get("b", room, ("m.room.name", "")).await), forbidden());
+    server.join("b", room).await.unwrap();
+    let refused = membership::forget_room(server.ctx("b"), forget()).await;
+    assert_eq!(errcode(refused), (400, "M_UNKNOWN".to_owned()));
+    server.leave("b", room).await.unwrap();
+    server.set("a", room, ("m.room.name", ""), json!({ "name": "new" })).await.unwrap();
+    assert_eq!(server.get("b", room, ("m.room.name", "")).await.unwrap()["name"], "old");
+    assert_eq!(server.get("a", room, ("m.room.name", "")).await.unwrap()["name"], "new");
+    let all: get_state_events::v3::Request = request(&[room.as_str()], Value::Null);
+    let all = state::get_state_events(server.ctx("b"), all).await.unwrap();
+    let names = all.room_state.iter().filter(|event| event.json().get().contains(r#""name":"old""#));
+    assert_eq!(names.count(), 1);
+
+    membership::forget_room(server.ctx("b"), forget()).await.unwrap();
+    assert_eq!(errcode(server.get("b", room, ("m.room.name", "")).await), forbidden());
+    server
+        .set("a", room, ("m.room.history_visibility", ""), json!({ "history_visibility": "world_readable" }))
+        .await
+        .unwrap();
+    assert_eq!(server.get("c", room, ("m.room.name", "")).await.unwrap()["name"], "new");
+}
+
+#[tokio::test]
+async fn a_transaction_is_done_once_and_state_is_set_once() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    let first = server.send("a", room, "1").await.unwrap();
+    assert_eq!(server.send("a", room, "1").await.unwrap(), first);
+    assert_ne!(server.send("a", room, "2").await.unwrap(), first);
+    let topic = ("m.room.topic", "");
+    let set = server.set("a", room, topic, json!({ "topic": "t" })).await.unwrap();
+    assert_eq!(server.set("a", room, topic, json!({ "topic": "t" })).await.unwrap(), set);
+    assert_ne!(server.set("a", room, topic, json!({ "topic": "u" })).await.unwrap(), set);
+    let alias = server.set("a", room, ("m.room.canonical_alias", ""), json!({ "alias": "#none:x" })).await;
+    assert_eq!(errcode(alias), (400, "M_BAD_ALIAS".to_owned()));
+    let number = server.set("a", room, topic, json!({ "topic": 1.5 })).await;
+    assert_eq!(errcode(number), (400, "M_BAD_JSON".to_owned()));
+}
+
+#[tokio::test]
+async fn a_restricted_room_admits_members_of_its_rooms_only() {
+    let server = Server::start().await;
+    let space = &server.room("a", json!({ "preset": "public_chat" })).await;
+    let rule = json!({ "join_rule": "restricted", "allow": [
+        { "type": "m.room_membership", "room_id": space },
+    ]});
+    let state = json!([{ "type": "m.room.join_rules", "content": rule }]);
+    let room = &server.room("a", json!({ "initial_state": state })).await;
+    assert_eq!(errcode(server.join("b", room).await), forbidden());
+    // Nor may they name somebody who lets them in.
+    let member = ("m.room.member", "@b:x");
+    let own = json!({ "membership": "join", "join_authorised_via_users_server": "@a:x" });
+    assert_eq!(errcode(server.set("b", room, member, own).await), forbidden());
+    server.join("b", space).await.unwrap();
+    server.join("b", room).await.unwrap();
+    let joined = server.get("b", room, member).await.unwrap();
+    assert_eq!(joined["join_authorised_via_users_server"], "@a:x");
+    server.set("b", room, member, json!({ "membership": "join", "displayname": "B" })).await.unwrap();
+}
+
+#[tokio::test]
+async fn redaction_needs_power_and_a_target() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    server.join("b", room).await.unwrap();
+    let event = server.send("a", room, "1").await.unwrap();
+    assert_eq!(errcode(server.redact("b", room, &event).await), forbidden());
+    let unknown = ruma::event_id!("$unknown");
+    assert_eq!(errcode(server.redact("a", room, unknown).await), (404, "M_NOT_FOUND".to_owned()));
+    let redaction = server.redact("a", room, &event).await.unwrap();
+    assert_eq!(server.redact("a", room, &event).await.unwrap(), redaction);
+    let own = server.send("b", room, "1").await.unwrap();
+    server.redact("b", room, &own).await.unwrap();
+    // A redaction that is sent as an event obeys the same rules.
+    let body = json!({ "redacts": event });
+    let sent: send_message_event::v3::Request = request(&[room.as_str(), "m.room.redaction", "2"], body);
+    assert_eq!(errcode(sending::send_message_event(server.ctx("b"), sent).await), forbidden());
+}
+
+#[test]
+fn contents_are_compared_by_what_they_mean() {
+    let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+    assert!(is_same(&raw(r#"{"a":1,"b":"\u0041"}"#), &raw(r#"{ "b": "A", "a": 1 }"#)));
+    assert!(!is_same(&raw(r#"{"a":1}"#), &raw(r#"{"a":"1"}"#)));
+    assert!(!is_same(&raw("[]"), &raw("[]")), "no contents at all");
+}
