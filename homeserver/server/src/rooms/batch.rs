@@ -257,8 +257,12 @@ impl Batch<'_> {
             let bounds = Bounds { after: state.position, upto: head.position };
             let missed =
                 rooms::events_between(tx, room_id, bounds, Direction::Forward, u64::from(u32::MAX)).await?;
-            for event in missed {
-                state.apply(&Arc::new(event));
+            if missed.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomRedaction) {
+                // What was redacted may be part of the state.
+                let gone = || Error::corrupt("rooms", "room_id", room_id.as_str(), "the room has gone");
+                *state = rooms::load(tx, room_id).await?.ok_or_else(gone)?;
+            } else {
+                missed.into_iter().for_each(|event| state.apply(&Arc::new(event)));
             }
             stale.insert(room_id.clone());
         }

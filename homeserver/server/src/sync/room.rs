@@ -180,9 +180,7 @@ impl Sync<'_> {
         let end = self.upto_in(room_id);
         let all_new = timeline.clone();
         let limited = self.cut(&mut timeline);
-        if candidate.is_new {
-            self.hide_what_came_before_joining(room_id, &mut timeline).await?;
-        }
+        self.hide_what_came_before_joining(room_id, &mut timeline).await?;
         let start = timeline.first().map_or(end + 1, |event| event.position);
         timeline.retain(|event| self.wants_in_timeline(event));
 
@@ -220,6 +218,7 @@ impl Sync<'_> {
         surplus > 0
     }
 
+    /// Takes out what the user may not see: only before the newest change of the own membership can there be such events.
     async fn hide_what_came_before_joining(
         &self,
         room_id: &RoomId,
