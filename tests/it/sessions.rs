@@ -295,3 +295,44 @@ async fn the_shared_secret_registers_users_and_administrators() {
     let forged = cluster.send(request(&second, "carol", true, &mac(&second, "carol", false))).await;
     assert_eq!(forged.status, 403, "{}", forged.text);
 }
+
+#[tokio::test]
+async fn who_guesses_passwords_has_to_wait_on_all_replicas() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    for replica in 0..3 {
+        let guess = post("/login", &password_login("alice", &format!("Guess-number-{replica}!")));
+        cluster.send_to(replica, guess).await.refused(403, "M_FORBIDDEN");
+    }
+    for replica in 0..2 {
+        let right = cluster.send_to(replica, post("/login", &password_login("alice", PASSWORD))).await;
+        let header = right.headers.get("retry-after").cloned();
+        let body = right.refused(429, "M_LIMIT_EXCEEDED");
+        assert!(
+            at(&body, "/retry_after_ms").as_u64().is_some_and(|time| (1..=15_000).contains(&time)),
+            "{body}"
+        );
+        let seconds: u64 = header.expect("a header").to_str().expect("text").parse().expect("seconds");
+        assert!((1..=15).contains(&seconds), "{seconds}");
+        alice.at(replica).get("/account/whoami").await.ok();
+    }
+    // Nobody else waits.
+    cluster.user("bob").await;
+    cluster.login("bob").await;
+}
+
+#[tokio::test]
+async fn rate_limits_tell_when_to_try_again() {
+    let cluster = TestCluster::start_with(&[("KEYSTEAD_LIMITS_RATE_LIMITS", "true")]).await;
+    let login = post("/login", &password_login("nobody", "x"));
+    let mut answers = Vec::new();
+    for _ in 0..30 {
+        answers.push(cluster.send_to(0, login.clone()).await);
+    }
+    let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status == 429).collect();
+    assert!(!refused.is_empty());
+    for answer in refused {
+        let body = answer.refused(429, "M_LIMIT_EXCEEDED");
+        assert!(at(&body, "/retry_after_ms").as_u64().is_some_and(|time| time > 0), "{body}");
+    }
+}
