@@ -43,11 +43,13 @@ impl Api {
         request.insert("initial_device_display_name".to_owned(), registration.display_name.into());
         let mut tried: Vec<String> = Vec::new();
         loop {
-            let refusal =
-                match self.call(Call::post("/_matrix/client/v3/register", request.clone().into())).await {
-                    Err(ApiError::Server(refusal)) if refusal.status == 401 => refusal,
-                    answer => return answer,
-                };
+            let refusal = match self
+                .call(Call::post("/_matrix/client/v3/register", request.clone().into()).once())
+                .await
+            {
+                Err(ApiError::Server(refusal)) if refusal.status == 401 => refusal,
+                answer => return answer,
+            };
             let Some(stage) = next_stage(&refusal.body, registration.token.is_some(), &tried) else {
                 return Err(refusal.into());
             };
@@ -72,7 +74,7 @@ impl Api {
             "password": password,
             "initial_device_display_name": display_name,
         });
-        self.call(Call::post("/_matrix/client/v3/login", request)).await
+        self.call(Call::post("/_matrix/client/v3/login", request).once()).await
     }
 
     /// Ends the session; the server forgets the device and its keys.

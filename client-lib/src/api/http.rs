@@ -38,12 +38,29 @@ pub(super) struct Call {
     path: String,
     body: Option<Value>,
     timeout: Duration,
-    repeatable: bool,
+    repeat: Repeat,
+}
+
+/// When a call may be sent again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Never: a person should hear at once that a login has to wait.
+    Never,
+    /// When the server has put it off, and so done nothing.
+    PutOff,
+    /// Also when it is not known whether it arrived: twice is as good as once.
+    Always,
 }
 
 impl Call {
     pub(super) fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), body: None, timeout: ANSWER_TIMEOUT, repeatable: true }
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: None,
+            timeout: ANSWER_TIMEOUT,
+            repeat: Repeat::Always,
+        }
     }
 
     /// A request with a transaction id, which the server takes once however often it comes.
@@ -52,12 +69,17 @@ impl Call {
     }
 
     pub(super) fn post(path: impl Into<String>, body: Value) -> Self {
-        Self { method: Method::POST, body: Some(body), repeatable: false, ..Self::get(path) }
+        Self { method: Method::POST, body: Some(body), repeat: Repeat::PutOff, ..Self::get(path) }
     }
 
     /// May be sent again when it is not known whether it arrived.
     pub(super) fn repeatable(self) -> Self {
-        Self { repeatable: true, ..self }
+        Self { repeat: Repeat::Always, ..self }
+    }
+
+    /// Is not sent again, even if the server only asks to wait.
+    pub(super) fn once(self) -> Self {
+        Self { repeat: Repeat::Never, ..self }
     }
 
     /// The server may take this long before it answers.
@@ -144,7 +166,13 @@ impl Api {
 }
 
 fn wait_before_repeating(call: &Call, error: &ApiError, attempt: u32) -> Option<Duration> {
-    if !call.repeatable || attempt >= ATTEMPTS || !error.is_temporary() {
+    let put_off = matches!(error, ApiError::Server(error) if error.status == 429);
+    let allowed = match call.repeat {
+        Repeat::Never => false,
+        Repeat::PutOff => put_off,
+        Repeat::Always => error.is_temporary(),
+    };
+    if !allowed || attempt >= ATTEMPTS {
         return None;
     }
     let asked = match error {
@@ -203,7 +231,11 @@ mod tests {
         assert_eq!(wait_before_repeating(&call, &error(1500), 1), Some(Duration::from_millis(1500)));
         assert_eq!(wait_before_repeating(&call, &error(1500), ATTEMPTS), None);
         assert_eq!(wait_before_repeating(&call, &error(3_600_000), 1), None);
-        assert_eq!(wait_before_repeating(&Call::post("/", Value::Null), &error(1500), 1), None);
+        let post = || Call::post("/", Value::Null);
+        assert_eq!(wait_before_repeating(&post(), &error(1500), 1), Some(Duration::from_millis(1500)));
+        assert_eq!(wait_before_repeating(&post().once(), &error(1500), 1), None);
+        assert_eq!(wait_before_repeating(&post(), &ApiError::Timeout, 1), None);
+        assert!(wait_before_repeating(&post().repeatable(), &ApiError::Timeout, 1).is_some());
         let forbidden = ApiError::from(ServerError::new(403, Value::Null));
         assert_eq!(wait_before_repeating(&call, &forbidden, 1), None);
     }

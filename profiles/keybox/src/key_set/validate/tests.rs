@@ -141,3 +141,24 @@ fn identity_and_signature_are_checked() {
     altered["algorithms"] = json!(["com.trustner.keybox.v0"]);
     assert!(matches!(refusal(&altered), KeySetError::Signature(JsonSignatureError::Wrong)));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_bytes_under_any_entry_make_a_key_set_without_a_signature(
+        ed25519 in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+        rsa in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400),
+        signature in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+    ) {
+        let device_keys = json!({
+            "user_id": USER, "device_id": KEYBOX, "algorithms": [suite::V1],
+            "keys": {
+                format!("{ED25519_ENTRY}:{KEYBOX}"): base64(&ed25519),
+                format!("{RSA_ENTRY}:{KEYBOX}"): base64(&rsa),
+            },
+            "signatures": { USER: { format!("ed25519:{KEYBOX}"): base64(&signature) } },
+        });
+        proptest::prop_assert!(validate_device_keys(USER, KEYBOX, device_keys.as_object().unwrap()).is_err());
+    }
+}
