@@ -231,7 +231,8 @@ impl<'a> Sync<'a> {
     }
 }
 
-/// The entries of account data between two positions of the user's shard, or all of them on a first sync.
+/// The entries of account data between two positions of the user's shard, or all of them on a first sync, with the
+/// push rules as they are in force.
 async fn load_account_data(sync: &Sync<'_>, since: Option<i64>) -> Result<Vec<Arc<AccountData>>, ApiError> {
     let user_id = sync.user_id();
     let upto = sync.upto.user;
@@ -241,12 +242,11 @@ async fn load_account_data(sync: &Sync<'_>, since: Option<i64>) -> Result<Vec<Ar
         .read("sync_account_data", |tx| async move {
             let Some(since) = since else {
                 let mut entries = account_data::of_user(&tx, user_id).await?;
-                // Every user has push rules, also one who has never changed any.
-                entries
-                    .retain(|data| data.room_id.is_some() || data.data_type != push_rules::ACCOUNT_DATA_TYPE);
                 let rules = push_rules::load(&tx, user_id).await?;
+                entries
+                    .retain(|data| data.data_type != push_rules::ACCOUNT_DATA_TYPE || data.room_id.is_some());
                 entries.push(push_rules::account_data_of(user_id, rules)?);
-                return Ok(entries);
+                return Ok::<_, keystead_store::Error>(entries);
             };
             account_data::changed(&tx, user_id, since, upto).await
         })
