@@ -109,10 +109,13 @@ pub fn check_key_message(
     }
 }
 
-/// Whether messages of this type carry resource keys, which go to KeyBoxes of members only.
-pub fn carries_resource_key(event_type: &str) -> bool {
-    event_type == ResourceKeyContent::EVENT_TYPE
-}
+/// The types of the profile's key messages.
+pub const KEY_MESSAGE_TYPES: [&str; 4] = [
+    ResourceKeyContent::EVENT_TYPE,
+    KeyRequest::EVENT_TYPE,
+    Withheld::EVENT_TYPE,
+    Acknowledgement::EVENT_TYPE,
+];
 
 impl RoomFacts {
     /// Whether `sender` may give the room's resource keys to KeyBoxes of `recipients`.

@@ -6,6 +6,8 @@ mod accounts;
 mod capabilities;
 pub(crate) mod filter;
 mod guard;
+mod key_backup;
+mod keys;
 mod operations;
 mod profile;
 mod push_rules;
@@ -16,6 +18,7 @@ mod room_directory;
 mod rooms;
 mod sync;
 mod third_party;
+mod to_device;
 mod typing;
 mod user_directory;
 mod versions;
@@ -34,6 +37,7 @@ pub fn routes() -> Router {
     accounts::routes(&mut router);
     directories(&mut router);
     discovery(&mut router);
+    keys(&mut router);
     notifications(&mut router);
     operations(&mut router);
     rooms::routes(&mut router);
@@ -68,6 +72,29 @@ fn discovery(router: &mut Router) {
         .route(versions::get_supported_versions)
         .route(well_known::discover_homeserver)
         .route(well_known::discover_support);
+}
+
+fn keys(router: &mut Router) {
+    router
+        .route(key_backup::add_backup_keys)
+        .route(key_backup::add_backup_keys_for_room)
+        .route(key_backup::add_backup_keys_for_session)
+        .route(key_backup::create_backup_version)
+        .route(key_backup::delete_backup_keys)
+        .route(key_backup::delete_backup_keys_for_room)
+        .route(key_backup::delete_backup_keys_for_session)
+        .route(key_backup::delete_backup_version)
+        .route(key_backup::get_backup_info)
+        .route(key_backup::get_backup_keys)
+        .route(key_backup::get_backup_keys_for_room)
+        .route(key_backup::get_backup_keys_for_session)
+        .route(key_backup::get_latest_backup_info)
+        .route(key_backup::update_backup_version)
+        .route(keys::claim_keys)
+        .route(keys::get_key_changes)
+        .route(keys::get_keys)
+        .route(keys::upload_keys)
+        .route(to_device::send_event_to_device);
 }
 
 fn notifications(router: &mut Router) {

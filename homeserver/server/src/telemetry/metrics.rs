@@ -25,6 +25,8 @@ pub struct Metrics {
     http_request_duration: HistogramVec,
     http_errors: IntCounterVec,
     http_panics: IntCounter,
+    key_messages: IntCounterVec,
+    to_device_messages: IntCounterVec,
     http_connections: IntGauge,
     http_connection_errors: IntCounterVec,
     transactions: IntCounterVec,
@@ -178,11 +180,43 @@ impl Metrics {
                 &registry,
                 IntGauge::new("keystead_sync_waiters", "Syncs that wait for news now.")?,
             )?,
+            key_messages: counters(
+                &registry,
+                "keystead_keybox_messages_total",
+                "KeyBox key messages, by type and outcome: messages stored, or calls refused.",
+                &["type", "outcome"],
+            )?,
+            to_device_messages: counters(
+                &registry,
+                "keystead_to_device_messages_total",
+                "Messages to single devices, by outcome (stored, or dropped because too many wait for the device).",
+                &["outcome"],
+            )?,
             registry,
         };
         // Memory, processor time and file descriptors; on Linux only.
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
+    }
+
+    /// Counts what became of a call with KeyBox messages of a type, one of the profile's: how many were stored, `None` if
+    /// the call was refused.
+    pub fn key_messages(&self, message_type: &'static str, stored: Option<usize>) {
+        match stored {
+            Some(stored) => self
+                .key_messages
+                .with_label_values(&[message_type, "stored"])
+                .inc_by(u64::try_from(stored).unwrap_or_default()),
+            None => self.key_messages.with_label_values(&[message_type, "refused"]).inc(),
+        }
+    }
+
+    /// Counts messages to single devices.
+    pub fn to_device_messages(&self, stored: usize, dropped: usize) {
+        for (outcome, count) in [("stored", stored), ("dropped", dropped)] {
+            let count = u64::try_from(count).unwrap_or_default();
+            self.to_device_messages.with_label_values(&[outcome]).inc_by(count);
+        }
     }
 
     /// All series in the Prometheus text format.

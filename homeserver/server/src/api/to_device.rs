@@ -1,0 +1,261 @@
+//! Messages to single devices, and the permission to give KeyBoxes resource keys.
+//!
+//! Specification: <https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging>; for KeyBoxes
+//! `profiles/keybox/SPEC.md`, section 7.1.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::StatusCode;
+use keystead_core::{
+    encryption,
+    json::is_too_deep,
+    keybox::{self, KeyMessageRefusal, NotPermitted, RoomFacts},
+    keys as rules,
+    shard::Shard,
+};
+use keystead_store::{
+    Error, ReadTx, WriteTx, devices, keys, rooms,
+    streams::ToDeviceMessage,
+    to_device::{self, Appended},
+    transactions::{self, ClientTransaction},
+};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    api::client::to_device::send_event_to_device::v3 as send_event_to_device,
+    events::room::history_visibility::HistoryVisibility, to_device::DeviceIdOrAllDevices,
+};
+use serde::Deserialize;
+
+use crate::{
+    context::{Ctx, Session},
+    http::error::ApiError,
+};
+
+/// The greatest size of one message's content, in bytes of JSON: that of an event.
+const MAX_CONTENT_BYTES: usize = 65_535;
+/// The greatest length of a message's type and of a transaction id, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+/// The greatest number of messages that one call makes, wildcards expanded.
+const MAX_MESSAGES: usize = 10_000;
+
+/// One entry of the request: who is to get which content.
+struct Target {
+    user_id: OwnedUserId,
+    device: DeviceIdOrAllDevices,
+    content: String,
+    /// The room whose resource key it carries.
+    room_id: Option<OwnedRoomId>,
+}
+
+/// A call, checked as far as it can be without the database.
+struct Call {
+    sender: OwnedUserId,
+    message_type: String,
+    targets: Vec<Target>,
+    transaction: ClientTransaction,
+}
+
+/// `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`.
+pub(super) async fn send_event_to_device(
+    ctx: Ctx<Session>,
+    request: send_event_to_device::Request,
+) -> Result<send_event_to_device::Response, ApiError> {
+    let call = &Call::check(&ctx.requester, request)?;
+    let now = ctx.now;
+    let sent: Result<Appended, ApiError> =
+        ctx.app.store.write("send_to_device", |tx| async move { call.send(&tx, now).await }).await;
+    let metrics = &ctx.app.metrics;
+    if let Some(kind) = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == call.message_type) {
+        metrics.key_messages(kind, sent.as_ref().ok().map(|sent| sent.stored));
+    }
+    let sent = sent?;
+    metrics.to_device_messages(sent.stored, sent.dropped);
+    Ok(send_event_to_device::Response::new())
+}
+
+impl Call {
+    fn check(session: &Session, request: send_event_to_device::Request) -> Result<Self, ApiError> {
+        let message_type = request.event_type.to_string();
+        if message_type.len() > MAX_NAME_BYTES || request.txn_id.as_str().len() > MAX_NAME_BYTES {
+            return Err(ApiError::invalid_param(
+                "A message's type and a transaction id must not be longer than 255 bytes",
+            ));
+        }
+        let mut targets = Vec::new();
+        for (user_id, devices) in request.messages {
+            for (device, content) in devices {
+                let content = content.into_json().get().to_owned();
+                if !content.starts_with('{') || is_too_deep(&content) {
+                    return Err(ApiError::bad_json(
+                        "A message's content is not an object, or nested too deep",
+                    ));
+                }
+                if content.len() > MAX_CONTENT_BYTES {
+                    return Err(ApiError::too_large("A message must not be larger than 65,535 bytes"));
+                }
+                let room_id = keybox::check_key_message(&message_type, &session.device_id, &content)
+                    .map_err(malformed)?;
+                targets.push(Target { user_id: user_id.clone(), device, content, room_id });
+            }
+        }
+        let transaction = ClientTransaction {
+            user_id: session.user_id.clone(),
+            device_id: session.device_id.clone(),
+            kind: format!("sendToDevice {message_type}"),
+            transaction_id: request.txn_id.to_string(),
+        };
+        Ok(Self { sender: session.user_id.clone(), message_type, targets, transaction })
+    }
+
+    /// Stores the messages, or nothing if the call was made before.
+    async fn send(&self, tx: &WriteTx, now: MilliSecondsSinceUnixEpoch) -> Result<Appended, ApiError> {
+        if transactions::find(tx, &self.transaction).await?.is_some() {
+            return Ok(Appended::default());
+        }
+        let mut known = self.known_devices(tx).await?;
+        let shards = self.shards(tx, &known);
+        if shards.is_empty() {
+            return Ok(Appended::default());
+        }
+        let recipients =
+            self.messages(&known)?.into_iter().map(|message| (message.user_id, message.device_id)).collect();
+        let full = to_device::full_devices(tx, &recipients).await?;
+        tx.lock_shards(&shards).await?;
+        // The same call through another replica, and whoever deletes a recipient's device, held the same shards.
+        if transactions::find(tx, &self.transaction).await?.is_some() {
+            return Ok(Appended::default());
+        }
+        let before = std::mem::replace(&mut known, self.known_devices(tx).await?);
+        known.retain(|user_id, _| before.contains_key(user_id));
+        let messages = self.messages(&known)?;
+        self.check_permission(tx, &messages).await?;
+        let appended = to_device::append(tx, &messages, &full).await?;
+        transactions::insert(tx, vec![(self.transaction.clone(), String::new())], now).await?;
+        Ok(appended)
+    }
+
+    /// The devices of all users that the call names.
+    async fn known_devices(&self, tx: &ReadTx) -> Result<BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>, Error> {
+        let users: BTreeSet<&UserId> = self.targets.iter().map(|target| &*target.user_id).collect();
+        devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await
+    }
+
+    /// The messages to those devices that exist: `*` stands for all of a user's. What is for others is dropped.
+    fn messages(
+        &self,
+        known: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+    ) -> Result<Vec<ToDeviceMessage>, ApiError> {
+        let mut messages = Vec::new();
+        for target in &self.targets {
+            let devices = known.get(&target.user_id).map(Vec::as_slice).unwrap_or_default();
+            let wanted = |device: &&OwnedDeviceId| match &target.device {
+                DeviceIdOrAllDevices::DeviceId(wanted) => wanted == *device,
+                DeviceIdOrAllDevices::AllDevices => true,
+            };
+            for device_id in devices.iter().filter(wanted) {
+                messages.push(ToDeviceMessage {
+                    user_id: target.user_id.clone(),
+                    device_id: device_id.clone(),
+                    sender: self.sender.clone(),
+                    message_type: self.message_type.clone(),
+                    content: target.content.clone(),
+                });
+            }
+        }
+        if messages.len() > MAX_MESSAGES {
+            return Err(ApiError::too_large("One call must not send more than 10,000 messages"));
+        }
+        Ok(messages)
+    }
+
+    /// All shards that the call appends to, and those of the rooms that its permission depends on: while these are
+    /// held, nobody comes or goes.
+    fn shards(&self, tx: &ReadTx, known: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Vec<Shard> {
+        let recipients = known.keys().map(|user_id| tx.shards().of_user(user_id));
+        let rooms = self.targets.iter().filter_map(|target| target.room_id.as_deref());
+        let rooms = rooms.map(|room_id| tx.shards().of_room(room_id));
+        recipients.chain(rooms).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Checks that the sender may give the resource keys in the call to all for whom they are, whether their devices
+    /// exist or not. One refusal refuses the call.
+    async fn check_permission(&self, tx: &WriteTx, messages: &[ToDeviceMessage]) -> Result<(), ApiError> {
+        let mut recipients: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
+        for target in &self.targets {
+            if let Some(room_id) = &target.room_id {
+                recipients.entry(room_id).or_default().insert(&target.user_id);
+            }
+        }
+        if recipients.is_empty() {
+            return Ok(());
+        }
+        for (room_id, users) in recipients {
+            let facts = room_facts(tx, room_id, &self.sender, &users).await?;
+            let facts = facts.ok_or_else(|| not_permitted(&NotPermitted::RoomWithoutProfile))?;
+            facts.permits(&self.sender, users).map_err(|refusal| not_permitted(&refusal))?;
+        }
+        check_keyboxes(tx, messages).await
+    }
+}
+
+/// What the permission depends on; `None` for a room that the server does not know.
+async fn room_facts(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    sender: &UserId,
+    recipients: &BTreeSet<&UserId>,
+) -> Result<Option<RoomFacts>, Error> {
+    #[derive(Deserialize)]
+    struct Content {
+        history_visibility: HistoryVisibility,
+    }
+    let Some(head) = rooms::head(tx, room_id).await? else { return Ok(None) };
+    let encryption = rooms::state_event_at(tx, room_id, head.position, ("m.room.encryption", "")).await?;
+    let visibility =
+        rooms::state_event_at(tx, room_id, head.position, ("m.room.history_visibility", "")).await?;
+    let mut users: Vec<&UserId> = recipients.iter().copied().collect();
+    users.push(sender);
+    Ok(Some(RoomFacts {
+        algorithm: encryption.and_then(|event| encryption::algorithm(&event.pdu.content).ok()),
+        history_visibility: visibility
+            .and_then(|event| serde_json::from_str::<Content>(event.pdu.content.get()).ok())
+            .map_or(HistoryVisibility::Shared, |content| content.history_visibility),
+        memberships: rooms::memberships_in(tx, room_id, &users).await?,
+    }))
+}
+
+/// Checks that all devices that are to get a message are KeyBoxes.
+async fn check_keyboxes(tx: &ReadTx, messages: &[ToDeviceMessage]) -> Result<(), ApiError> {
+    let mut wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>> = BTreeMap::new();
+    for message in messages {
+        wanted.entry(message.user_id.clone()).or_default().push(message.device_id.clone());
+    }
+    let mut keyboxes = BTreeSet::new();
+    for device in keys::query(tx, &wanted).await? {
+        let object = super::keys::stored_object("device_keys", device.device_id.as_str(), &device.json)?;
+        if rules::is_keybox(&object) {
+            keyboxes.insert((device.user_id, device.device_id));
+        }
+    }
+    for (user_id, device_ids) in wanted {
+        for device_id in device_ids {
+            if !keyboxes.contains(&(user_id.clone(), device_id)) {
+                return Err(not_permitted(&NotPermitted::NotAKeyBox(user_id)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn not_permitted(refusal: &NotPermitted) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, keybox::NOT_A_MEMBER, refusal.to_string())
+}
+
+fn malformed(refusal: KeyMessageRefusal) -> ApiError {
+    let text = refusal.to_string();
+    match refusal {
+        KeyMessageRefusal::Malformed(..) => ApiError::bad_json(text),
+        KeyMessageRefusal::Invalid(_) => ApiError::invalid_param(text),
+        KeyMessageRefusal::TooLarge => ApiError::too_large(text),
+    }
+}
