@@ -4,6 +4,7 @@
 mod account_data;
 mod accounts;
 mod capabilities;
+mod cross_signing;
 pub(crate) mod filter;
 mod guard;
 mod key_backup;
@@ -76,6 +77,8 @@ fn discovery(router: &mut Router) {
 
 fn keys(router: &mut Router) {
     router
+        .route(cross_signing::upload_signatures)
+        .route(cross_signing::upload_signing_keys)
         .route(key_backup::add_backup_keys)
         .route(key_backup::add_backup_keys_for_room)
         .route(key_backup::add_backup_keys_for_session)
