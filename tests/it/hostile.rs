@@ -158,9 +158,11 @@ fn with_odd_parameters(path: &str, odd: &str) -> String {
         .join("/")
 }
 
-async fn still_works(alice: &User, room: &str) {
+/// Whatever came, a new room can be made and talked in, and nothing panicked.
+async fn still_works(alice: &User) {
+    let room = alice.create_public_room().await;
     for replica in 0..2 {
-        alice.at(replica).send_text(room, "still here").await;
+        alice.at(replica).send_text(&room, "still here").await;
         let log = alice.cluster.log(replica % alice.cluster.size());
         assert!(!log.contains("panicked at"), "the server panicked");
     }
@@ -182,7 +184,7 @@ async fn no_body_breaks_an_endpoint() {
             check(what, &alice.send(request).await);
         }
     }
-    still_works(&alice, &room).await;
+    still_works(&alice).await;
 }
 
 #[tokio::test]
@@ -206,7 +208,7 @@ async fn no_path_or_query_breaks_an_endpoint() {
             check(query, &alice.send(body(request)).await);
         }
     }
-    still_works(&alice, &room).await;
+    still_works(&alice).await;
 }
 
 #[tokio::test]
@@ -258,7 +260,7 @@ async fn what_is_too_large_is_refused() {
     assert!([400, 413].contains(&odd.status), "{}", odd.text);
     let odd = alice.put(&in_room(&room, &format!("/send/{long}/3")), json!({})).await;
     assert!([400, 413].contains(&odd.status), "{}", odd.text);
-    still_works(&alice, &room).await;
+    still_works(&alice).await;
 }
 
 #[tokio::test]
@@ -275,7 +277,7 @@ async fn an_event_is_canonical_json_or_refused() {
         let request = Request::new(Method::PUT, path).bytes("application/json", *content);
         alice.send(request).await.refused(400, "M_BAD_JSON");
     }
-    still_works(&alice, &room).await;
+    still_works(&alice).await;
 }
 
 /// Raw bytes on a connection, and what comes back before it closes.
@@ -292,7 +294,6 @@ fn raw(url: &str, bytes: &[u8]) -> String {
 async fn broken_http_is_refused() {
     let cluster = TestCluster::start().await;
     let alice = cluster.user("alice").await;
-    let room = alice.create_public_room().await;
     let url = cluster.url(0);
     let many_headers: String = (0..2_000).map(|number| format!("x-{number}: {number}\r\n")).collect();
     let requests: Vec<Vec<u8>> = vec![
@@ -313,7 +314,7 @@ async fn broken_http_is_refused() {
         assert!(!answer.starts_with("HTTP/1.1 5") || answer.starts_with("HTTP/1.1 505"), "{start}: {answer}");
         assert!(!answer.starts_with("HTTP/1.1 2"), "{start}: {answer}");
     }
-    still_works(&alice, &room).await;
+    still_works(&alice).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -325,8 +325,8 @@ async fn unread_counts_follow_the_receipts() {
         (counts["notification_count"] == 3).then_some(())
     })
     .await;
-    let (name, _) = bob.id[1..].split_once(':').expect("a user id");
-    alice.send_text(&room, &format!("{name}: look")).await;
+    let mention = json!({ "msgtype": "m.text", "body": "look", "m.mentions": { "user_ids": [bob.id] } });
+    alice.send_event(&room, "m.room.message", mention).await;
     bob.post(&in_room(&room, &format!("/receipt/m.read/{}", encode(&last))), json!({})).await.ok();
     bobs.until("one unread", |answer| {
         let counts = &answer["rooms"]["join"][&room]["unread_notifications"];
