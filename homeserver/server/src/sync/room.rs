@@ -192,14 +192,14 @@ impl Sync<'_> {
         let mut room = JoinedRoom::new();
         let has_news = whole || !all_new.is_empty();
         if has_news {
-            let span = Span { start, end };
-            room.state = self.state_section(&state, wanted, span, &timeline).await?;
-            room.timeline = self.timeline(&timeline, limited, start).await?;
             let members_changed =
                 limited || all_new.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
             if whole || members_changed {
                 room.summary = self.summary(&state);
             }
+            let span = Span { start, end };
+            room.state = self.state_section(&state, wanted, span, &timeline, &room.summary.heroes).await?;
+            room.timeline = self.timeline(&timeline, limited, start).await?;
         }
         for data in changes.account_data.iter().filter(|data| data.room_id.as_ref() == Some(room_id)) {
             room.account_data.events.push(ephemeral::account_data_event(data)?);

@@ -8,7 +8,7 @@ use keystead_core::{
 };
 use keystead_store::rooms;
 use ruma::{
-    RoomId,
+    OwnedUserId, RoomId,
     api::client::{
         filter::LazyLoadOptions,
         sync::sync_events::v3::{State, StateEvents},
@@ -39,12 +39,14 @@ pub(super) struct Span {
 
 impl Sync<'_> {
     /// The state section of a room: as of the start of the timeline, or of its end if the client asked for that.
+    /// `heroes` are the members that stand for the room's name.
     pub(super) async fn state_section(
         &self,
         room: &RoomState,
         wanted: Wanted,
         span: Span,
         timeline: &[Arc<RoomEvent>],
+        heroes: &[OwnedUserId],
     ) -> Result<State, ApiError> {
         let until = if self.request.state_after { span.end + 1 } else { span.start };
         let mut events = match wanted {
@@ -52,7 +54,7 @@ impl Sync<'_> {
             Wanted::Since(since) if since + 1 >= until => Vec::new(),
             Wanted::Since(since) => self.state_between(&room.room_id, since, until).await?,
         };
-        self.lazy_load(room, wanted, timeline, &mut events);
+        self.lazy_load(room, wanted, timeline, heroes, &mut events);
         events.retain(|event| self.wants_state(event));
         let events = StateEvents::with_events(self.write_events(&events).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
@@ -100,8 +102,8 @@ impl Sync<'_> {
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
-    /// With lazy loading, of the members only those who speak in the timeline, and the user; those also when nothing
-    /// about them has changed, because the client may not have been told of them.
+    /// With lazy loading, of the members only those who speak in the timeline or stand for the room's name, and the user;
+    /// those also when nothing about them has changed, because the client may not have been told of them.
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members>
     fn lazy_load(
@@ -109,12 +111,14 @@ impl Sync<'_> {
         room: &RoomState,
         wanted: Wanted,
         timeline: &[Arc<RoomEvent>],
+        heroes: &[OwnedUserId],
         events: &mut Vec<Arc<RoomEvent>>,
     ) {
         if matches!(self.filter().room.state.lazy_load_options, LazyLoadOptions::Disabled) {
             return;
         }
         let mut speakers: HashSet<&str> = timeline.iter().map(|event| event.pdu.sender.as_str()).collect();
+        speakers.extend(heroes.iter().map(|user_id| user_id.as_str()));
         if wanted == Wanted::Whole {
             speakers.insert(self.user_id().as_str());
         }
