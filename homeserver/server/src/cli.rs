@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use keystead_store::Store;
 
 use crate::{
+    admin::{self, AdminCommand, AdminError},
     api, app,
     config::{ConfigError, Settings, reader::Environment},
     demo::{self, DemoError},
@@ -48,6 +49,8 @@ struct DemoArgs {
 
 #[derive(Debug, Subcommand)]
 enum Admin {
+    #[command(flatten)]
+    Command(AdminCommand),
     /// List all endpoints
     Routes(RoutesArgs),
 }
@@ -62,6 +65,8 @@ struct RoutesArgs {
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -103,6 +108,10 @@ fn execute(cli: Cli) -> Result<(), CommandError> {
             load()?;
             println!("The configuration is valid.");
             Ok(())
+        }
+        Command::Admin(Admin::Command(command)) => {
+            let settings = load()?;
+            Ok(runtime()?.block_on(admin::run(settings, command))?)
         }
         Command::Admin(Admin::Routes(args)) => print_routes(args.json),
     }

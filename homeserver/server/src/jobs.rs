@@ -10,7 +10,9 @@ use keystead_store::{
 };
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
-use crate::{app::App, entropy::Entropy, http::error::ApiError, profiles, rooms::WriteError};
+use crate::{
+    accounts::deactivation, app::App, entropy::Entropy, http::error::ApiError, profiles, rooms::WriteError,
+};
 
 /// How long whoever wrote a job, or took it, has it alone.
 pub(crate) const GRACE: Duration = Duration::from_secs(60);
@@ -120,6 +122,7 @@ async fn finish(app: &Arc<App>, job: &Job) {
 
 async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
+        deactivation::JOB => deactivation::leave_rooms(app, &job.payload).await,
         profiles::JOB => profiles::carry_into_rooms(app, &job.payload).await,
         kind => Err(JobError::UnknownKind(kind.to_owned())),
     }

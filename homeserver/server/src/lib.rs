@@ -1,6 +1,7 @@
 //! The homeserver: HTTP, endpoints, use cases, background work.
 
 pub mod accounts;
+mod admin;
 pub mod api;
 pub mod app;
 pub mod cli;

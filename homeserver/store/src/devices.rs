@@ -6,7 +6,7 @@ use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, Use
 use sea_orm::{QueryResult, Value};
 
 use crate::{
-    Error, ReadTx, WriteTx, keys,
+    Error, ReadTx, WriteTx, keys, pushers,
     rooms::placeholders,
     streams::{self, UserChange, milliseconds},
     to_device,
@@ -146,6 +146,7 @@ pub async fn delete(tx: &WriteTx, user_id: &UserId, device_ids: &[OwnedDeviceId]
             tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
         }
         keys::delete_of_device(tx, user_id, device_id).await?;
+        pushers::delete_of_device(tx, user_id, device_id).await?;
         to_device::delete_of_device(tx, user_id, device_id).await?;
     }
     keys::note_device_list_change(tx, user_id).await?;

@@ -1,5 +1,6 @@
 //! Accounts: passwords, sessions, and the ways to get one.
 
+pub mod deactivation;
 pub mod interactive_auth;
 pub mod login;
 pub mod password_policy;

@@ -14,4 +14,4 @@ pub mod service;
 mod tls;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,8 +20,10 @@ use tokio::{
 use crate::{
     api,
     app::App,
+    clock::{Clock, SystemClock},
     config::{Settings, reader::Environment},
     context::Ctx,
+    entropy::SystemEntropy,
     http::{
         error::ApiError,
         listener::Listeners,
@@ -31,9 +33,9 @@ use crate::{
     },
 };
 
-struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
-    app: Arc<App>,
+    pub(crate) app: Arc<App>,
     finished: Arc<AtomicBool>,
     /// Holds the database for as long as the server runs.
     _folder: tempfile::TempDir,
@@ -48,7 +50,11 @@ async fn echo(_: Ctx<()>, request: OwnRequest) -> Result<RawJson, ApiError> {
     Ok(RawJson(json!({"path": request.path, "body": body}).to_string().into()))
 }
 
-async fn serve(environment: &[(&str, &str)]) -> Server {
+pub(crate) async fn serve(environment: &[(&str, &str)]) -> Server {
+    serve_at(environment, Arc::new(SystemClock)).await
+}
+
+pub(crate) async fn serve_at(environment: &[(&str, &str)], clock: Arc<dyn Clock>) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let database = format!("sqlite:{}/keystead.db", folder.path().display());
     let base = [("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:0"), ("KEYSTEAD_DATABASE_URL", &database)];
@@ -57,7 +63,7 @@ async fn serve(environment: &[(&str, &str)]) -> Server {
     let settings = Settings::from_environment(environment).unwrap();
     let listeners = Listeners::bind(&settings).await.unwrap();
     let address = listeners.addresses()[0];
-    let app = App::start(settings).await.unwrap();
+    let app = App::start_with(settings, clock, Arc::new(SystemEntropy)).await.unwrap();
     let finished = Arc::new(AtomicBool::new(false));
     let router = routes(Arc::clone(&finished));
     tokio::spawn(listeners.serve(Service::new(Arc::clone(&app), router)));
@@ -82,18 +88,22 @@ fn routes(finished: Arc<AtomicBool>) -> Router {
     router
 }
 
-struct Answer {
-    status: u16,
-    head: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.body))
     }
 
-    fn errcode(&self) -> (u16, String) {
+    pub(crate) fn body_contains(&self, text: &str) -> bool {
+        self.body.contains(text)
+    }
+
+    pub(crate) fn errcode(&self) -> (u16, String) {
         (self.status, self.json()["errcode"].as_str().unwrap_or_default().to_owned())
     }
 }
@@ -113,7 +123,7 @@ impl Server {
         Answer { status, head: head.to_lowercase(), body: body.to_owned() }
     }
 
-    async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let length = body.len();
         let text = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
@@ -121,7 +131,7 @@ impl Server {
         self.raw(text.as_bytes()).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, "", "").await
     }
 }

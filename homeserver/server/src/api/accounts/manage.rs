@@ -2,11 +2,11 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#account-registration-and-management>.
 
-use keystead_store::{Error, devices, keys, profiles, users};
+use keystead_store::users;
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, get_3pids, whoami};
 
 use crate::{
-    accounts::{interactive_auth, password_policy, sessions},
+    accounts::{deactivation, interactive_auth, password_policy, sessions},
     context::{Ctx, Session},
     http::{error::ApiError, reply::RawJson},
 };
@@ -48,21 +48,7 @@ pub(super) async fn deactivate(
 ) -> Result<deactivate::v3::Response, ApiError> {
     let ctx = ctx.logged_in()?;
     interactive_auth::require_password(&ctx, "deactivate", request.auth.as_ref()).await?;
-    let user_id = &*ctx.requester.user_id;
-    ctx.app
-        .store
-        .write("deactivate", |tx| async move {
-            tx.lock_shards(&keys::device_list_shards(&tx, user_id).await?).await?;
-            users::deactivate(&tx, user_id).await?;
-            for (name, _) in profiles::fields(&tx, user_id).await? {
-                profiles::delete_field(&tx, user_id, &name).await?;
-            }
-            let devices = devices::of_user(&tx, user_id).await?;
-            let devices: Vec<_> = devices.into_iter().map(|device| device.device_id).collect();
-            devices::delete(&tx, user_id, &devices).await?;
-            Ok::<_, Error>(())
-        })
-        .await?;
+    deactivation::deactivate(&ctx.app, &ctx.requester.user_id, ctx.now).await?;
     // No address or phone number was bound, so none had to be unbound.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }

@@ -50,3 +50,6 @@ pub(super) fn routes(router: &mut Router) {
             admin_register::register,
         );
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! Closing accounts for ever.
+
+use std::sync::Arc;
+
+use keystead_core::event::Draft;
+use keystead_store::{Error, devices, jobs, keys, profiles, users};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, UserId,
+    events::{
+        TimelineEventType,
+        room::member::{MembershipState, RoomMemberEventContent},
+    },
+};
+use serde_json::value::to_raw_value;
+
+use crate::{
+    app::App,
+    http::error::ApiError,
+    jobs::JobError,
+    rooms::{Target, Write, WriteError},
+};
+
+/// The kind of job that takes a closed account out of its rooms; its payload is the user's id.
+pub(crate) const JOB: &str = "leave_rooms";
+
+/// Closes an account: nobody can log in to it or take its name any more, its sessions, devices, keys and profile are gone,
+/// and it leaves its rooms soon.
+///
+/// # Errors
+///
+/// When the database cannot be reached; then nothing has changed.
+pub async fn deactivate(
+    app: &Arc<App>,
+    user_id: &UserId,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<(), ApiError> {
+    let job = crate::jobs::new(&*app.entropy, JOB, user_id.as_str(), now);
+    let new_job = &job;
+    app.store
+        .write("deactivate", |tx| async move {
+            tx.lock_shards(&keys::device_list_shards(&tx, user_id).await?).await?;
+            users::deactivate(&tx, user_id).await?;
+            for (name, _) in profiles::fields(&tx, user_id).await? {
+                profiles::delete_field(&tx, user_id, &name).await?;
+            }
+            let devices = devices::of_user(&tx, user_id).await?;
+            let devices: Vec<_> = devices.into_iter().map(|device| device.device_id).collect();
+            devices::delete(&tx, user_id, &devices).await?;
+            jobs::insert(&tx, new_job).await?;
+            Ok::<_, Error>(())
+        })
+        .await?;
+    crate::jobs::start(app, job);
+    Ok(())
+}
+
+/// Takes a user out of all rooms, and declines all invitations: the job [`JOB`].
+///
+/// # Errors
+///
+/// What kept it from being finished; it can be done again.
+pub(crate) async fn leave_rooms(app: &App, user_id: &str) -> Result<(), JobError> {
+    let user_id = &*UserId::parse(user_id).map_err(|_| JobError::Payload)?;
+    app.fence().await.map_err(JobError::Fence)?;
+    let rooms = app.tail.rooms_of(user_id).await?;
+    for (room_id, room) in rooms.iter() {
+        if matches!(room.membership, MembershipState::Join | MembershipState::Invite | MembershipState::Knock)
+        {
+            leave(app, user_id, room_id).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn leave(app: &App, user_id: &UserId, room_id: &OwnedRoomId) -> Result<(), JobError> {
+    let now = app.clock.now();
+    let content = RoomMemberEventContent::new(MembershipState::Leave);
+    let draft = Draft {
+        sender: user_id.to_owned(),
+        event_type: TimelineEventType::RoomMember,
+        state_key: Some(user_id.to_string()),
+        content: to_raw_value(&content).map_err(|_| JobError::Payload)?,
+        redacts: None,
+        origin_server_ts: now,
+    };
+    let target = Target::Room(room_id.clone());
+    let write = Write { target, drafts: vec![draft], transaction: None, alongside: None, now };
+    match app.writer.write(write).await {
+        // Removed or banned meanwhile: the user is out, which is all that was wanted.
+        Err(WriteError::Refused(refusal)) => {
+            tracing::info!(error = &refusal as &dyn std::error::Error, "a room refuses a leave");
+            Ok(())
+        }
+        written => Ok(written.map(drop)?),
+    }
+}
