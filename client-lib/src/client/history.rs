@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use keystead_keybox::OpensslEntropy;
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, is_final};
+use crate::api::ApiError;
 use crate::clock::now_ms;
-use crate::engine::{DecryptError, ExportedKey, Gap, Message};
+use crate::engine::{DecryptError, ExportedKey, Gap, Message, Notice};
 use crate::events::RoomEvent;
 
 /// Events of one request.
@@ -97,7 +98,18 @@ impl Client {
         let mut missing = Vec::new();
         let mut from = gap.from.clone();
         'pages: while missing.len() < LONGEST_GAP {
-            let page = self.api.messages(&gap.room_id, Some(&from), PAGE).await?;
+            let page = match self.api.messages(&gap.room_id, Some(&from), PAGE).await {
+                Ok(page) => page,
+                Err(ApiError::Server(error)) if is_final(&error) => {
+                    // Such as 403 when we have left meanwhile: following the other rooms must not end over it.
+                    self.notices.push(Notice::GapLeft {
+                        room_id: gap.room_id.clone(),
+                        errcode: error.errcode.clone(),
+                    });
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
             for event in page.events() {
                 if Some(&event.event_id) == gap.until.as_ref() {
                     break 'pages;

@@ -11,6 +11,13 @@ use super::{KeyBoxAddress, KeyRef};
 #[serde(tag = "notice", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Notice {
+    /// Events that a sync left out could not be read: the server refused.
+    GapLeft {
+        /// The room.
+        room_id: String,
+        /// The server's error code.
+        errcode: String,
+    },
     /// This KeyBox's user was invited to a room.
     Invited {
         /// The room.
@@ -128,6 +135,9 @@ pub enum Notice {
 impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::GapLeft { room_id, errcode } => {
+                write!(f, "messages of {room_id} are missing: the server did not give them ({errcode})")
+            }
             Self::Invited { room_id, inviter } => {
                 write!(f, "invited to {room_id} by {}", inviter.as_deref().unwrap_or("somebody"))
             }
