@@ -19,7 +19,10 @@ use sea_orm::{QueryResult, Value};
 
 pub use self::{
     append::{Append, append},
-    state::{members_at, replaced_by, state_at, state_before, state_between, state_event_at, state_history},
+    state::{
+        members_at, members_of_at, replaced_by, state_at, state_before, state_between, state_event_at,
+        state_history, state_without_members_at,
+    },
     timeline::{Bounds, Direction, event, events, events_between, newest, redact, stored_event, timelines},
 };
 use crate::{Error, ReadTx, WriteTx, streams};

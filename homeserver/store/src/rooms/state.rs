@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use keystead_core::room::RoomEvent;
-use ruma::{OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId};
 use sea_orm::Value;
 
-use super::StoredEvent;
+use super::{StoredEvent, placeholders};
 use crate::{Error, ReadTx};
 
 /// How many state keys one statement looks for.
@@ -27,6 +27,42 @@ pub async fn state_at(tx: &ReadTx, room_id: &RoomId, position: i64) -> Result<Ve
 /// The database's own, or a row that cannot be read.
 pub async fn members_at(tx: &ReadTx, room_id: &RoomId, position: i64) -> Result<Vec<RoomEvent>, Error> {
     let sql = format!("{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID}");
+    read(tx.query(&sql, [room_id.as_str().into(), position.into()]).await?)
+}
+
+/// The member events of some users of a room after the event at `position`.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn members_of_at(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    position: i64,
+    users: &[&UserId],
+) -> Result<Vec<RoomEvent>, Error> {
+    let mut members = Vec::new();
+    for chunk in users.chunks(KEYS_A_STATEMENT) {
+        let sql = format!(
+            "{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID} AND s.state_key IN ({})",
+            placeholders(3, chunk.len())
+        );
+        let values = [Value::from(room_id.as_str()), position.into()];
+        let users = chunk.iter().map(|user| Value::from(user.as_str()));
+        members.extend(read(tx.query(&sql, values.into_iter().chain(users)).await?)?);
+    }
+    Ok(members)
+}
+
+/// The state of a room after the event at `position`, without its member events.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn state_without_members_at(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    position: i64,
+) -> Result<Vec<RoomEvent>, Error> {
+    let sql = format!("{SELECT} WHERE s.room_id = $1 AND {VALID} AND s.event_type <> 'm.room.member'");
     read(tx.query(&sql, [room_id.as_str().into(), position.into()]).await?)
 }
 

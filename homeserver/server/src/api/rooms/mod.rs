@@ -5,10 +5,13 @@
 mod access;
 mod creation;
 mod joining;
+mod members;
 mod membership;
+mod messages;
 mod redaction;
 mod sending;
 mod state;
+mod timeline;
 
 use keystead_core::{event::Draft, json, room::RoomState};
 use keystead_store::transactions::ClientTransaction;
@@ -28,6 +31,8 @@ pub(super) fn routes(router: &mut Router) {
         .route(joining::join_room_by_id)
         .route(joining::join_room_by_id_or_alias)
         .route(joining::knock_room)
+        .route(members::get_member_events)
+        .route(members::joined_members)
         .route(membership::ban_user)
         .route(membership::forget_room)
         .route(membership::invite_user)
@@ -35,6 +40,10 @@ pub(super) fn routes(router: &mut Router) {
         .route(membership::kick_user)
         .route(membership::leave_room)
         .route(membership::unban_user)
+        .route(messages::get_context)
+        .route(messages::get_event_by_timestamp)
+        .route(messages::get_message_events)
+        .route(messages::get_room_event)
         .route(redaction::redact_event)
         .route(sending::send_message_event)
         .route(state::get_state_event_for_key)

@@ -7,12 +7,13 @@ use ruma::{
     api::{
         IncomingRequest,
         client::{
+            context::get_context,
             membership::{
                 forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user, leave_room,
             },
-            message::send_message_event,
+            message::{get_message_events, send_message_event},
             redact::redact_event,
-            room::create_room,
+            room::{create_room, get_event_by_timestamp, get_room_event},
             state::{get_state_event_for_key, get_state_events, send_state_event},
         },
     },
@@ -23,12 +24,17 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     app::App,
+    clock::SettableClock,
     config::{Settings, reader::Environment},
     entropy::SeededEntropy,
 };
 
+/// When the clock stands at the start of a test.
+const START: u64 = 1_700_000_000_000;
+
 struct Server {
     app: Arc<App>,
+    clock: Arc<SettableClock>,
     _folder: tempfile::TempDir,
 }
 
@@ -41,9 +47,10 @@ impl Server {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         let settings = Settings::from_environment(environment).unwrap();
-        let clock = Arc::new(crate::clock::SettableClock::at(1_700_000_000_000));
-        let app = App::start_with(settings, clock, Arc::new(SeededEntropy::new(1))).await.unwrap();
-        Self { app, _folder: folder }
+        let clock = Arc::new(SettableClock::at(START));
+        let entropy = Arc::new(SeededEntropy::new(1));
+        let app = App::start_with(settings, clock.clone(), entropy).await.unwrap();
+        Self { app, clock, _folder: folder }
     }
 
     fn ctx(&self, user: &str) -> Ctx<Session> {
@@ -104,10 +111,33 @@ impl Server {
         Ok(serde_json::from_str(response.event_or_content.get()).unwrap())
     }
 
+    async fn messages(&self, user: &str, room: &RoomId, query: &str) -> Result<Value, ApiError> {
+        let request: get_message_events::v3::Request = query_request(&[room.as_str()], query);
+        let response = messages::get_message_events(self.ctx(user), request).await?;
+        let ids = |events: &[Box<RawValue>]| -> Vec<Value> {
+            events.iter().map(|event| serde_json::from_str(event.get()).unwrap()).collect()
+        };
+        let chunk: Vec<_> = response.chunk.into_iter().map(|event| event.into_json()).collect();
+        let state: Vec<_> = response.state.into_iter().map(|event| event.into_json()).collect();
+        Ok(
+            json!({ "start": response.start, "end": response.end, "chunk": ids(&chunk), "state": ids(&state) }),
+        )
+    }
+
     async fn redact(&self, user: &str, room: &RoomId, event: &EventId) -> Result<OwnedEventId, ApiError> {
         let request: redact_event::v3::Request = request(&[room.as_str(), event.as_str(), "r"], json!({}));
         redaction::redact_event(self.ctx(user), request).await.map(|response| response.event_id)
     }
+}
+
+fn query_request<R: IncomingRequest + ruma::api::Metadata>(path: &[&str], query: &str) -> R {
+    let request = http::Request::builder().method(R::METHOD).uri(format!("/?{query}")).body(&[][..]).unwrap();
+    R::try_from_http_request_inner(request, path).unwrap()
+}
+
+/// The ids in a list of events.
+fn ids(events: &Value) -> Vec<&str> {
+    events.as_array().unwrap().iter().map(|event| event["event_id"].as_str().unwrap()).collect()
 }
 
 fn request<R: IncomingRequest + ruma::api::Metadata>(path: &[&str], body: Value) -> R {
@@ -252,6 +282,114 @@ async fn redaction_needs_power_and_a_target() {
     let body = json!({ "redacts": event });
     let sent: send_message_event::v3::Request = request(&[room.as_str(), "m.room.redaction", "2"], body);
     assert_eq!(errcode(sending::send_message_event(server.ctx("b"), sent).await), forbidden());
+}
+
+#[tokio::test]
+async fn pages_meet_without_gap_or_overlap() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    for id in 0..7 {
+        server.send("a", room, &id.to_string()).await.unwrap();
+    }
+    let mut all = Vec::new();
+    let mut from = String::new();
+    loop {
+        let page = server.messages("a", room, &format!("dir=b&limit=3{from}")).await.unwrap();
+        all.extend(ids(&page["chunk"]).into_iter().map(str::to_owned));
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    let forward = server.messages("a", room, "dir=f&limit=100").await.unwrap();
+    assert!(forward["end"].is_null());
+    all.reverse();
+    assert_eq!(ids(&forward["chunk"]), all);
+
+    let middle = server.messages("a", room, "dir=f&limit=3").await.unwrap();
+    let to = middle["end"].as_str().unwrap();
+    let back = server.messages("a", room, &format!("dir=b&limit=100&to={to}")).await.unwrap();
+    let mut back = ids(&back["chunk"]);
+    back.reverse();
+    assert_eq!(back, all[3..]);
+    assert_eq!(
+        errcode(server.messages("a", room, "dir=b&from=s1").await),
+        (400, "M_INVALID_PARAM".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn members_are_loaded_lazily_and_filters_apply() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    server.join("b", room).await.unwrap();
+    server.send("b", room, "1").await.unwrap();
+    let filter = "%7B%22lazy_load_members%22:true,%22types%22:%5B%22m.room.message%22%5D%7D";
+    let page = server.messages("a", room, &format!("dir=b&filter={filter}")).await.unwrap();
+    assert_eq!(ids(&page["chunk"]).len(), 1);
+    assert_eq!(page["state"].as_array().unwrap().len(), 1);
+    assert_eq!(page["state"][0]["state_key"], "@b:x");
+    let nothing = "%7B%22types%22:%5B%5D%7D";
+    let page = server.messages("a", room, &format!("dir=b&filter={nothing}")).await.unwrap();
+    assert!(ids(&page["chunk"]).is_empty() && page["end"].is_null());
+}
+
+#[tokio::test]
+async fn events_tell_what_they_replaced_and_what_emptied_them() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "name": "one" })).await;
+    let two = server.set("a", room, ("m.room.name", ""), json!({ "name": "two" })).await.unwrap();
+    let three = server.set("a", room, ("m.room.name", ""), json!({ "name": "three" })).await.unwrap();
+    let message = server.send("a", room, "1").await.unwrap();
+    let redaction = server.redact("a", room, &message).await.unwrap();
+    let page = server.messages("a", room, "dir=b&limit=4").await.unwrap();
+    assert_eq!(ids(&page["chunk"]), [redaction.as_str(), message.as_str(), three.as_str(), two.as_str()]);
+    let unsigned = |index: usize| &page["chunk"][index]["unsigned"];
+    assert_eq!(unsigned(0)["transaction_id"], "r");
+    assert_eq!(unsigned(1)["redacted_because"]["event_id"], redaction.as_str());
+    assert_eq!(unsigned(2)["prev_content"], json!({ "name": "two" }));
+    assert_eq!(unsigned(2)["replaces_state"], two.as_str());
+    assert_eq!(unsigned(3)["prev_content"], json!({ "name": "one" }));
+}
+
+#[tokio::test]
+async fn an_event_is_found_with_what_surrounds_it_and_by_its_time() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    let mut sent = Vec::new();
+    for id in 0..5 {
+        server.clock.advance(std::time::Duration::from_millis(100));
+        sent.push(server.send("a", room, &id.to_string()).await.unwrap());
+    }
+    let path = [room.as_str(), sent[2].as_str()];
+    let around: get_context::v3::Request = query_request(&path, "limit=3");
+    let around = messages::get_context(server.ctx("a"), around).await.unwrap();
+    assert!(around.event.unwrap().json().get().contains(sent[2].as_str()));
+    assert_eq!((around.events_before.len(), around.events_after.len()), (1, 2));
+    let on = format!("dir=f&from={}", around.end.unwrap());
+    assert!(ids(&server.messages("a", room, &on).await.unwrap()["chunk"]).is_empty());
+    let back = format!("dir=b&limit=1&from={}", around.start.unwrap());
+    assert_eq!(ids(&server.messages("a", room, &back).await.unwrap()["chunk"]), [sent[0].as_str()]);
+
+    let hidden = |user: &'static str| {
+        let request: get_room_event::v3::Request = query_request(&path, "");
+        messages::get_room_event(server.ctx(user), request)
+    };
+    assert!(hidden("a").await.is_ok());
+    assert_eq!(errcode(hidden("b").await), (404, "M_NOT_FOUND".to_owned()));
+
+    // Events at +100 .. +500 after the clock's start.
+    let table = [(250, "f", 2), (300, "f", 2), (300, "b", 2), (299, "b", 1), (9_999, "b", 4)];
+    for (after, dir, expected) in table {
+        let query = format!("ts={}&dir={dir}", START + after);
+        let request: get_event_by_timestamp::v1::Request = query_request(&[room.as_str()], &query);
+        let found = messages::get_event_by_timestamp(server.ctx("a"), request).await.unwrap();
+        assert_eq!(found.event_id, sent[expected], "{query}");
+    }
+    let query = format!("ts={}&dir=f", START + 501);
+    let request: get_event_by_timestamp::v1::Request = query_request(&[room.as_str()], &query);
+    let refused = messages::get_event_by_timestamp(server.ctx("a"), request).await;
+    assert_eq!(errcode(refused), (404, "M_NOT_FOUND".to_owned()));
 }
 
 #[test]
