@@ -2,6 +2,7 @@
 
 mod architecture;
 mod consistency;
+mod directory;
 mod encryption;
 mod hostile;
 mod keybox;
@@ -11,3 +12,4 @@ mod rooms;
 mod routes;
 mod sessions;
 mod syncing;
+mod user_data;
