@@ -27,6 +27,8 @@ impl Syncing {
     }
 
     /// One request, which the server may hold for `timeout` milliseconds; moves on.
+    ///
+    /// The replica has seen all that was written before: a read that is no sync comes first, which waits for that.
     pub async fn next(&mut self, timeout: u32) -> Value {
         let mut path = format!("/sync?timeout={timeout}");
         if let Some(since) = &self.since {
@@ -35,7 +37,9 @@ impl Syncing {
         if let Some(filter) = &self.filter {
             path.push_str(&format!("&filter={}", encode(filter)));
         }
-        let answer = self.user.get(&path).await.ok();
+        let user = self.user.on_one_replica();
+        user.get("/account/whoami").await.ok();
+        let answer = user.get(&path).await.ok();
         self.since = Some(at(&answer, "/next_batch").as_str().expect("a token").to_owned());
         answer
     }

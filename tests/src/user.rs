@@ -51,6 +51,11 @@ impl User {
         Self { replica: Some(replica), ..self.clone() }
     }
 
+    /// The same device, talking to the replica whose turn it is, or the one that it is tied to.
+    pub fn on_one_replica(&self) -> Self {
+        self.at(self.replica.unwrap_or_else(|| self.cluster.next_replica()))
+    }
+
     /// Sends a request with this device's token.
     pub async fn send(&self, request: Request) -> Response {
         let request = request.token(&self.token);
@@ -155,10 +160,13 @@ impl User {
         Syncing::new(self.clone(), Some(filter.to_string()))
     }
 
-    /// The answer to one sync that does not wait; an initial one without `since`.
+    /// The answer to one sync that does not wait, of a replica that has seen all that was written before; an initial
+    /// one without `since`.
     pub async fn sync_once(&self, since: Option<&str>) -> Value {
+        let user = self.on_one_replica();
+        user.get("/account/whoami").await.ok();
         let since = since.map(|since| format!("&since={}", encode(since))).unwrap_or_default();
-        self.get(&format!("/sync?timeout=0{since}")).await.ok()
+        user.get(&format!("/sync?timeout=0{since}")).await.ok()
     }
 }
 

@@ -6,6 +6,9 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::log::{LogFormat, LogSettings};
 
+/// What libraries say at `info` that no operator needs; the setting can ask for it by name.
+const QUIET: &str = "ruma_state_res=warn,sea_orm_migration=warn,sqlx=warn";
+
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -23,7 +26,7 @@ pub enum LogError {
 ///
 /// [`LogError`] when the filter is not valid, or when called twice.
 pub fn start(settings: &LogSettings) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(&settings.filter).map_err(LogError::Filter)?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.filter)).map_err(LogError::Filter)?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
