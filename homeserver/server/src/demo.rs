@@ -147,7 +147,7 @@ async fn talk(app: &App, alice: &Person<'_>, bob: &Person<'_>) -> Result<(), Dem
         show_stored_events(app, room_id).await?;
     }
     println!(
-        "\nThe contents of the messages (m.room.encrypted) are ciphertext. The keys to them never lay on the server;\n\
+        "\nThe contents of the messages (m.room.encrypted) are ciphertext. The keys to them went through the server wrapped, each copy for one KeyBox;\n\
          it only checked that those who exchanged them are in the room."
     );
     Ok(())
