@@ -19,6 +19,7 @@
 //! in ascending order; the locks stand until the commit, so whoever can see a position can see all before it.
 
 pub mod account_data;
+mod connect;
 pub mod cross_signing;
 pub mod devices;
 mod error;
@@ -43,12 +44,15 @@ mod store;
 pub mod streams;
 pub mod to_device;
 pub mod transactions;
+mod tx;
 pub mod users;
 mod wake_bus;
 
 pub use self::{
+    connect::Options,
     error::{Error, TransactionError},
     stats::{QueryStats, with_query_stats},
-    store::{Options, ReadTx, Store, TransactionReport, WriteTx},
+    store::{Store, TransactionReport},
+    tx::{ReadTx, WriteTx},
     wake_bus::Hint,
 };

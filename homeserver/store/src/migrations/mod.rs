@@ -3,12 +3,13 @@
 //! A step expands first and contracts in a later release, so that replicas of two neighbouring versions can serve
 //! side by side. All pending steps run in one transaction, under a lock.
 
+use sea_orm::{ConnectionTrait, DbBackend};
 use sea_orm_migration::prelude::*;
 
-mod m0001_streams_and_rooms;
-mod m0002_accounts;
-mod m0003_user_data_and_directory;
-mod m0004_device_keys;
+/// Room shards of a new database on SQLite: one process cannot gain from several writers to one file.
+const SQLITE_ROOM_SHARDS: u16 = 1;
+/// Room shards of a new database on PostgreSQL; as many user shards follow.
+const POSTGRES_ROOM_SHARDS: u16 = 8;
 
 /// The list of steps, in order.
 pub(crate) struct Migrator;
@@ -16,22 +17,55 @@ pub(crate) struct Migrator;
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![
-            Box::new(m0001_streams_and_rooms::Migration),
-            Box::new(m0002_accounts::Migration),
-            Box::new(m0003_user_data_and_directory::Migration),
-            Box::new(m0004_device_keys::Migration),
+            step("m0001_streams_and_rooms", include_str!("m0001_streams_and_rooms.sql")),
+            step("m0002_accounts", include_str!("m0002_accounts.sql")),
+            step("m0003_user_data_and_directory", include_str!("m0003_user_data_and_directory.sql")),
+            step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
         ]
     }
 }
 
-/// Runs the statements of one step, which are the same for SQLite and PostgreSQL.
+/// Cuts the streams of a database that has none yet.
+pub(crate) async fn create_shards(connection: &impl ConnectionTrait) -> Result<(), DbErr> {
+    let rooms = match connection.get_database_backend() {
+        DbBackend::Postgres => POSTGRES_ROOM_SHARDS,
+        _ => SQLITE_ROOM_SHARDS,
+    };
+    let values = (0..rooms * 2).map(|shard| format!("({shard}, 0)")).collect::<Vec<_>>().join(", ");
+    let insert = format!(
+        "INSERT INTO stream_shards (shard, position) \
+         SELECT * FROM (VALUES {values}) AS new WHERE NOT EXISTS (SELECT 1 FROM stream_shards)"
+    );
+    connection.execute_unprepared(&insert).await?;
+    Ok(())
+}
+
+/// One step: statements that SQLite and PostgreSQL both take.
 ///
 /// Lines that begin with `--` are comments; every `;` elsewhere ends a statement.
-async fn run(manager: &SchemaManager<'_>, statements: &str) -> Result<(), DbErr> {
-    let statements: String =
-        statements.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
-    for statement in statements.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
-        manager.get_connection().execute_unprepared(statement).await?;
+struct Step {
+    name: &'static str,
+    statements: &'static str,
+}
+
+fn step(name: &'static str, statements: &'static str) -> Box<dyn MigrationTrait> {
+    Box::new(Step { name, statements })
+}
+
+impl MigrationName for Step {
+    fn name(&self) -> &str {
+        self.name
     }
-    Ok(())
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Step {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let lines: Vec<&str> = self.statements.lines().filter(|line| !line.starts_with("--")).collect();
+        for statement in lines.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty())
+        {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
 }

@@ -1,18 +1,5 @@
-//! Filters, profiles, pushers, room aliases and the room directory.
+-- Filters, profiles, pushers, room aliases and the room directory.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub(super) struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        super::run(manager, TABLES).await
-    }
-}
-
-const TABLES: &str = "
 -- Filters that clients uploaded; a row never changes, equal filters of a user share one.
 CREATE TABLE filters (
     user_id TEXT NOT NULL,
@@ -50,5 +37,4 @@ CREATE INDEX room_aliases_room ON room_aliases (room_id);
 -- The rooms that the server lists to strangers.
 CREATE TABLE room_directory (
     room_id TEXT NOT NULL PRIMARY KEY
-)
-";
+);

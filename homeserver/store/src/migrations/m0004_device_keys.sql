@@ -1,18 +1,5 @@
-//! Devices' keys, cross-signing and key backup.
+-- Devices' keys, cross-signing and key backup.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub(super) struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        super::run(manager, TABLES).await
-    }
-}
-
-const TABLES: &str = "
 -- Identity keys of devices, as uploaded, without unsigned data and without signatures of other users.
 CREATE TABLE device_keys (
     user_id TEXT NOT NULL,
@@ -84,5 +71,4 @@ CREATE TABLE backup_keys (
     is_verified BOOLEAN NOT NULL,
     json TEXT NOT NULL,
     PRIMARY KEY (user_id, version, room_id, session_id)
-)
-";
+);

@@ -1,33 +1,5 @@
-//! Streams, rooms and their events, and what a sync delivers besides events.
+-- Streams, rooms and their events, and what a sync delivers besides events.
 
-use sea_orm::DbBackend;
-use sea_orm_migration::prelude::*;
-
-/// Room shards of a new database: one process cannot gain from several writers to one SQLite file.
-const SQLITE_ROOM_SHARDS: u16 = 1;
-/// Room shards of a new database on PostgreSQL; as many user shards follow.
-const POSTGRES_ROOM_SHARDS: u16 = 8;
-
-#[derive(DeriveMigrationName)]
-pub(super) struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        super::run(manager, TABLES).await?;
-        let rooms = match manager.get_database_backend() {
-            DbBackend::Postgres => POSTGRES_ROOM_SHARDS,
-            _ => SQLITE_ROOM_SHARDS,
-        };
-        for shard in 0..rooms * 2 {
-            let insert = format!("INSERT INTO stream_shards (shard, position) VALUES ({shard}, 0)");
-            manager.get_connection().execute_unprepared(&insert).await?;
-        }
-        Ok(())
-    }
-}
-
-const TABLES: &str = "
 -- The position that each shard's stream has reached. Its row lock makes commit order and position order one.
 CREATE TABLE stream_shards (
     shard SMALLINT NOT NULL PRIMARY KEY,
@@ -156,5 +128,4 @@ CREATE TABLE jobs (
     run_at BIGINT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX jobs_run_at ON jobs (run_at)
-";
+CREATE INDEX jobs_run_at ON jobs (run_at);

@@ -1,18 +1,5 @@
-//! Accounts, their devices and sessions, and what guards the way in.
+-- Accounts, their devices and sessions, and what guards the way in.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub(super) struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        super::run(manager, TABLES).await
-    }
-}
-
-const TABLES: &str = "
 -- The row of a deactivated account stays, so that its name is never given to anybody else.
 CREATE TABLE users (
     user_id TEXT NOT NULL PRIMARY KEY,
@@ -85,5 +72,4 @@ CREATE TABLE interactive_auth (
     registration_token TEXT,
     expires_ts BIGINT NOT NULL
 );
-CREATE INDEX interactive_auth_age ON interactive_auth (expires_ts)
-";
+CREATE INDEX interactive_auth_age ON interactive_auth (expires_ts);

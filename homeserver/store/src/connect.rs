@@ -1,0 +1,80 @@
+//! Connections to SQLite and PostgreSQL.
+
+use std::{sync::Arc, time::Duration};
+
+use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+
+use crate::{Error, store::TransactionReport};
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct Options {
+    /// `sqlite:PATH` (made if missing), `sqlite::memory:` or `postgres://…`.
+    pub url: String,
+    /// The greatest number of connections.
+    pub max_connections: u32,
+    /// Told of each transaction that ended.
+    pub observer: Arc<dyn Fn(&TransactionReport) + Send + Sync>,
+}
+
+/// Connections for reading and for writing; on PostgreSQL they are the same.
+///
+/// # Errors
+/// The database cannot be reached, or the folder of an SQLite file not be made.
+pub(crate) async fn connect(options: &Options) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+    if let Some(path) = options.url.strip_prefix("sqlite:") {
+        make_parent_folder(path)?;
+        let writer = Database::connect(sqlite_options(&options.url, 1)).await?;
+        // An in-memory database lives in its one connection.
+        let reader = if path.contains(":memory:") {
+            writer.clone()
+        } else {
+            Database::connect(sqlite_options(&options.url, options.max_connections)).await?
+        };
+        return Ok((reader, writer));
+    }
+    let mut connect = ConnectOptions::new(options.url.clone());
+    connect
+        .max_connections(options.max_connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .sqlx_logging(false)
+        .test_before_acquire(false)
+        .map_sqlx_postgres_opts(|options| {
+            options
+                .application_name("keystead")
+                .options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "30s")])
+        });
+    let connection = Database::connect(connect).await?;
+    Ok((connection.clone(), connection))
+}
+
+fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
+    let mut connect = ConnectOptions::new(url.to_owned());
+    connect
+        .max_connections(connections)
+        .min_connections(1)
+        .idle_timeout(None::<Duration>)
+        .acquire_timeout(Duration::from_secs(10))
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(|options| {
+            use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+            options
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                // What was acknowledged survives a power cut too.
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(Duration::from_secs(10))
+        });
+    connect
+}
+
+fn make_parent_folder(path: &str) -> Result<(), Error> {
+    let path = path.trim_start_matches("//").split('?').next().unwrap_or_default();
+    let Some(folder) = std::path::Path::new(path).parent() else { return Ok(()) };
+    if path.contains(":memory:") || folder.as_os_str().is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(|error| {
+        Error::Setup(format!("Cannot make the folder {} of the database: {error}", folder.display()))
+    })
+}
