@@ -80,11 +80,48 @@ fn welcome(settings: &Settings, listeners: &Listeners) {
     if !io::stdout().is_terminal() {
         return;
     }
-    println!("\nKeystead serves {} at {}", settings.server.name, settings.server.public_base_url);
-    if settings.registration.open {
-        println!("Anybody who reaches it may register. Point any Matrix client there.");
+    println!("{}", greeting(settings));
+}
+
+/// What to do next, for a person.
+fn greeting(settings: &Settings) -> String {
+    let url = &settings.server.public_base_url;
+    let server = if url == "http://127.0.0.1:8008" { String::new() } else { format!(" --server {url}") };
+    let (accounts, begin) = if settings.registration.open {
+        ("Anybody who reaches it may register.", "register")
     } else {
-        println!("Registration is closed; set KEYSTEAD_REGISTRATION_OPEN=true to let anybody register.");
+        (
+            "Registration is closed (registration.open): make accounts with 'keystead admin create-user NAME', or give\n\
+             people a token from 'keystead admin registration-token create'.",
+            "login",
+        )
+    };
+    format!(
+        "\nKeystead serves {name} at {url}\n\n{accounts}\n\
+         Talk from the command line, each person with a folder of their own:\n\n\
+         \x20   keybox --home ./alice --user alice{server} {begin}\n\
+         \x20   keybox --home ./bob --user bob{server} {begin}\n\n\
+         'keybox --help' shows what comes then: create, invite, join, send, listen. Or point any Matrix client at\n\
+         {url}. Ctrl-C stops the server.\n",
+        name = settings.server.name,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reader::Environment;
+
+    #[test]
+    fn the_greeting_says_what_works() {
+        let closed = greeting(&Settings::from_environment(Environment::default()).unwrap());
+        assert!(closed.contains("keystead admin create-user"), "{closed}");
+        assert!(closed.contains("keybox --home ./alice --user alice login"), "{closed}");
+        let environment = Environment::from([
+            ("KEYSTEAD_REGISTRATION_OPEN", "true"),
+            ("KEYSTEAD_SERVER_PUBLIC_BASE_URL", "https://chat.example"),
+        ]);
+        let open = greeting(&Settings::from_environment(environment).unwrap());
+        assert!(open.contains("--user alice --server https://chat.example register"), "{open}");
     }
-    println!("Ctrl-C stops it.\n");
 }

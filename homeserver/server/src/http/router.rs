@@ -73,6 +73,9 @@ pub struct RouteInfo {
     /// Who may call it.
     #[serde(rename = "auth")]
     auth: &'static str,
+    /// The newest path of the endpoint: the label of its metrics and log lines.
+    #[serde(skip)]
+    pub template: &'static str,
 }
 
 impl RouteInfo {
@@ -219,7 +222,7 @@ impl Router {
         let Some(template) = paths.last().copied() else { return self };
         let endpoint = Arc::new(Endpoint { template, options, handler });
         for path in paths {
-            self.routes.push(RouteInfo { path, method: method.to_string(), auth: auth.name() });
+            self.routes.push(RouteInfo { path, method: method.to_string(), auth: auth.name(), template });
             for variant in variants(path) {
                 self.insert(&variant, &method, &endpoint);
             }

@@ -10,6 +10,15 @@ use std::{
 };
 
 use http::Method;
+use openssl::{
+    asn1::Asn1Time,
+    ec::{EcGroup, EcKey},
+    hash::MessageDigest,
+    nid::Nid,
+    pkey::PKey,
+    ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion},
+    x509::{X509, X509Name},
+};
 use ruma::api::auth_scheme::NoAuthentication;
 use serde_json::{Value, json};
 use tokio::{
@@ -324,4 +333,84 @@ async fn all_paths_of_an_endpoint_are_listed() {
     assert_eq!(auth("/_matrix/client/v3/account/whoami"), Some("user"));
     assert_eq!(auth("/_matrix/client/versions"), Some("optional"));
     assert_eq!(auth("/live"), Some("none"));
+}
+
+#[tokio::test]
+async fn tls_is_1_2_or_later_and_speaks_both_versions_of_http() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed(folder.path());
+    let server = serve(&[
+        ("KEYSTEAD_SERVER_TLS_CERTIFICATE", &certificate),
+        ("KEYSTEAD_SERVER_TLS_PRIVATE_KEY", &key),
+    ])
+    .await;
+    for (version, accepted) in
+        [(SslVersion::TLS1_1, false), (SslVersion::TLS1_2, true), (SslVersion::TLS1_3, true)]
+    {
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        builder.set_verify(SslVerifyMode::NONE);
+        // So that an old version is refused by the server, not by this client.
+        builder.set_security_level(0);
+        builder.set_min_proto_version(Some(version)).unwrap();
+        builder.set_max_proto_version(Some(version)).unwrap();
+        builder.set_alpn_protos(b"\x02h2\x08http/1.1").unwrap();
+        let ssl = builder.build().configure().unwrap().into_ssl("localhost").unwrap();
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
+        let connected = std::pin::Pin::new(&mut stream).connect().await.is_ok();
+        assert_eq!(connected, accepted, "{version:?}");
+        if connected {
+            assert_eq!(stream.ssl().selected_alpn_protocol(), Some(&b"h2"[..]));
+        }
+    }
+}
+
+fn self_signed(folder: &std::path::Path) -> (String, String) {
+    let key = PKey::from_ec_key(
+        EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap(),
+    )
+    .unwrap();
+    let mut name = X509Name::builder().unwrap();
+    name.append_entry_by_text("CN", "localhost").unwrap();
+    let name = name.build();
+    let mut certificate = X509::builder().unwrap();
+    certificate.set_subject_name(&name).unwrap();
+    certificate.set_issuer_name(&name).unwrap();
+    certificate.set_pubkey(&key).unwrap();
+    certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+    certificate.sign(&key, MessageDigest::sha256()).unwrap();
+    let write = |file: &str, bytes: Vec<u8>| {
+        let path = folder.join(file);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let certificate = write("certificate.pem", certificate.build().to_pem().unwrap());
+    (certificate, write("key.pem", key.private_key_to_pem_pkcs8().unwrap()))
+}
+
+#[tokio::test]
+async fn http_2_works_without_an_upgrade() {
+    let server = serve(&[]).await;
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<http_body_util::Full<bytes::Bytes>>();
+    let uri = format!("http://{}/_matrix/client/versions", server.address).parse().unwrap();
+    let answer = client.get(uri).await.unwrap();
+    assert_eq!((answer.version(), answer.status().as_u16()), (http::Version::HTTP_2, 200));
+}
+
+#[tokio::test]
+async fn a_replica_stays_below_2000_series_whatever_is_called() {
+    let server = serve(&[]).await;
+    let metrics = &server.app.metrics;
+    for route in routes(Arc::default()).routes() {
+        let method = Method::from_bytes(route.method.as_bytes()).unwrap();
+        for status in [200, 302, 400, 500] {
+            metrics.http_request(route.template, &method, status.try_into().unwrap(), Duration::ZERO);
+        }
+    }
+    let text = metrics.encode().unwrap();
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(series < 1_500, "{series} series of HTTP alone leave too little room for the others");
 }

@@ -75,6 +75,7 @@ async fn write(
     draft: Draft,
     transaction: Option<ClientTransaction>,
 ) -> Result<Written, ApiError> {
+    ctx.limit_messages()?;
     let write = Write {
         target: Target::Room(room_id.to_owned()),
         drafts: vec![draft],
