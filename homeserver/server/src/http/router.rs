@@ -57,7 +57,7 @@ pub struct Options {
 impl Options {
     /// Fenced, answers at once, body as configured.
     pub const NORMAL: Self = Self { fence: true, long_poll: false, body_limit: None };
-    /// Not fenced, may wait, ends when its client hangs up.
+    /// May wait, ends when its client hangs up; fenced unless the client asks it to wait.
     pub const LONG_POLL: Self = Self { fence: false, long_poll: true, body_limit: None };
     /// Not fenced: the answer does not depend on what the database holds.
     pub const UNFENCED: Self = Self { fence: false, long_poll: false, body_limit: None };
@@ -265,7 +265,8 @@ impl Endpoint {
         path_args: Vec<String>,
         client: Client,
     ) -> Result<Response<Bytes>, ApiError> {
-        self.handler.handle(Call { app, request, path_args, client, fence: self.options.fence }).await
+        let fence = self.options.fence || (self.options.long_poll && !asks_to_wait(request.uri().query()));
+        self.handler.handle(Call { app, request, path_args, client, fence }).await
     }
 }
 
@@ -370,6 +371,16 @@ where
             (self.handler)(ctx, request).await?.into_response()
         })
     }
+}
+
+/// Whether a long-poll goes on from where the last one ended and may wait for news: then it need not see at once what
+/// was committed just now, because it will hear of it.
+fn asks_to_wait(query: Option<&str>) -> bool {
+    let parameter = |name: &str| {
+        let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    parameter("since").is_some() && parameter("timeout").is_some_and(|timeout| timeout != "0")
 }
 
 /// The forms under which clients call one path of the specification.

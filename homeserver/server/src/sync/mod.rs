@@ -75,9 +75,6 @@ pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Re
     let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
     let user_id = request.session.user_id.clone();
     let waiter = app.tail.wait(&user_id);
-    if request.since.is_none() || request.full_state || request.timeout.is_zero() {
-        app.fence().await?;
-    }
     reach(app, &user_id, request.since.as_ref()).await?;
     loop {
         // News that comes from here on ends the wait below.
