@@ -2,6 +2,8 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#room-aliases>.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use keystead_core::{
     event::Draft,
@@ -30,7 +32,7 @@ use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
     rooms::{
-        Target, Write,
+        Alongside, Target, Write,
         aliases::{aliases_of, canonical_alias},
     },
 };
@@ -85,16 +87,9 @@ pub(super) async fn delete_alias(
     if target.creator != user_id && !rules_alias && !ctx.requester.is_admin {
         return Err(ApiError::forbidden("You may not delete this alias"));
     }
-    let deleted = ctx
-        .app
-        .store
-        .write("delete_alias", |tx| async move { room_aliases::delete(&tx, alias).await })
-        .await?;
-    if !deleted {
-        return Err(unknown_alias());
-    }
-    if let Some(room) = room.filter(|_| rules_alias) {
-        remove_from_canonical_alias(&ctx, &room, alias).await?;
+    match room.filter(|room| rules_alias && names(room, alias)) {
+        Some(room) => delete_from_room(&ctx, &room, alias).await?,
+        None => delete(&ctx.app, alias).await?,
     }
     Ok(delete_alias::v3::Response::new())
 }
@@ -143,15 +138,20 @@ pub(super) fn may_set_canonical_alias(room: &RoomState, user_id: &UserId) -> Res
         && room.power_level(user_id).map_err(unreadable)? >= UserPowerLevel::Int(required))
 }
 
-async fn remove_from_canonical_alias(
-    ctx: &Ctx<Session>,
-    room: &RoomState,
-    alias: &RoomAliasId,
-) -> Result<(), ApiError> {
+/// Whether the room's canonical alias names this alias.
+fn names(room: &RoomState, alias: &RoomAliasId) -> bool {
+    aliases_of(&canonical_alias(room)).any(|other| other == alias)
+}
+
+async fn delete(app: &App, alias: &RoomAliasId) -> Result<(), ApiError> {
+    let deleted =
+        app.store.write("delete_alias", |tx| async move { room_aliases::delete(&tx, alias).await }).await?;
+    if deleted { Ok(()) } else { Err(unknown_alias()) }
+}
+
+/// Deletes an alias and takes it out of the room's canonical alias: both or neither.
+async fn delete_from_room(ctx: &Ctx<Session>, room: &RoomState, alias: &RoomAliasId) -> Result<(), ApiError> {
     let mut content = canonical_alias(room);
-    if !aliases_of(&content).any(|other| other == alias) {
-        return Ok(());
-    }
     content.alias = content.alias.filter(|other| other != alias);
     content.alt_aliases.retain(|other| other != alias);
     let draft = Draft {
@@ -162,11 +162,16 @@ async fn remove_from_canonical_alias(
         redacts: None,
         origin_server_ts: ctx.now,
     };
+    let alias = alias.to_owned();
+    let alongside: Alongside = Arc::new(move |tx, _| {
+        let alias = alias.clone();
+        Box::pin(async move { room_aliases::delete(&tx, &alias).await.map(drop) })
+    });
     let write = Write {
         target: Target::Room(room.room_id.clone()),
         drafts: vec![draft],
         transaction: None,
-        alongside: None,
+        alongside: Some(alongside),
         now: ctx.now,
     };
     ctx.app.writer.write(write).await?;
