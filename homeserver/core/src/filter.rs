@@ -2,11 +2,9 @@
 //!
 //! [spec]: https://spec.matrix.org/v1.19/client-server-api/#filtering
 
-use std::collections::BTreeSet;
-
 use ruma::{
     OwnedUserId, RoomId, UInt, UserId,
-    api::client::filter::{Filter, LazyLoadOptions, RoomEventFilter, RoomFilter, UrlFilter},
+    api::client::filter::{Filter, RoomEventFilter, RoomFilter, UrlFilter},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -64,22 +62,6 @@ pub fn excludes_everything(filter: &RoomEventFilter) -> bool {
 /// How many events to return: what the client asked for, at least 1 and at most `most`.
 pub fn limit(asked: Option<UInt>, default: usize, most: usize) -> usize {
     asked.map_or(default, |asked| usize::try_from(u64::from(asked)).unwrap_or(most)).clamp(1, most)
-}
-
-/// Whose `m.room.member` events go along with a list of events when members are loaded lazily.
-///
-/// `senders` are the senders of the events, `known` the members that this client is known to have already (as of
-/// its sync token). Returns `None` if all members are wanted.
-///
-/// See [lazy-loading room members](https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members).
-pub fn lazy_members<'a>(
-    options: LazyLoadOptions,
-    senders: impl IntoIterator<Item = &'a UserId>,
-    known: &BTreeSet<OwnedUserId>,
-) -> Option<BTreeSet<&'a UserId>> {
-    let LazyLoadOptions::Enabled { include_redundant_members } = options else { return None };
-    let wanted = |sender: &&UserId| include_redundant_members || !known.contains(*sender);
-    Some(senders.into_iter().filter(wanted).collect())
 }
 
 /// > If this list is absent then all event types are included. A `*` can be used as a wildcard to match any
@@ -202,16 +184,6 @@ mod tests {
         {
             assert_eq!(limit(asked, 10, 100), expected, "{asked:?}");
         }
-    }
-
-    #[test]
-    fn lazy_members_are_the_senders_not_yet_known() {
-        let (a, b) = (user_id!("@a:b.c"), user_id!("@b:b.c"));
-        let known = BTreeSet::from([a.to_owned()]);
-        let lazy = |redundant| LazyLoadOptions::Enabled { include_redundant_members: redundant };
-        assert_eq!(lazy_members(LazyLoadOptions::Disabled, [a, b], &known), None);
-        assert_eq!(lazy_members(lazy(false), [a, b, b], &known), Some([b].into()));
-        assert_eq!(lazy_members(lazy(true), [a, b], &known), Some([a, b].into()));
     }
 
     #[test]

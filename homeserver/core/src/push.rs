@@ -83,7 +83,7 @@ pub fn evaluate(rules: &Ruleset, event: &FlattenedJson, context: &PushConditionR
 }
 
 /// The first rule, by priority, that applies to the event. A user's own events match no rule.
-pub fn matching_rule<'a>(
+fn matching_rule<'a>(
     rules: &'a Ruleset,
     event: &FlattenedJson,
     context: &PushConditionRoomCtx,

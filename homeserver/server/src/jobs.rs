@@ -69,8 +69,15 @@ pub async fn run(app: Arc<App>) {
         let now = app.clock.now();
         let taken = app
             .store
-            .write("lease_jobs", |tx| async move { jobs::lease(&tx, now, after(now, GRACE), BATCH).await })
+            .write("lease_jobs", |tx| async move {
+                let oldest = jobs::oldest(&tx).await?;
+                Ok::<_, Error>((oldest, jobs::lease(&tx, now, after(now, GRACE), BATCH).await?))
+            })
             .await;
+        let taken = taken.map(|(oldest, taken)| {
+            app.metrics.oldest_job(oldest.map_or(Duration::ZERO, |oldest| between(oldest, now)));
+            taken
+        });
         match taken {
             Ok(taken) if !taken.is_empty() => {
                 for job in taken {
@@ -131,4 +138,8 @@ async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
 fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
     let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(now.0).saturating_add(delay)))
+}
+
+fn between(then: MilliSecondsSinceUnixEpoch, now: MilliSecondsSinceUnixEpoch) -> Duration {
+    Duration::from_millis(u64::from(now.0).saturating_sub(u64::from(then.0)))
 }

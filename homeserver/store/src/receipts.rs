@@ -59,16 +59,6 @@ pub async fn advance(tx: &WriteTx, receipt: &Receipt) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// All receipts of a room, the private ones of everybody included: to be filtered by who asks.
-///
-/// # Errors
-/// The database's own, or a row that cannot be read.
-pub async fn of_room(tx: &ReadTx, room_id: &RoomId) -> Result<Vec<Receipt>, Error> {
-    let sql =
-        "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id = $1";
-    tx.query(sql, [room_id.as_str().into()]).await?.iter().map(streams::receipt).collect()
-}
-
 /// The public receipts of several rooms that lie after one position of their shard and up to another, and the
 /// reader's own private ones, wherever they lie.
 ///
@@ -182,7 +172,11 @@ mod tests {
                 let of = |shard| positions.iter().find(|(s, _)| *s == shard).map(|(_, position)| *position);
                 let room = of(tx.shards().of_room(room_id!("!r:x")));
                 let user = of(tx.shards().of_user(user_id!("@a:x")));
-                Ok::<_, Error>((room, user, of_room(&tx, room_id!("!r:x")).await?))
+                Ok::<_, Error>((
+                    room,
+                    user,
+                    in_rooms(&tx, user_id!("@a:x"), &[room_id!("!r:x")], 0, 9).await?,
+                ))
             })
             .await
             .unwrap();

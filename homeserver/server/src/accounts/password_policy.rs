@@ -1,17 +1,13 @@
 //! What a password must be: section 10 of the KeyBox profile.
 
 use http::StatusCode;
+use keystead_core::password::{self, LONG_ENOUGH_CHARS};
 use ruma::api::error::ErrorCode;
 
 use crate::{config::registration::PasswordPolicy, http::error::ApiError};
 
 /// The most characters that a password may have: enough for any passphrase, little enough to hash.
 const MAX_CHARACTERS: usize = 512;
-/// A password with all four kinds of characters must have this many.
-const MIN_CHARACTERS: usize = 8;
-/// A password with more than this many may have any kinds of characters.
-const LONG: usize = 20;
-
 /// Checks a new password.
 ///
 /// # Errors
@@ -23,32 +19,18 @@ pub fn check(policy: PasswordPolicy, password: &str) -> Result<(), ApiError> {
         let text = format!("A password must not have more than {MAX_CHARACTERS} characters");
         return Err(ApiError::invalid_param(text));
     }
-    let missing = match policy {
-        PasswordPolicy::None if length == 0 => vec!["at least one character"],
-        PasswordPolicy::None => Vec::new(),
-        PasswordPolicy::Bsi if length > LONG => Vec::new(),
-        PasswordPolicy::Bsi => missing(password, length),
+    let lacks = match policy {
+        PasswordPolicy::None if length == 0 => "at least one character".to_owned(),
+        PasswordPolicy::None => return Ok(()),
+        PasswordPolicy::Bsi => match password::check(password) {
+            Ok(()) => return Ok(()),
+            Err(weak) => weak.to_string(),
+        },
     };
-    if missing.is_empty() {
-        return Ok(());
-    }
     let text = format!(
-        "The password lacks {}; or it must have more than {LONG} characters of any kind",
-        missing.join(", ")
+        "The password lacks {lacks}; or it must have more than {LONG_ENOUGH_CHARS} characters of any kind"
     );
     Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::WeakPassword, text))
-}
-
-fn missing(password: &str, length: usize) -> Vec<&'static str> {
-    let has = |kind: fn(char) -> bool| password.chars().any(kind);
-    let rules = [
-        (length >= MIN_CHARACTERS, "at least 8 characters"),
-        (has(char::is_lowercase), "a lower-case letter"),
-        (has(char::is_uppercase), "an upper-case letter"),
-        (has(char::is_numeric), "a digit"),
-        (has(|c| !c.is_alphanumeric()), "a special character"),
-    ];
-    rules.into_iter().filter(|(met, _)| !met).map(|(_, rule)| rule).collect()
 }
 
 #[cfg(test)]

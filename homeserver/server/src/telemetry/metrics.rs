@@ -36,6 +36,7 @@ pub struct Metrics {
     group_commit_writes: Histogram,
     group_commit_events: IntCounter,
     fence_wait: Histogram,
+    oldest_job: IntGauge,
     tail_lag: IntGauge,
     sync_waiters: IntGauge,
 }
@@ -169,6 +170,13 @@ impl Metrics {
                     .buckets(SECONDS.to_vec()),
                 )?,
             )?,
+            oldest_job: register(
+                &registry,
+                IntGauge::new(
+                    "keystead_jobs_oldest_seconds",
+                    "How long the oldest job that is not done has been waiting; 0 if there is none.",
+                )?,
+            )?,
             tail_lag: register(
                 &registry,
                 IntGauge::new(
@@ -248,6 +256,11 @@ impl Metrics {
     /// Counts a wait at the fence.
     pub fn fence(&self, waited: Duration) {
         self.fence_wait.observe(waited.as_secs_f64());
+    }
+
+    /// Notes how long the oldest job that is not done has been waiting.
+    pub fn oldest_job(&self, waiting: Duration) {
+        self.oldest_job.set(waiting.as_secs().try_into().unwrap_or(i64::MAX));
     }
 
     /// Notes how the streams stand: how far behind the tail is, and how many syncs wait.
