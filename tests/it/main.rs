@@ -6,6 +6,7 @@ mod directory;
 mod encryption;
 mod hostile;
 mod keybox;
+mod keybox_permission;
 mod lifecycle;
 mod push_rules;
 mod rooms;
