@@ -438,6 +438,11 @@ fn check_names(draft: &Draft) -> Result<(), Refusal> {
     if draft.state_key.as_ref().is_some_and(|key| key.len() > MAX_NAME_BYTES) {
         return Err(Refusal::TooLarge("The event's state key is longer than 255 bytes"));
     }
+    if draft.event_type.to_string().contains('\0')
+        || draft.state_key.as_ref().is_some_and(|key| key.contains('\0'))
+    {
+        return Err(Refusal::BadEvent("The event's type and state key must not contain U+0000".to_owned()));
+    }
     Ok(())
 }
 

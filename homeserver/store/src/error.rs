@@ -28,9 +28,9 @@ pub enum Error {
         /// What is wrong with the value; never the value itself.
         problem: String,
     },
-    /// A text holds what the database cannot store: a zero character.
+    /// A text holds what a database cannot store: a zero character.
     #[error("a text holds a zero character")]
-    InvalidText(#[source] DbErr),
+    InvalidText,
     /// The database refused the statement for another reason.
     #[error("the database refused a statement")]
     Database(#[source] DbErr),
@@ -86,7 +86,6 @@ impl From<DbErr> for Error {
                 match kind_of(cause) {
                     Kind::Retryable => Self::Retryable(error),
                     Kind::Unavailable => Self::Unavailable(error),
-                    Kind::InvalidText => Self::InvalidText(error),
                     Kind::Other => Self::Database(error),
                 }
             }
@@ -96,7 +95,6 @@ impl From<DbErr> for Error {
 }
 
 enum Kind {
-    InvalidText,
     Retryable,
     Unavailable,
     Other,
@@ -112,8 +110,6 @@ fn kind_of(error: &sqlx::Error) -> Kind {
         sqlx::Error::Database(cause) => match cause.code().as_deref() {
             // PostgreSQL: serialization_failure, deadlock_detected; SQLite: BUSY and BUSY_SNAPSHOT.
             Some("40001" | "40P01" | "5" | "517") => Kind::Retryable,
-            // PostgreSQL: character_not_in_repertoire.
-            Some("22021") => Kind::InvalidText,
             // PostgreSQL class 57: the server is shutting down, starting, or ended this session.
             Some("57P01" | "57P02" | "57P03") => Kind::Unavailable,
             // PostgreSQL class 08 and 53: connection trouble, too many connections.

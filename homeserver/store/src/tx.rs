@@ -75,13 +75,25 @@ impl ReadTx {
         self.transaction.get_database_backend()
     }
 
+    /// PostgreSQL takes no U+0000 in a text; so that both databases hold the same, neither gets one.
+    fn statement<I>(&self, sql: &str, values: I) -> Result<Statement, Error>
+    where
+        I: IntoIterator<Item = Value>,
+    {
+        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
+        let holds_nul = |value: &Value| matches!(value, Value::String(Some(text)) if text.contains('\0'));
+        match &statement.values {
+            Some(values) if values.0.iter().any(holds_nul) => Err(Error::InvalidText),
+            _ => Ok(statement),
+        }
+    }
+
     /// Runs a statement written by hand, with `$1`, `$2`… for `values`, and returns its rows.
     pub(crate) async fn query<I>(&self, sql: &str, values: I) -> Result<Vec<QueryResult>, Error>
     where
         I: IntoIterator<Item = Value>,
     {
-        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
-        timed(self.connection().query_all_raw(statement)).await
+        timed(self.connection().query_all_raw(self.statement(sql, values)?)).await
     }
 }
 
@@ -109,8 +121,7 @@ impl WriteTx {
     where
         I: IntoIterator<Item = Value>,
     {
-        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
-        Ok(timed(self.connection().execute_raw(statement)).await?.rows_affected())
+        Ok(timed(self.connection().execute_raw(self.statement(sql, values)?)).await?.rows_affected())
     }
 
     /// Inserts rows in as few statements as the database takes. `suffix` follows the values (`ON CONFLICT …`, or nothing).

@@ -2,7 +2,7 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#standard-error-response>.
 
-use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -171,6 +171,19 @@ impl ApiError {
         error
     }
 
+    /// What the store could not do: 400 for a text that it cannot hold, 503 while the database is away, else 500.
+    fn of_store(error: Arc<keystead_store::Error>) -> Self {
+        match *error {
+            keystead_store::Error::InvalidText => {
+                Self::invalid_param("Text must not have zero characters").because(error)
+            }
+            keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
+                Self::unavailable(error)
+            }
+            _ => Self::internal(error),
+        }
+    }
+
     /// Adds a field to the error's JSON body.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
@@ -262,21 +275,13 @@ impl StdError for ApiError {
 
 impl From<keystead_store::Error> for ApiError {
     fn from(error: keystead_store::Error) -> Self {
-        match error {
-            keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
-                Self::unavailable(error)
-            }
-            keystead_store::Error::InvalidText(_) => {
-                Self::invalid_param("Text must not have zero characters").because(error)
-            }
-            _ => Self::internal(error),
-        }
+        Self::of_store(Arc::new(error))
     }
 }
 
 impl keystead_store::TransactionError for ApiError {
     fn store_error(&self) -> Option<&keystead_store::Error> {
-        self.0.cause.as_ref()?.downcast_ref()
+        self.0.cause.as_ref()?.downcast_ref::<Arc<keystead_store::Error>>().map(AsRef::as_ref)
     }
 }
 
@@ -301,12 +306,7 @@ impl From<WriteError> for ApiError {
             WriteError::UnknownRoom => Self::not_found("There is no such room"),
             WriteError::Conflict => Self::new(StatusCode::CONFLICT, ErrorCode::Unknown, "The name is taken"),
             WriteError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
-            WriteError::Store(error) => match *error {
-                keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
-                    Self::unavailable(error)
-                }
-                _ => Self::internal(error),
-            },
+            WriteError::Store(error) => Self::of_store(error),
         }
     }
 }

@@ -420,5 +420,7 @@ fn decode_segment(segment: &str) -> Result<String, BadPercentEncoding> {
         }
         rest = rest.get(at + 3..).unwrap_or_default();
     }
-    percent_decode_str(segment).decode_utf8().map(|text| text.into_owned()).map_err(|_| BadPercentEncoding)
+    // No name that is part of a path has U+0000 in it, and no database could hold it.
+    let decoded = percent_decode_str(segment).decode_utf8().ok().filter(|text| !text.contains('\0'));
+    decoded.map(|text| text.into_owned()).ok_or(BadPercentEncoding)
 }
