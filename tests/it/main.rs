@@ -7,6 +7,7 @@ mod encryption;
 mod hostile;
 mod keybox;
 mod keybox_permission;
+mod keybox_rules;
 mod lifecycle;
 mod push_rules;
 mod rooms;

@@ -121,6 +121,7 @@ pub(super) async fn send(
     };
     let room_id = find_room(client, room).await?;
     let event_id = client.send_text(&room_id, text).await?;
+    output.notices(client.take_notices());
     output.result(&format!("Sent as {event_id}."), &json!({ "event_id": event_id, "room_id": room_id }));
     Ok(())
 }
@@ -141,11 +142,12 @@ pub(super) async fn listen(
     }
     loop {
         let limit = until_messages.map_or(usize::MAX, |wanted| wanted.saturating_sub(shown));
-        for message in client.take_unread(room_id.as_deref(), limit).await? {
+        let unread = client.take_unread(room_id.as_deref(), limit).await?;
+        output.notices(client.take_notices());
+        for message in unread {
             output.message(&message);
             shown += 1;
         }
-        output.notices(client.take_notices());
         if until_messages.is_some_and(|wanted| shown >= wanted) {
             return Ok(());
         }
