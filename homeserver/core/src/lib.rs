@@ -14,6 +14,7 @@ pub mod push;
 pub mod redaction;
 pub mod room;
 pub mod room_creation;
+pub mod room_upgrade;
 pub mod shard;
 pub mod throttle;
 pub mod token;

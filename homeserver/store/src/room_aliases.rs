@@ -59,6 +59,16 @@ pub async fn delete(tx: &WriteTx, alias: &RoomAliasId) -> Result<bool, Error> {
     Ok(tx.execute("DELETE FROM room_aliases WHERE alias = $1", [alias.as_str().into()]).await? > 0)
 }
 
+/// Lets the aliases of one room stand for another.
+///
+/// # Errors
+/// The database's own.
+pub async fn move_all(tx: &WriteTx, from: &RoomId, to: &RoomId) -> Result<(), Error> {
+    let sql = "UPDATE room_aliases SET room_id = $2 WHERE room_id = $1";
+    tx.execute(sql, [from.as_str().into(), to.as_str().into()]).await?;
+    Ok(())
+}
+
 /// The aliases of a room on this server, by name.
 ///
 /// # Errors
@@ -95,6 +105,8 @@ mod tests {
                 assert_eq!(find(&tx, alias).await?.map(|target| target.room_id), Some(first.to_owned()));
                 assert_eq!(of_room(&tx, first).await?, [alias]);
                 assert!(of_room(&tx, second).await?.is_empty());
+                move_all(&tx, first, second).await?;
+                assert_eq!(of_room(&tx, second).await?, [alias]);
                 assert!(delete(&tx, alias).await? && !delete(&tx, alias).await?);
                 assert_eq!(find(&tx, alias).await?, None);
                 Ok::<_, Error>(())

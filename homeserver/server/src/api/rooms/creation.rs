@@ -39,11 +39,19 @@ pub(super) async fn create_room(ctx: Ctx<Session>, request: v3::Request) -> Resu
     for invited in &request.invite {
         check_can_be_invited(&ctx, invited)?;
     }
-    make(&ctx, &request, None).await.map(v3::Response::new)
+    make(&ctx, &request, More::default()).await.map(v3::Response::new)
 }
 
-/// Makes a room, with its alias and its place in the directory, all of it or nothing. `alongside` is done in the same
-/// transaction.
+/// What the making of a room does besides what the request asks for.
+#[derive(Clone, Default)]
+pub(super) struct More {
+    /// More events, after all others.
+    pub(super) drafts: Vec<Draft>,
+    /// More work for the same transaction.
+    pub(super) alongside: Option<Alongside>,
+}
+
+/// Makes a room, with its alias and its place in the directory, all of it or nothing.
 ///
 /// # Errors
 ///
@@ -51,7 +59,7 @@ pub(super) async fn create_room(ctx: Ctx<Session>, request: v3::Request) -> Resu
 pub(super) async fn make(
     ctx: &Ctx<Session>,
     request: &v3::Request,
-    alongside: Option<Alongside>,
+    more: More,
 ) -> Result<OwnedRoomId, ApiError> {
     let creator = &*ctx.requester.user_id;
     let default_version = &ctx.app.settings.rooms.default_version;
@@ -60,7 +68,7 @@ pub(super) async fn make(
         let plan = room_creation::plan(request, creator, default_version, at).map_err(refused)?;
         let alias = plan.alias.clone();
         check_alias_is_free(ctx, alias.as_ref()).await?;
-        match write(ctx, plan, alongside.clone()).await {
+        match write(ctx, plan, more.clone()).await {
             Ok(room_id) => return Ok(room_id),
             // Another replica may have given the alias away meanwhile; else the create event is the one of another room.
             Err(WriteError::Conflict) => check_alias_is_free(ctx, alias.as_ref()).await?,
@@ -73,13 +81,11 @@ pub(super) async fn make(
     Err(WriteError::Busy.into())
 }
 
-async fn write(
-    ctx: &Ctx<Session>,
-    plan: RoomPlan,
-    alongside: Option<Alongside>,
-) -> Result<OwnedRoomId, WriteError> {
+async fn write(ctx: &Ctx<Session>, plan: RoomPlan, more: More) -> Result<OwnedRoomId, WriteError> {
     let RoomPlan { room_version, mut drafts, alias, visibility } = plan;
     introduce_members(ctx, &mut drafts).await?;
+    drafts.extend(more.drafts);
+    let alongside = more.alongside;
     let localpart = ctx.app.entropy.readable(LOCALPART);
     let room_id = room_id_from_parts(&localpart, &ctx.app.settings.server.name)
         .map_err(|error| Error::Setup(error.to_string()))?;

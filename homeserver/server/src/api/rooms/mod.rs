@@ -12,6 +12,7 @@ mod redaction;
 mod sending;
 mod state;
 mod timeline;
+mod upgrade;
 
 use keystead_core::{event::Draft, json, room::RoomState};
 use keystead_store::transactions::ClientTransaction;
@@ -48,7 +49,8 @@ pub(super) fn routes(router: &mut Router) {
         .route(sending::send_message_event)
         .route(state::get_state_event_for_key)
         .route(state::get_state_events)
-        .route(state::send_state_event);
+        .route(state::send_state_event)
+        .route(upgrade::upgrade_room);
 }
 
 /// An event that the asking user sends now.

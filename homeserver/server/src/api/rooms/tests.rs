@@ -9,7 +9,8 @@ use ruma::{
         client::{
             context::get_context,
             membership::{
-                forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user, leave_room,
+                ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user,
+                leave_room,
             },
             message::{get_message_events, send_message_event},
             redact::redact_event,
@@ -350,6 +351,38 @@ async fn events_tell_what_they_replaced_and_what_emptied_them() {
     assert_eq!(unsigned(2)["prev_content"], json!({ "name": "two" }));
     assert_eq!(unsigned(2)["replaces_state"], two.as_str());
     assert_eq!(unsigned(3)["prev_content"], json!({ "name": "one" }));
+}
+
+#[tokio::test]
+async fn an_upgraded_room_leaves_its_names_and_bans_to_the_new_one() {
+    let server = Server::start().await;
+    let old = &server
+        .room(
+            "a",
+            json!({ "room_version": "11", "preset": "public_chat", "room_alias_name": "lobby", "name": "n" }),
+        )
+        .await;
+    server.join("b", old).await.unwrap();
+    server.join("c", old).await.unwrap();
+    let ban: ban_user::v3::Request = request(&[old.as_str()], json!({ "user_id": "@c:x" }));
+    membership::ban_user(server.ctx("a"), ban).await.unwrap();
+    let upgrade = |user: &'static str, version: &str| {
+        let body = json!({ "new_version": version });
+        upgrade::upgrade_room(server.ctx(user), request(&[old.as_str()], body))
+    };
+    assert_eq!(errcode(upgrade("b", "12").await), forbidden());
+    assert_eq!(errcode(upgrade("a", "1").await), (400, "M_UNSUPPORTED_ROOM_VERSION".to_owned()));
+    let new = &upgrade("a", "12").await.unwrap().replacement_room;
+
+    let create = server.get("a", new, ("m.room.create", "")).await.unwrap();
+    assert_eq!((&create["room_version"], &create["predecessor"]["room_id"]), (&json!("12"), &json!(old)));
+    assert_eq!(server.get("a", new, ("m.room.name", "")).await.unwrap()["name"], "n");
+    assert_eq!(errcode(server.join("c", new).await), forbidden());
+    let by_alias: join_room_by_id_or_alias::v3::Request = request(&["#lobby:x"], json!({}));
+    assert_eq!(&joining::join_room_by_id_or_alias(server.ctx("b"), by_alias).await.unwrap().room_id, new);
+    let tombstone = server.get("b", old, ("m.room.tombstone", "")).await.unwrap();
+    assert_eq!(tombstone["replacement_room"], json!(new));
+    assert_eq!(errcode(server.send("b", old, "1").await), forbidden());
 }
 
 #[tokio::test]
