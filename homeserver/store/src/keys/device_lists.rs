@@ -11,7 +11,7 @@ use sea_orm::{DbBackend, DbErr, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
-    rooms::{self, placeholders},
+    rooms::{self, Membership, placeholders},
     streams::{self, UserChange},
 };
 
@@ -132,35 +132,17 @@ pub async fn device_list_delta(
     user_id: &UserId,
     from: &SyncToken,
 ) -> Result<DeviceListDelta, Error> {
-    let mut delta = DeviceListDelta::default();
     let own_shard = tx.shards().of_user(user_id);
-    let since = tx
-        .shards()
-        .room_shards()
-        .zip(from.rooms.iter().copied())
-        .chain([(own_shard, from.user)])
-        .map(|(shard, after)| format!("({shard}, {after})"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    for row in tx
-        .query(&format!("WITH since (shard, after) AS (VALUES {since}) {CHANGED}"), [user_id.as_str().into()])
-        .await?
-    {
-        delta.changed.insert(streams::user_id(&row, "user_changes", "user_id")?);
-    }
-    for row in tx
-        .query(&format!("WITH since (shard, after) AS (VALUES {since}) {MOVED}"), [user_id.as_str().into()])
-        .await?
-    {
-        let moved = streams::user_id(&row, "memberships", "user_id")?;
-        let membership: String = row.try_get("", "membership")?;
-        if membership == "join" {
-            delta.changed.insert(moved)
-        } else {
-            delta.left.insert(moved)
+    let memberships = rooms::memberships_of(tx, user_id).await?;
+    let mut delta =
+        DeviceListDelta { changed: changed_members(tx, user_id, from).await?, ..Default::default() };
+    for (moved, membership) in moved_members(tx, &memberships, from).await? {
+        match membership {
+            MembershipState::Join => delta.changed.insert(moved),
+            _ => delta.left.insert(moved),
         };
     }
-    let (entered, gone) = own_moves(tx, user_id, from).await?;
+    let (entered, gone) = own_moves(tx, user_id, memberships, from).await?;
     delta.changed.extend(members_of(tx, &entered).await?);
     delta.left.extend(members_of(tx, &gone).await?);
     let shared = sharing(tx, user_id, &delta.left).await?;
@@ -173,30 +155,82 @@ pub async fn device_list_delta(
     Ok(delta)
 }
 
-/// Changes of users who share a room with `$1`.
-const CHANGED: &str = "SELECT DISTINCT c.user_id FROM user_changes c \
-    JOIN since s ON s.shard = c.shard AND c.position > s.after \
-    WHERE c.kind = 'device_list' AND EXISTS ( \
-        SELECT 1 FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
-        WHERE mine.user_id = $1 AND mine.membership = 'join' \
-        AND theirs.user_id = c.user_id AND theirs.membership IN ('join', 'invite'))";
+/// The users in the rooms of `user_id` whose devices or keys changed since `from`.
+async fn changed_members(
+    tx: &ReadTx,
+    user_id: &UserId,
+    from: &SyncToken,
+) -> Result<BTreeSet<OwnedUserId>, Error> {
+    let own_shard = (tx.shards().of_user(user_id), from.user);
+    let since: Vec<(Shard, i64)> =
+        tx.shards().room_shards().zip(from.rooms.iter().copied()).chain([own_shard]).collect();
+    // Conditions rather than a joined list, so that the planner sees how few rows follow each position.
+    let conditions = since
+        .iter()
+        .zip(2..)
+        .map(|((shard, _), n)| format!("(c.shard = {shard} AND c.position > ${n})"))
+        .collect::<Vec<_>>()
+        .join(" OR ");
+    let sql = format!(
+        "SELECT DISTINCT c.user_id FROM user_changes c \
+         WHERE c.kind = 'device_list' AND ({conditions}) AND EXISTS ( \
+             SELECT 1 FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
+             WHERE mine.user_id = $1 AND mine.membership = 'join' \
+             AND theirs.user_id = c.user_id AND theirs.membership IN ('join', 'invite'))"
+    );
+    let values = std::iter::once(Value::from(user_id.as_str()))
+        .chain(since.iter().map(|(_, after)| Value::from(*after)));
+    let rows = tx.query(&sql, values).await?;
+    rows.iter().map(|row| streams::user_id(row, "user_changes", "user_id")).collect()
+}
 
-/// Members who came to or went from the rooms of `$1`.
-const MOVED: &str = "SELECT DISTINCT theirs.user_id, theirs.membership FROM memberships mine \
-    JOIN rooms r ON r.room_id = mine.room_id JOIN since s ON s.shard = r.shard \
-    JOIN memberships theirs ON theirs.room_id = mine.room_id AND theirs.position > s.after \
-    WHERE mine.user_id = $1 AND mine.membership = 'join' AND theirs.membership IN ('join', 'leave', 'ban')";
+/// Who came to or went from the joined ones of these rooms since `from`.
+async fn moved_members(
+    tx: &ReadTx,
+    memberships: &[Membership],
+    from: &SyncToken,
+) -> Result<Vec<(OwnedUserId, MembershipState)>, Error> {
+    let joined: Vec<&Membership> =
+        memberships.iter().filter(|room| room.membership == MembershipState::Join).collect();
+    let mut moved = Vec::new();
+    for chunk in joined.chunks(IDS_A_STATEMENT) {
+        let rooms = (0..chunk.len())
+            .map(|index| format!("({})", placeholders(index * 2 + 1, 2)))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let sql = format!(
+            "WITH mine (room_id, after) AS (VALUES {rooms}) \
+             SELECT DISTINCT theirs.user_id, theirs.membership FROM mine \
+             JOIN memberships theirs ON theirs.room_id = mine.room_id AND theirs.position > mine.after \
+             WHERE theirs.membership IN ('join', 'leave', 'ban')"
+        );
+        let values = chunk.iter().flat_map(|room| {
+            [Value::from(room.room_id.as_str()), position_in(tx, from, &room.room_id).into()]
+        });
+        for row in tx.query(&sql, values).await? {
+            let membership: String = row.try_get("", "membership")?;
+            moved.push((streams::user_id(&row, "memberships", "user_id")?, membership.into()));
+        }
+    }
+    Ok(moved)
+}
+
+/// How far a reader had come in the shard of a room.
+fn position_in(tx: &ReadTx, from: &SyncToken, room_id: &RoomId) -> i64 {
+    let shard = usize::try_from(tx.shards().of_room(room_id)).unwrap_or_default();
+    from.rooms.get(shard).copied().unwrap_or_default()
+}
 
 /// The rooms that the user has entered since `from`, and those that it has left.
 async fn own_moves(
     tx: &ReadTx,
     user_id: &UserId,
+    memberships: Vec<Membership>,
     from: &SyncToken,
 ) -> Result<(Vec<OwnedRoomId>, Vec<OwnedRoomId>), Error> {
     let (mut entered, mut gone) = (Vec::new(), Vec::new());
-    for membership in rooms::memberships_of(tx, user_id).await? {
-        let shard = usize::try_from(tx.shards().of_room(&membership.room_id)).unwrap_or_default();
-        let after = from.rooms.get(shard).copied().unwrap_or_default();
+    for membership in memberships {
+        let after = position_in(tx, from, &membership.room_id);
         if membership.position <= after {
             continue;
         }

@@ -21,6 +21,7 @@ impl MigratorTrait for Migrator {
             step("m0002_accounts", include_str!("m0002_accounts.sql")),
             step("m0003_user_data_and_directory", include_str!("m0003_user_data_and_directory.sql")),
             step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
+            step("m0005_memberships_by_position", include_str!("m0005_memberships_by_position.sql")),
         ]
     }
 }
