@@ -430,6 +430,8 @@ async fn full_state_gives_all_of_it_again() {
     let mut bobs = bob.syncing();
     bobs.until_joined(&room).await;
     let since = encode(bobs.since().expect("a token"));
+    let bob = bob.on_one_replica();
+    bob.get("/account/whoami").await.ok();
     let full = bob.get(&format!("/sync?timeout=0&full_state=true&since={since}")).await.ok();
     let state = events(&full["rooms"]["join"][&room]["state"]);
     assert!(of_type(state, "m.room.create").is_some(), "{full:#}");

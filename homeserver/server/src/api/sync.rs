@@ -15,14 +15,14 @@ use crate::{
     app::App,
     context::{Ctx, Session},
     http::error::ApiError,
-    sync::{SyncRequest, sync},
+    sync::{SyncRequest, reply::SyncReply, sync},
 };
 
 /// What happened since a token; waits for something to happen if nothing has.
 pub(super) async fn sync_events(
     ctx: Ctx<Session>,
     request: sync_events::Request,
-) -> Result<sync_events::Response, ApiError> {
+) -> Result<SyncReply, ApiError> {
     let room_shards = ctx.app.tail.shards().room_shards().count();
     let since = request
         .since
@@ -45,7 +45,7 @@ pub(super) async fn sync_events(
         state_after: request.use_state_after,
         timeout: request.timeout.unwrap_or(Duration::ZERO),
     };
-    sync(&ctx.app, request).await
+    Ok(SyncReply(sync(&ctx.app, request).await?))
 }
 
 /// A filter that the user has uploaded.

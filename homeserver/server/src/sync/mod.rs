@@ -9,6 +9,7 @@ mod changes;
 mod devices;
 mod ephemeral;
 mod left;
+pub mod reply;
 mod room;
 mod state;
 mod unread;
