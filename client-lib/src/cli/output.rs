@@ -82,6 +82,7 @@ fn is_warning(notice: &Notice) -> bool {
             | Notice::KeyUndeliverable { .. }
             | Notice::InvalidKeySet { .. }
             | Notice::MessageRefused { .. }
+            | Notice::NewOwnKeyBox { .. }
             | Notice::SuiteDowngrade { .. }
     )
 }

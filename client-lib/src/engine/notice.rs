@@ -125,6 +125,11 @@ pub enum Notice {
         /// Which.
         keybox: KeyBoxAddress,
     },
+    /// The account has a KeyBox that it did not have before: a person should know whether that is their own doing.
+    NewOwnKeyBox {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
     /// Somebody tried to take a room's encryption back, or to weaken it; it stays as it was.
     SuiteDowngrade {
         /// The room.
@@ -176,6 +181,11 @@ impl std::fmt::Display for Notice {
                 write!(f, "refused {event_id} in {room_id}: {reason}")
             }
             Self::NewKeyBox { keybox } => write!(f, "new KeyBox {keybox}"),
+            Self::NewOwnKeyBox { keybox } => write!(
+                f,
+                "WARNING: your account has a new KeyBox, {}; if that is not you, change your password and log it out",
+                keybox.keybox_id
+            ),
             Self::SuiteDowngrade { room_id } => {
                 write!(f, "WARNING: somebody tried to weaken the encryption of {room_id}; it stays as it was")
             }

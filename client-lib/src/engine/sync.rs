@@ -134,8 +134,15 @@ impl Engine {
         let none = Map::new();
         for user_id in asked {
             let devices = device_keys.get(user_id).and_then(Value::as_object).unwrap_or(&none);
+            // On the first look at its own account everything is new to a KeyBox.
+            let looked_before = self.directory.find(&self.own).is_some();
             let update = self.directory.update(user_id, devices, now);
-            notices.extend(update.notices);
+            notices.extend(update.notices.into_iter().map(|notice| match notice {
+                Notice::NewKeyBox { keybox } if looked_before && keybox.user_id == self.own.user_id => {
+                    Notice::NewOwnKeyBox { keybox }
+                }
+                other => other,
+            }));
             if update.departed {
                 for room in self.rooms.values_mut().filter(|room| room.members.contains_key(user_id)) {
                     room.depart();

@@ -99,7 +99,10 @@ fn a_second_keybox_asks_the_first_one_of_its_user() {
     assert!(world.notices("B2").contains(&asked), "{:?}", world.notices("B2"));
     assert!(world.notices("B1").contains(&Notice::KeyGiven { key: key.clone(), keybox: address("B2") }));
     assert!(!world.notices("A1").contains(&Notice::KeyGiven { key, keybox: address("B2") }));
-    assert!(world.notices("B1").contains(&Notice::NewKeyBox { keybox: address("B2") }));
+    assert!(world.notices("B1").contains(&Notice::NewOwnKeyBox { keybox: address("B2") }));
+    assert!(world.notices("A1").contains(&Notice::NewKeyBox { keybox: address("B2") }));
+    let warned = |notice: &Notice| matches!(notice, Notice::NewOwnKeyBox { .. });
+    assert!(!world.notices("B2").iter().any(warned), "what was there first is not new");
 }
 
 #[test]
