@@ -98,6 +98,22 @@ pub async fn delete_key(tx: &WriteTx, user_id: &UserId, usage: &KeyUsage) -> Res
     Ok(())
 }
 
+/// Deletes the cross-signing keys of an account that is closed, and all signatures that it made or got. The caller
+/// notes the change ([`crate::keys::note_device_list_change`]).
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_of_user(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    for sql in [
+        "DELETE FROM cross_signing_keys WHERE user_id = $1",
+        "DELETE FROM key_signatures WHERE user_id = $1",
+        "DELETE FROM key_signatures WHERE signer_id = $1",
+    ] {
+        tx.execute(sql, [user_id.as_str().into()]).await?;
+    }
+    Ok(())
+}
+
 /// The signatures on the keys of these users that `viewer` may see: the owners' own, and the viewer's.
 ///
 /// # Errors
@@ -224,5 +240,16 @@ mod tests {
             .unwrap();
         assert_eq!(keys, [key(KeyUsage::Master, "M2")]);
         assert!(of(b).await.unwrap().is_empty());
+
+        let left = store
+            .write("test", |tx| async move {
+                let signed = SignedKey { user_id: b.to_owned(), key_id: "M".to_owned() };
+                put_signatures(&tx, BTreeMap::from([(signed, vec![signature("@a:x")])])).await?;
+                delete_of_user(&tx, a).await?;
+                Ok::<_, Error>((keys_of(&tx, &[a]).await?, visible_signatures(&tx, &[b], a).await?))
+            })
+            .await
+            .unwrap();
+        assert_eq!(left, (Vec::new(), BTreeMap::new()));
     }
 }

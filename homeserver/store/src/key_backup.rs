@@ -148,6 +148,19 @@ pub async fn delete_version(tx: &WriteTx, user_id: &UserId, version: i64) -> Res
     Ok(changed > 0)
 }
 
+/// Deletes all versions of an account that is closed, with their keys.
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_of_user(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    for sql in
+        ["DELETE FROM backup_keys WHERE user_id = $1", "DELETE FROM backup_versions WHERE user_id = $1"]
+    {
+        tx.execute(sql, [user_id.as_str().into()]).await?;
+    }
+    Ok(())
+}
+
 /// Stores keys in a version that is locked ([`lock_newest_version`]), except where a better one is there
 /// ([`BackedUpKey::is_better_than`]). Returns the version's new etag, which is the old one if nothing was stored.
 ///
@@ -407,5 +420,13 @@ mod tests {
             .unwrap();
         assert!(deleted && !again);
         assert_eq!((newest, found), (Some(2), None));
+        let newest = store
+            .write("test", |tx| async move {
+                delete_of_user(&tx, user).await?;
+                newest_version(&tx, user).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(newest, None);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use keystead_core::event::Draft;
-use keystead_store::{Error, devices, jobs, keys, profiles, users};
+use keystead_store::{Error, cross_signing, devices, jobs, key_backup, keys, profiles, users};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedRoomId, UserId,
     events::{
@@ -45,6 +45,8 @@ pub async fn deactivate(
             }
             let devices = devices::of_user(&tx, user_id).await?;
             let devices: Vec<_> = devices.into_iter().map(|device| device.device_id).collect();
+            cross_signing::delete_of_user(&tx, user_id).await?;
+            key_backup::delete_of_user(&tx, user_id).await?;
             devices::delete(&tx, user_id, &devices).await?;
             jobs::insert(&tx, new_job).await?;
             Ok::<_, Error>(())

@@ -22,6 +22,7 @@ impl MigratorTrait for Migrator {
             step("m0003_user_data_and_directory", include_str!("m0003_user_data_and_directory.sql")),
             step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
             step("m0005_memberships_by_position", include_str!("m0005_memberships_by_position.sql")),
+            step("m0006_signatures_by_signer", include_str!("m0006_signatures_by_signer.sql")),
         ]
     }
 }
