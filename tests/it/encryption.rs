@@ -286,3 +286,54 @@ async fn a_key_backup_keeps_the_best_key_and_counts_its_changes() {
     alice.delete(&format!("/room_keys/version/{version}")).await.ok();
     alice.get(&path).await.refused(404, "M_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn whom_a_user_has_verified_is_known_to_that_user_alone() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let (master, users) = (SigningKey::anonymous(), SigningKey::anonymous());
+    let upload = json!({
+        "master_key": cross_signing_key(&alice, "master", &master, &[]),
+        "user_signing_key": cross_signing_key(&alice, "user_signing", &users, &[&master]),
+    });
+    upload_cross_signing(&alice, upload).await;
+    let bobs = SigningKey::anonymous();
+    let bobs_master = cross_signing_key(&bob, "master", &bobs, &[]);
+    upload_cross_signing(&bob, json!({ "master_key": &bobs_master })).await;
+    let device = publish(&bob).await;
+
+    let mut alices = cluster.login("alice").await.syncing();
+    alices.next(0).await;
+    let signed = users.sign(&alice.id, bobs_master.clone());
+    let mut altered = signed.clone();
+    altered["usage"] = json!(["master", "self_signing"]);
+    let upload = |key: &Value| json!({ &bob.id: { &bobs.id: key } });
+    let failure = |answer: &Value, key: &str| answer["failures"][&bob.id][key]["errcode"].clone();
+
+    // Neither something else than what bob published, nor by a key that does not sign others, nor his device.
+    let answer = alice.post("/keys/signatures/upload", upload(&altered)).await.ok();
+    assert_eq!(failure(&answer, &bobs.id), "M_INVALID_SIGNATURE");
+    let by_master = master.sign(&alice.id, bobs_master.clone());
+    let answer = alice.post("/keys/signatures/upload", upload(&by_master)).await.ok();
+    assert_eq!(failure(&answer, &bobs.id), "M_INVALID_SIGNATURE");
+    let his_device = users.sign(&alice.id, device_keys(&bob, &device));
+    let both = json!({ &bob.id: { &bobs.id: &signed, &bob.device: his_device } });
+    let answer = alice.post("/keys/signatures/upload", both).await.ok();
+    assert_eq!(failure(&answer, &bob.device), "M_NOT_FOUND");
+    assert!(answer["failures"][&bob.id].get(&bobs.id).is_none(), "the good one is taken: {answer}");
+
+    alices
+        .until("bob is verified", |answer| {
+            let changed = answer["device_lists"]["changed"].as_array()?;
+            changed.contains(&json!(bob.id)).then_some(())
+        })
+        .await;
+    let query = json!({ "device_keys": { &bob.id: [] } });
+    let seen = alice.post("/keys/query", query.clone()).await.ok();
+    let signatures = &seen["master_keys"][&bob.id]["signatures"];
+    assert!(signatures[&alice.id].get(format!("ed25519:{}", users.id)).is_some(), "{seen}");
+    let seen = bob.post("/keys/query", query).await.ok();
+    assert!(seen["master_keys"][&bob.id]["signatures"].get(&alice.id).is_none(), "{seen}");
+}
