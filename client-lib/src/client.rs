@@ -195,16 +195,17 @@ impl Client {
         self.commit()
     }
 
-    /// The oldest messages that nobody has taken yet, of one room or of all. They count as taken from now on.
-    pub async fn take_unread(
-        &mut self,
-        room_id: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Message>, ClientError> {
+    /// The oldest messages that are not marked as read, of one room or of all.
+    pub async fn unread(&mut self, room_id: Option<&str>, limit: usize) -> Result<Vec<Message>, ClientError> {
         let _lock = self.begin().await?;
-        let messages = self.engine.take_unread(room_id, limit);
-        self.commit()?;
-        Ok(messages)
+        Ok(self.engine.unread(room_id, limit))
+    }
+
+    /// Marks messages as read. Do so after they were shown or worked on: what a crash comes before is unread again.
+    pub async fn mark_read(&mut self, messages: &[Message]) -> Result<(), ClientError> {
+        let _lock = self.begin().await?;
+        self.engine.mark_read(messages);
+        self.commit()
     }
 
     /// Sends a text to a room. Returns the event's id.

@@ -142,12 +142,11 @@ pub(super) async fn listen(
     }
     loop {
         let limit = until_messages.map_or(usize::MAX, |wanted| wanted.saturating_sub(shown));
-        let unread = client.take_unread(room_id.as_deref(), limit).await?;
+        let unread = client.unread(room_id.as_deref(), limit).await?;
         output.notices(client.take_notices());
-        for message in unread {
-            output.message(&message);
-            shown += 1;
-        }
+        unread.iter().for_each(|message| output.message(message));
+        shown += unread.len();
+        client.mark_read(&unread).await?;
         if until_messages.is_some_and(|wanted| shown >= wanted) {
             return Ok(());
         }

@@ -57,7 +57,7 @@ pub struct Room {
     pub(super) last_departure_at: u64,
     /// The newest event of the timeline that has been taken in.
     pub(super) newest_event: Option<String>,
-    /// Messages that nobody has taken yet.
+    /// Messages that nobody has marked as read yet.
     pub(super) unread: Vec<Message>,
     /// Events that could not be decrypted yet.
     pub(super) waiting: Vec<RoomEvent>,

@@ -103,23 +103,22 @@ impl Engine {
         opened
     }
 
-    /// The oldest messages that nobody has taken yet, of one room or of all; they count as taken.
-    pub fn take_unread(&mut self, room_id: Option<&str>, limit: usize) -> Vec<Message> {
-        let mut taken = Vec::new();
-        for room in self.rooms.values_mut().filter(|room| room_id.is_none_or(|id| id == room.room_id)) {
-            if !room.unread.is_empty() {
-                taken.append(&mut room.unread);
-                self.changed.insert(RecordName::Room(room.room_id.clone()));
-            }
+    /// The oldest messages that are not marked as read, of one room or of all.
+    pub fn unread(&self, room_id: Option<&str>, limit: usize) -> Vec<Message> {
+        let rooms = self.rooms.values().filter(|room| room_id.is_none_or(|id| id == room.room_id));
+        let mut unread: Vec<_> = rooms.flat_map(|room| room.unread.iter().cloned()).collect();
+        unread.sort_by_key(|message| message.sent_at);
+        unread.truncate(limit);
+        unread
+    }
+
+    /// Marks messages as read. Do so after they were shown or worked on: what a crash comes before is unread again.
+    pub fn mark_read(&mut self, messages: &[Message]) {
+        for message in messages {
+            let Some(room) = self.rooms.get_mut(&message.room_id) else { continue };
+            room.unread.retain(|unread| unread.event_id != message.event_id);
+            self.changed.insert(RecordName::Room(message.room_id.clone()));
         }
-        taken.sort_by_key(|message| message.sent_at);
-        let surplus = taken.split_off(limit.min(taken.len()));
-        for message in surplus {
-            if let Some(room) = self.rooms.get_mut(&message.room_id) {
-                room.unread.push(message);
-            }
-        }
-        taken
     }
 
     /// Takes in the key sets of the users that were asked for: `device_keys` of the answer of `/keys/query`.

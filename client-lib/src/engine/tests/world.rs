@@ -12,7 +12,7 @@ use crate::events::{DeviceLists, Events, JoinedRoom, RoomEvent, SyncResponse, Ti
 pub(super) const ROOM: &str = "!room";
 
 /// A KeyBox, what it has not fetched yet, and what it has said.
-pub(super) struct Box {
+pub(super) struct KeyBox {
     pub(super) engine: Engine,
     stored: BTreeMap<String, Vec<u8>>,
     keys: PrivateKeySet,
@@ -24,7 +24,7 @@ pub(super) struct Box {
 
 /// One room with all its events, and the KeyBoxes of everybody.
 pub(super) struct World {
-    pub(super) boxes: BTreeMap<&'static str, Box>,
+    pub(super) boxes: BTreeMap<&'static str, KeyBox>,
     pub(super) events: Vec<RoomEvent>,
     device_keys: BTreeMap<String, Map<String, Value>>,
     members: BTreeMap<String, String>,
@@ -57,7 +57,7 @@ impl World {
     pub(super) fn add(&mut self, name: &'static str) {
         let keys = PrivateKeySet::generate(&user(name), name, &mut OpensslEntropy).unwrap();
         let engine = Engine::new(keys.clone()).unwrap();
-        let new = Box {
+        let new = KeyBox {
             engine,
             stored: BTreeMap::new(),
             keys,
@@ -288,7 +288,10 @@ impl World {
     }
 
     pub(super) fn unread(&mut self, name: &str) -> Vec<Message> {
-        self.boxes.get_mut(name).unwrap().engine.take_unread(None, usize::MAX)
+        let engine = &mut self.boxes.get_mut(name).unwrap().engine;
+        let unread = engine.unread(None, usize::MAX);
+        engine.mark_read(&unread);
+        unread
     }
 
     pub(super) fn texts(&mut self, name: &str) -> Vec<String> {
