@@ -4,7 +4,11 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 
 use hyper::Method;
-use keystead_tests::{TestCluster, http::Request, process};
+use keystead_tests::{
+    TestCluster,
+    http::{Request, encode},
+    process,
+};
 use serde_json::{Value, json};
 
 /// `METHOD path auth` of every route that is proven to refuse a stranger, or that needs no session. A route that
@@ -89,6 +93,54 @@ async fn administrators_routes_refuse_other_users() {
         let request = Request::new(route.method.clone(), route.filled()).json(&json!({}));
         alice.send(request).await.refused(403, "M_FORBIDDEN");
     }
+}
+
+#[tokio::test]
+async fn what_belongs_to_one_user_is_refused_to_another() {
+    let cluster = TestCluster::start().await;
+    let (alice, eve) = (cluster.user("alice").await, cluster.user("eve").await);
+    let routes = served();
+    let personal: Vec<_> = routes.iter().filter(|route| route.path.contains("/user/{user_id}/")).collect();
+    assert!(personal.len() > 8, "only {} routes below /user", personal.len());
+    for route in personal {
+        let path = route.filled().replace("@stranger:keystead.test", &alice.id);
+        let request = Request::new(route.method.clone(), path).json(&json!({}));
+        eve.send(request).await.refused(403, "M_FORBIDDEN");
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_a_private_room_is_refused_to_those_outside() {
+    let cluster = TestCluster::start().await;
+    let (alice, eve) = (cluster.user("alice").await, cluster.user("eve").await);
+    let room = alice.create_room(json!({ "preset": "private_chat" })).await;
+    let event = alice.send_text(&room, "not for eve").await;
+    let mut syncing = alice.syncing();
+    syncing.until_event(&room, &event).await;
+
+    let routes = served();
+    let inside: Vec<_> = routes.iter().filter(|route| route.path.contains("/rooms/{room_id}/")).collect();
+    assert!(inside.len() > 25, "only {} routes in rooms", inside.len());
+    let body = json!({
+        "user_id": eve.id, "new_version": "11", "typing": true, "timeout": 1000, "name": "Eve's", "m.read": event, "m.fully_read": event,
+    });
+    for route in inside.into_iter().filter(|route| !route.path.contains("/user/{user_id}/")) {
+        let path = route.filled();
+        let path = path.replace("!room:keystead.test", &encode(&room)).replace("$event", &encode(&event));
+        let path = path.replace("@stranger:keystead.test", &eve.id);
+        let request = match route.method {
+            Method::GET => Request::new(Method::GET, format!("{path}?dir=b&ts=0")),
+            _ => Request::new(route.method.clone(), path).json(&body),
+        };
+        let answer = eve.send(request).await;
+        // To forget a room that one is not in is no harm; to be told that one is not in it is none either.
+        let harmless = route.path.ends_with("/forget") || route.path.ends_with("/leave");
+        let refused = [403, 404].contains(&answer.status);
+        assert!(refused || harmless, "{}: {} {}", answer.request, answer.status, answer.text);
+        assert!(!answer.text.contains("not for eve"), "{}: {}", answer.request, answer.text);
+    }
+    let after = syncing.next(0).await;
+    assert!(after["rooms"]["join"].get(&room).is_none(), "eve left traces: {after:#}");
 }
 
 #[test]
