@@ -164,9 +164,11 @@ impl Tail {
     pub fn keep_room(&self, state: RoomState) {
         let shard = self.shards.of_room(&state.room_id);
         let (room_id, position) = (state.room_id.clone(), state.position);
+        // The ring is locked before the rooms, as where rows are taken in: the other way round, the two would wait for
+        // each other for ever.
+        let ring = self.tail(shard).map(ShardTail::ring);
         self.rooms.insert(state, || {
-            let ring = self.tail(shard)?.ring();
-            let missed = ring.between(position, i64::MAX)?;
+            let missed = ring.as_ref()?.between(position, i64::MAX)?;
             Some(missed.filter_map(|entry| event_of(entry, &room_id)).cloned().collect())
         });
     }
