@@ -42,18 +42,26 @@ struct Inner {
     users: LruCache<OwnedUserId, Cached>,
     /// The users of `users` who are joined to or invited to a room: whom an event of the room concerns here.
     rooms: HashMap<OwnedRoomId, HashSet<OwnedUserId>>,
+    /// Counts what was put into `users`.
+    loads: u64,
 }
+
+/// A load that has begun; what it reads counts only if nothing was dropped since.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Load(u64);
 
 #[derive(Debug)]
 struct Cached {
     rooms: Arc<RoomsOfUser>,
     /// False while the database is being read: what the tail tells meanwhile is kept and laid over it.
     complete: bool,
+    /// From which load on the tail's news has been kept.
+    since: Load,
 }
 
 impl Default for Memberships {
     fn default() -> Self {
-        let inner = Inner { users: LruCache::new(CAPACITY), rooms: HashMap::new() };
+        let inner = Inner { users: LruCache::new(CAPACITY), rooms: HashMap::new(), loads: 0 };
         Self { inner: Mutex::new(inner) }
     }
 }
@@ -65,17 +73,29 @@ impl Memberships {
     }
 
     /// To be called before the user's rooms are read from the database: from now on the tail's news is kept for them.
-    pub fn begin_load(&self, user_id: &UserId) {
+    pub fn begin_load(&self, user_id: &UserId) -> Load {
         let mut inner = self.lock();
-        if !inner.users.contains(user_id) {
-            inner.put(user_id.to_owned(), Cached { rooms: Arc::default(), complete: false });
+        if let Some(cached) = inner.users.peek(user_id) {
+            return cached.since;
         }
+        inner.loads += 1;
+        let since = Load(inner.loads);
+        inner.put(user_id.to_owned(), Cached { rooms: Arc::default(), complete: false, since });
+        since
     }
 
-    /// Takes in what was read from the database; newer news from the tail stands.
-    pub fn finish_load(&self, user_id: &UserId, loaded: Vec<rooms::Membership>) -> Arc<RoomsOfUser> {
+    /// Takes in what was read from the database; newer news from the tail stands. If what is known of the user was dropped
+    /// while the database was read, the answer may be old by now, and is not kept.
+    pub fn finish_load(
+        &self,
+        user_id: &UserId,
+        load: Load,
+        loaded: Vec<rooms::Membership>,
+    ) -> Arc<RoomsOfUser> {
         let mut inner = self.lock();
-        let mut rooms = inner.users.pop(user_id).map(|cached| cached.rooms).unwrap_or_default();
+        let is_kept = inner.users.peek(user_id).is_some_and(|cached| cached.since == load);
+        let cached = if is_kept { inner.users.pop(user_id) } else { None };
+        let mut rooms = cached.map(|cached| cached.rooms).unwrap_or_default();
         let map = Arc::make_mut(&mut rooms);
         for row in loaded {
             let membership = RoomMembership {
@@ -90,10 +110,12 @@ impl Memberships {
                 }
             }
         }
-        for (room_id, membership) in rooms.iter() {
-            inner.index(user_id, room_id, &membership.membership);
+        if is_kept {
+            for (room_id, membership) in rooms.iter() {
+                inner.index(user_id, room_id, &membership.membership);
+            }
+            inner.put(user_id.to_owned(), Cached { rooms: rooms.clone(), complete: true, since: load });
         }
-        inner.put(user_id.to_owned(), Cached { rooms: rooms.clone(), complete: true });
         rooms
     }
 
@@ -170,5 +192,33 @@ impl Inner {
                 self.rooms.remove(room_id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{room_id, user_id};
+
+    use super::*;
+
+    fn row(membership: MembershipState) -> rooms::Membership {
+        rooms::Membership { room_id: room_id!("!r:x").to_owned(), membership, position: 5, forgotten: false }
+    }
+
+    #[test]
+    fn what_is_read_while_the_user_is_dropped_is_not_kept() {
+        let memberships = Memberships::default();
+        let user = user_id!("@a:x");
+        let load = memberships.begin_load(user);
+        memberships.forget_user(user);
+        assert_eq!(memberships.finish_load(user, load, vec![row(MembershipState::Join)]).len(), 1);
+        assert!(memberships.get(user).is_none());
+
+        let newer = memberships.begin_load(user);
+        memberships.finish_load(user, load, vec![row(MembershipState::Join)]);
+        assert!(memberships.get(user).is_none(), "an older load does not end a newer one");
+        memberships.finish_load(user, newer, vec![row(MembershipState::Leave)]);
+        let known = memberships.get(user).unwrap();
+        assert_eq!(known[room_id!("!r:x")].membership, MembershipState::Leave);
     }
 }

@@ -181,12 +181,12 @@ impl Tail {
         if let Some(rooms) = self.memberships.get(user_id) {
             return Ok(rooms);
         }
-        self.memberships.begin_load(user_id);
+        let load = self.memberships.begin_load(user_id);
         let loaded = self
             .store
             .read("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
             .await?;
-        Ok(self.memberships.finish_load(user_id, loaded))
+        Ok(self.memberships.finish_load(user_id, load, loaded))
     }
 
     /// Drops what is known of a user's rooms, after a change that is no event (a room was forgotten).

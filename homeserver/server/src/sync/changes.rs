@@ -133,7 +133,7 @@ impl Changes {
             .app
             .store
             .read("sync_old_rooms", |tx| async move {
-                let changed = rooms::joined_with_news(&tx, user_id, shard, after).await?;
+                let changed = rooms::with_news(&tx, user_id, shard, after).await?;
                 let room_ids: Vec<_> = of_shard.iter().map(AsRef::as_ref).collect();
                 let moved = receipts::in_rooms(&tx, user_id, &room_ids, after, upto).await?;
                 Ok::<_, keystead_store::Error>((changed, moved))

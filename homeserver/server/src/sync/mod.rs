@@ -116,24 +116,31 @@ async fn reach(app: &App, user_id: &UserId, since: Option<&SyncToken>) -> Result
 }
 
 impl<'a> Sync<'a> {
-    /// Fixes how far the sync reaches: as far as this replica has read, which is at least as far as what it knows of the
-    /// user's memberships.
+    /// Fixes how far the sync reaches, and the user's memberships as of exactly there: a join or a leave between the two
+    /// would let the token pass events that the answer does not have.
     async fn begin(app: &'a App, request: &'a SyncRequest) -> Result<Self, ApiError> {
         let user_id = &request.session.user_id;
-        let rooms = app.tail.rooms_of(user_id).await?;
         let shards = app.tail.shards();
-        for (room_id, membership) in rooms.iter() {
-            let shard = shards.of_room(room_id);
-            if app.tail.position(shard) < membership.position {
-                app.tail.reached(shard, membership.position).await;
+        let mut rooms = app.tail.rooms_of(user_id).await?;
+        loop {
+            for (room_id, membership) in rooms.iter() {
+                let shard = shards.of_room(room_id);
+                if app.tail.position(shard) < membership.position {
+                    app.tail.reached(shard, membership.position).await;
+                }
             }
+            let upto = SyncToken {
+                rooms: shards.room_shards().map(|shard| app.tail.position(shard)).collect(),
+                user: app.tail.position(shards.of_user(user_id)),
+                typing: Vec::new(),
+            };
+            // The tail takes in a membership before it moves its position.
+            let now = app.tail.rooms_of(user_id).await?;
+            if now == rooms {
+                return Ok(Self { app, request, rooms, upto, now: app.clock.now() });
+            }
+            rooms = now;
         }
-        let upto = SyncToken {
-            rooms: shards.room_shards().map(|shard| app.tail.position(shard)).collect(),
-            user: app.tail.position(shards.of_user(user_id)),
-            typing: Vec::new(),
-        };
-        Ok(Self { app, request, rooms, upto, now: app.clock.now() })
     }
 
     /// The answer, and whether there is anything in it that a client waits for.

@@ -175,11 +175,12 @@ pub async fn memberships_of(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Members
         .collect()
 }
 
-/// Those rooms of a shard that a user is joined to and that have events after a position.
+/// Those rooms of a shard that a user is or was in and that have events after a position. Whether the user was in them at a
+/// time of the past is for the caller to know: a membership that ended a moment ago must not hide what came before.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn joined_with_news(
+pub async fn with_news(
     tx: &ReadTx,
     user_id: &UserId,
     shard: Shard,
@@ -188,7 +189,7 @@ pub async fn joined_with_news(
     let rows = tx
         .query(
             "SELECT r.room_id FROM memberships m JOIN rooms r ON r.room_id = m.room_id \
-             WHERE m.user_id = $1 AND m.membership = 'join' AND r.shard = $2 AND r.position > $3",
+             WHERE m.user_id = $1 AND r.shard = $2 AND r.position > $3",
             [user_id.as_str().into(), shard.into(), after.into()],
         )
         .await?;
