@@ -271,16 +271,16 @@ impl RoomState {
             &self.rules.redaction,
         )
         .map_err(size)?;
+        let json = serde_json::to_string(&object).map_err(|error| Refusal::BadEvent(error.to_string()))?;
+        if json.len() > MAX_PDU_BYTES {
+            return Err(Refusal::TooLarge("The event is larger than 65,535 bytes"));
+        }
         check_pdu_format(&object, &self.rules.event_format).map_err(Refusal::BadEvent)?;
         let hash = reference_hash(&object, &self.rules).map_err(size)?;
         pdu.event_id =
             EventId::parse(format!("${hash}")).map_err(|error| Refusal::BadEvent(error.to_string()))?;
         if self.names_room_after_create_event() && pdu.event_type == TimelineEventType::RoomCreate {
             pdu.room_id = room_id_of_create_event(&pdu.event_id).ok_or_else(no_create_event)?;
-        }
-        let json = serde_json::to_string(&object).map_err(|error| Refusal::BadEvent(error.to_string()))?;
-        if json.len() > MAX_PDU_BYTES {
-            return Err(Refusal::TooLarge("The event is larger than 65,535 bytes"));
         }
         Ok(SignedPdu { pdu, json })
     }

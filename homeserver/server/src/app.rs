@@ -20,7 +20,7 @@ use crate::{
     rate_limits::RateLimits,
     rooms::Writer,
     streams::{Fence, Listener, Tail},
-    sync::{DeviceCaches, UnreadCaches},
+    sync::{DeviceCaches, ReaderCaches},
     telemetry::metrics::Metrics,
 };
 
@@ -57,8 +57,8 @@ pub struct App {
     pub writer: Writer,
     /// What is known of devices for syncs.
     pub devices: Arc<DeviceCaches>,
-    /// What is known of push rules and unread events for syncs.
-    pub unread: Arc<UnreadCaches>,
+    /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
+    pub readers: Arc<ReaderCaches>,
     fence: Fence,
 }
 
@@ -108,9 +108,9 @@ impl App {
         Store::migrate(&options).await?;
         let store = Store::open(options).await?;
         let signer = Arc::new(signer(&store, &settings).await?);
-        let (devices, unread) = (Arc::<DeviceCaches>::default(), Arc::<UnreadCaches>::default());
+        let (devices, readers) = (Arc::<DeviceCaches>::default(), Arc::<ReaderCaches>::default());
         let sessions = Arc::new(SessionCache::default());
-        let tail = Tail::start(store.clone(), listeners(&devices, &unread, &sessions)).await?;
+        let tail = Tail::start(store.clone(), listeners(&devices, &readers, &sessions)).await?;
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
@@ -129,7 +129,7 @@ impl App {
             tail,
             writer,
             devices,
-            unread,
+            readers,
             fence,
         }))
     }
@@ -151,14 +151,14 @@ impl App {
 /// What hears of every new row of the streams.
 fn listeners(
     devices: &Arc<DeviceCaches>,
-    unread: &Arc<UnreadCaches>,
+    readers: &Arc<ReaderCaches>,
     sessions: &Arc<SessionCache>,
 ) -> Vec<Listener> {
-    let (devices, unread, sessions) = (Arc::clone(devices), Arc::clone(unread), Arc::clone(sessions));
+    let (devices, readers, sessions) = (Arc::clone(devices), Arc::clone(readers), Arc::clone(sessions));
     vec![Box::new(move |entry| {
         sessions.hear(&entry.item);
         devices.hear(&entry.item, entry.position);
-        unread.hear(&entry.item);
+        readers.hear(&entry.item);
     })]
 }
 

@@ -24,6 +24,8 @@ use crate::{
 /// > A profile field's key name […] MUST NOT exceed 255 bytes; the whole profile MUST NOT exceed 64 KiB.
 const MAX_KEY_BYTES: usize = 255;
 const MAX_PROFILE_BYTES: usize = 64 * 1024;
+/// The longest name and address of a picture, as JSON: they become part of member events, which have to stay small.
+const MAX_SHOWN_BYTES: usize = 2 * 1024;
 
 /// `GET /_matrix/client/v3/profile/{userId}`.
 pub(super) async fn get_profile(
@@ -74,6 +76,10 @@ pub(super) async fn set_profile_field(
         return Ok(set_profile_field::v3::Response::new());
     }
     let json = value.to_string();
+    if profiles::is_shown_in_rooms(name) && json.len() > MAX_SHOWN_BYTES {
+        let text = "A display name and the address of a picture have at most 2 KiB each";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::ProfileTooLarge, text));
+    }
     let user_id = &*ctx.requester.user_id;
     let fields =
         ctx.app.store.read("get_profile", |tx| async move { store::fields(&tx, user_id).await }).await?;

@@ -66,18 +66,35 @@ type Built = Vec<Result<Vec<SignedPdu>, Refusal>>;
 /// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned.
 pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) -> Vec<Queued> {
     let (writes, postponed) = postpone_repeated(queued);
-    let (mut writes, states) = load_states(context, writes).await;
+    let (writes, states) = load_states(context, writes).await;
+    commit(context, shard, writes, &states).await;
+    postponed
+}
+
+/// Writes a batch in one transaction. If the database refuses it for what one of the writes says, each is tried alone, so
+/// that nobody fails for somebody else.
+async fn commit(
+    context: &Context,
+    shard: Shard,
+    mut writes: Vec<Queued>,
+    states: &HashMap<OwnedRoomId, RoomState>,
+) {
     while !writes.is_empty() {
-        let built = build(&states, &writes, &context.signer);
-        let batch = Batch { context, shard, writes: &writes, states: &states, built: &built };
+        let built = build(states, &writes, &context.signer);
+        let batch = Batch { context, shard, writes: &writes, states, built: &built };
         let store = context.tail.store();
         match store.write("append_events", |tx| batch.append(tx)).await {
             Ok(committed) => {
                 (context.observe)(writes.len(), committed.events.len());
-                publish(context, shard, writes, committed);
-                break;
+                return publish(context, shard, writes, committed);
             }
             Err(BatchError::Alongside(index)) => answer(writes.remove(index), Err(WriteError::Conflict)),
+            Err(BatchError::Store(error)) if writes.len() > 1 && is_about_a_write(&error) => {
+                for write in writes {
+                    Box::pin(commit(context, shard, vec![write], states)).await;
+                }
+                return;
+            }
             Err(BatchError::Store(error)) => {
                 let error = Arc::new(error);
                 for write in writes.drain(..) {
@@ -86,7 +103,11 @@ pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) 
             }
         }
     }
-    postponed
+}
+
+/// Whether the database refused what was to be written, rather than being away.
+fn is_about_a_write(error: &Error) -> bool {
+    !matches!(error, Error::Unavailable(_) | Error::Retryable(_) | Error::Setup(_))
 }
 
 /// A transaction id that stands twice in a batch waits for the next one, which finds it done.
@@ -207,13 +228,16 @@ impl Batch<'_> {
         let mut building = states;
         // Rooms whose events were built on something that is no longer so.
         let mut rebuild = stale;
+        let mut created = HashSet::new();
         for (index, write) in self.writes.iter().enumerate() {
             if let Some(done) = write.transaction.as_ref().and_then(|key| used.get(key)) {
                 rebuild.insert(write.room_id.clone());
                 committed.results.push(already_done(write, done));
                 continue;
             }
-            if write.create.is_some() && heads.contains_key(&write.room_id) {
+            if write.create.is_some()
+                && (heads.contains_key(&write.room_id) || !created.insert(&write.room_id))
+            {
                 committed.results.push(Err(WriteError::Conflict));
                 continue;
             }

@@ -1,6 +1,13 @@
 //! The writer: one task a room shard, which appends whatever has queued while its last commit was under way.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use keystead_core::{
     event::Draft,
@@ -9,7 +16,7 @@ use keystead_core::{
     shard::Shard,
 };
 use keystead_store::{Error, TransactionError, WriteTx, transactions::ClientTransaction};
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomVersionId};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomVersionId, UInt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch;
@@ -120,6 +127,8 @@ pub struct Writer {
     queues: Vec<mpsc::Sender<Queued>>,
     tail: Arc<Tail>,
     signer: Arc<Signer>,
+    /// The time of the newest create event, in milliseconds: no two of one replica have the same.
+    newest_room: AtomicU64,
 }
 
 /// What the tasks share.
@@ -142,7 +151,7 @@ impl Writer {
                 queue
             })
             .collect();
-        Self { queues, tail, signer }
+        Self { queues, tail, signer, newest_room: AtomicU64::new(0) }
     }
 
     /// Writes events and waits until they are committed and this replica's readers can see them.
@@ -177,12 +186,26 @@ impl Writer {
                     return Err(WriteError::UnknownRoom);
                 }
                 let mut empty = RoomState::empty(room_id, version).ok_or(WriteError::UnknownRoom)?;
-                let create = empty.build(drafts.remove(0), &self.signer).map_err(WriteError::Refused)?;
+                let mut create = drafts.remove(0);
+                create.origin_server_ts = self.time_of_new_room(create.origin_server_ts);
+                let create = empty.build(create, &self.signer).map_err(WriteError::Refused)?;
                 empty.room_id = create.pdu.room_id.clone();
                 (empty.room_id.clone(), Some((empty, create)))
             }
         };
         Ok(Queued { room_id, create, drafts, transaction, alongside, now, answer })
+    }
+}
+
+impl Writer {
+    /// The time, or as much later as it takes to differ from that of any other room made here: two create events of one
+    /// user with the same content and time would be one event, and so one room.
+    fn time_of_new_room(&self, now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
+        let now = u64::from(now.0);
+        let later = |newest: u64| Some(now.max(newest + 1));
+        let before =
+            self.newest_room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).unwrap_or_default();
+        MilliSecondsSinceUnixEpoch(UInt::new_saturating(now.max(before + 1)))
     }
 }
 

@@ -91,9 +91,14 @@ impl DeviceCaches {
             .is_none_or(|inbox| inbox.oldest.is_some_and(|oldest| oldest <= position))
     }
 
-    /// Notes that the messages up to `position` are gone; there may be some after it if `more`.
-    fn emptied(&self, device: Device, position: i64, more: bool) {
+    /// Notes that the messages up to `position` are about to go; there may be some after it if `more`.
+    fn empty(&self, device: Device, position: i64, more: bool) {
         lock(&self.inboxes).put(device, Inbox { oldest: more.then_some(position + 1) });
+    }
+
+    /// Notes that nothing is known of a device's messages.
+    fn forget_inbox(&self, device: &Device) {
+        lock(&self.inboxes).pop(device);
     }
 }
 
@@ -158,14 +163,19 @@ impl Sync<'_> {
         if since == 0 || !self.app.devices.may_hold(&device, since) {
             return Ok(());
         }
-        self.app
+        // Noted first, so that a message which comes meanwhile is noted after it; what came after the token may be there.
+        self.app.devices.empty(device.clone(), since, self.upto.user > since);
+        let deleted = self
+            .app
             .store
             .write("acknowledge_to_device", |tx| async move {
                 to_device::acknowledge(&tx, &session.user_id, &session.device_id, since).await
             })
-            .await?;
-        // What came after the token may or may not be there.
-        self.app.devices.emptied(device, since, self.upto.user > since);
+            .await;
+        if deleted.is_err() {
+            self.app.devices.forget_inbox(&device);
+        }
+        deleted?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use ruma::{
     api::client::sync::sync_events::v3::{LeftRoom, State, StateEvents},
 };
 
-use super::Sync;
+use super::{Sync, state::Span};
 use crate::{http::error::ApiError, rooms::RoomView, streams::RoomMembership};
 
 impl Sync<'_> {
@@ -34,14 +34,18 @@ impl Sync<'_> {
             .await?;
         let mut timeline: Vec<Arc<RoomEvent>> = newest.into_iter().rev().map(Arc::new).collect();
         let limited = self.cut(&mut timeline);
-        timeline.retain(|event| view.may_see(event.position));
-        let start = timeline.first().map_or(membership.position, |event| event.position);
-        timeline.retain(|event| self.wants_in_timeline(event));
+        let visible: Vec<_> = timeline.into_iter().filter(|event| view.may_see(event.position)).collect();
+        let timeline: Vec<_> =
+            visible.iter().filter(|event| self.wants_in_timeline(event)).cloned().collect();
+        // Here only the filter counts: what the user was not to see when it happened is nobody's to tell now.
+        let span = Span::new(&visible, &timeline, membership.position);
 
         let mut left = LeftRoom::new();
-        left.timeline = self.timeline(&timeline, limited, start).await?;
-        left.state =
-            self.state_when_left(room_id, &view, since.filter(|_| !self.request.full_state), start).await?;
+        left.timeline = self.timeline(&timeline, limited, &span).await?;
+        if view.was_joined() {
+            let since = since.filter(|_| !self.request.full_state);
+            left.state = self.state_when_left(room_id, since, &span, &timeline).await?;
+        }
         Ok(Some(left))
     }
 
@@ -49,13 +53,11 @@ impl Sync<'_> {
     async fn state_when_left(
         &self,
         room_id: &RoomId,
-        view: &RoomView,
         since: Option<i64>,
-        start: i64,
+        span: &Span,
+        timeline: &[Arc<RoomEvent>],
     ) -> Result<State, ApiError> {
-        if !view.was_joined() {
-            return Ok(State::default());
-        }
+        let start = span.start();
         let events = self
             .app
             .store
@@ -66,7 +68,8 @@ impl Sync<'_> {
                 }
             })
             .await?;
-        let events: Vec<_> = events.into_iter().map(Arc::new).collect();
+        let mut events: Vec<_> = events.into_iter().map(Arc::new).collect();
+        span.add_hidden(&mut events, timeline);
         let events = StateEvents::with_events(self.write_events(&events).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
     }

@@ -9,16 +9,16 @@ mod changes;
 mod devices;
 mod ephemeral;
 mod left;
+mod readers;
 pub mod reply;
 mod room;
 mod state;
-mod unread;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use keystead_core::{
     filter,
-    room::{Refusal, RoomState},
+    room::{Refusal, RoomEvent, RoomState},
     shard::Shard,
     token::SyncToken,
 };
@@ -30,8 +30,8 @@ use ruma::{
 };
 use tokio::time::Instant;
 
-use self::changes::Changes;
-pub use self::{devices::DeviceCaches, unread::UnreadCaches};
+use self::{changes::Changes, readers::IgnoredUsers};
+pub use self::{devices::DeviceCaches, readers::ReaderCaches};
 use crate::{
     app::App,
     context::Session,
@@ -64,6 +64,7 @@ struct Sync<'a> {
     app: &'a App,
     request: &'a SyncRequest,
     rooms: Arc<RoomsOfUser>,
+    ignored: Arc<IgnoredUsers>,
     upto: SyncToken,
     now: MilliSecondsSinceUnixEpoch,
 }
@@ -120,6 +121,7 @@ impl<'a> Sync<'a> {
     /// would let the token pass events that the answer does not have.
     async fn begin(app: &'a App, request: &'a SyncRequest) -> Result<Self, ApiError> {
         let user_id = &request.session.user_id;
+        let ignored = app.readers.ignored(&app.store, user_id).await?;
         let shards = app.tail.shards();
         let mut rooms = app.tail.rooms_of(user_id).await?;
         loop {
@@ -137,7 +139,7 @@ impl<'a> Sync<'a> {
             // The tail takes in a membership before it moves its position.
             let now = app.tail.rooms_of(user_id).await?;
             if now == rooms {
-                return Ok(Self { app, request, rooms, upto, now: app.clock.now() });
+                return Ok(Self { app, request, rooms, ignored, upto, now: app.clock.now() });
             }
             rooms = now;
         }
@@ -159,8 +161,9 @@ impl<'a> Sync<'a> {
             let news = self.since_in(room_id).is_none_or(|since| membership.position > since);
             match membership.membership {
                 MembershipState::Invite if news => {
-                    let invited = self.invited_room(room_id).await?;
-                    response.rooms.invite.insert(room_id.clone(), invited);
+                    if let Some(invited) = self.invited_room(room_id).await? {
+                        response.rooms.invite.insert(room_id.clone(), invited);
+                    }
                 }
                 MembershipState::Knock if news => {
                     let knocked = self.knocked_room(room_id).await?;
@@ -182,6 +185,13 @@ impl<'a> Sync<'a> {
             || !response.to_device.is_empty()
             || !response.device_lists.is_empty();
         Ok((response, is_news))
+    }
+
+    /// Whether an event is one that the user does not want to see because of its sender. State is always shown.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#ignoring-users>
+    fn is_ignored(&self, event: &RoomEvent) -> bool {
+        event.pdu.state_key.is_none() && self.ignored.contains_key(&event.pdu.sender)
     }
 
     fn user_id(&self) -> &UserId {

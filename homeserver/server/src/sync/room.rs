@@ -180,9 +180,10 @@ impl Sync<'_> {
         let end = self.upto_in(room_id);
         let all_new = timeline.clone();
         let limited = self.cut(&mut timeline);
+        let looked_at = timeline.clone();
         self.hide_what_came_before_joining(room_id, &mut timeline).await?;
-        let start = timeline.first().map_or(end + 1, |event| event.position);
         timeline.retain(|event| self.wants_in_timeline(event));
+        let span = Span::new(&looked_at, &timeline, end);
 
         let whole = candidate.is_new || self.request.full_state;
         let wanted = match candidate.after {
@@ -197,9 +198,8 @@ impl Sync<'_> {
             if whole || members_changed {
                 room.summary = self.summary(&state);
             }
-            let span = Span { start, end };
-            room.state = self.state_section(&state, wanted, span, &timeline, &room.summary.heroes).await?;
-            room.timeline = self.timeline(&timeline, limited, start).await?;
+            room.state = self.state_section(&state, wanted, &span, &timeline, &room.summary.heroes).await?;
+            room.timeline = self.timeline(&timeline, limited, &span).await?;
         }
         for data in changes.account_data.iter().filter(|data| data.room_id.as_ref() == Some(room_id)) {
             room.account_data.events.push(ephemeral::account_data_event(data)?);
@@ -239,22 +239,25 @@ impl Sync<'_> {
     }
 
     pub(super) fn wants_in_timeline(&self, event: &RoomEvent) -> bool {
+        if self.is_ignored(event) {
+            return false;
+        }
         let event_type = event.pdu.event_type.to_string();
         let facts =
             Facts { event_type: &event_type, sender: Some(&event.pdu.sender), content: &event.pdu.content };
         filter::matches_in_room(&self.filter().room.timeline, &event.pdu.room_id, facts)
     }
 
-    /// The timeline section. `start` is the position of the first event of the part that was looked at.
+    /// The timeline section. Paging back goes on before the first event that was looked at, shown or not.
     pub(super) async fn timeline(
         &self,
         events: &[Arc<RoomEvent>],
         limited: bool,
-        start: i64,
+        span: &Span,
     ) -> Result<Timeline, ApiError> {
         let mut timeline = Timeline::new();
         timeline.limited = limited;
-        timeline.prev_batch = Some(TimelineToken(start - 1).to_string());
+        timeline.prev_batch = Some(TimelineToken(span.looked_from - 1).to_string());
         timeline.events = self.write_events(events).await?;
         Ok(timeline)
     }
@@ -335,9 +338,16 @@ impl Sync<'_> {
         Ok(section)
     }
 
-    pub(super) async fn invited_room(&self, room_id: &RoomId) -> Result<InvitedRoom, ApiError> {
+    /// What the user is shown of a room that the invitation is to; `None` if it comes from somebody whom the user ignores.
+    pub(super) async fn invited_room(&self, room_id: &RoomId) -> Result<Option<InvitedRoom>, ApiError> {
+        let room = self.room_state(room_id).await?;
+        let invitation = room.get("m.room.member", self.user_id().as_str());
+        if invitation.is_some_and(|invitation| self.ignored.contains_key(&invitation.pdu.sender)) {
+            return Ok(None);
+        }
         let events = self.stripped_state(room_id).await?;
-        Ok(InvitedRoom::from(InviteState::from(events.into_iter().map(Raw::from_json).collect::<Vec<_>>())))
+        let events: Vec<_> = events.into_iter().map(Raw::from_json).collect();
+        Ok(Some(InvitedRoom::from(InviteState::from(events))))
     }
 
     pub(super) async fn knocked_room(&self, room_id: &RoomId) -> Result<KnockedRoom, ApiError> {

@@ -28,13 +28,52 @@ pub(super) enum Wanted {
     Since(i64),
 }
 
-/// Where the timeline that the state goes with begins and ends.
-#[derive(Clone, Copy, Debug)]
+/// Where the timeline that the state goes with begins and ends, and what is not shown of it.
 pub(super) struct Span {
-    /// The position of its first event; if it has none, one more than how far the sync reaches.
-    pub(super) start: i64,
+    /// The position of the first event that was looked at, shown or not.
+    pub(super) looked_from: i64,
+    /// The position of the first event that is shown; if there is none, one more than how far the sync reaches.
+    start: i64,
     /// How far the sync reaches in the room.
-    pub(super) end: i64,
+    end: i64,
+    /// The state events after `start` that are not shown: the filter or the room's history visibility took them out.
+    hidden: Vec<Arc<RoomEvent>>,
+}
+
+impl Span {
+    /// The span of a timeline, out of all events that were looked at and those that are shown.
+    pub(super) fn new(looked_at: &[Arc<RoomEvent>], shown: &[Arc<RoomEvent>], end: i64) -> Self {
+        let start = shown.first().map_or(end + 1, |event| event.position);
+        let positions: HashSet<i64> = shown.iter().map(|event| event.position).collect();
+        let is_hidden = |event: &&Arc<RoomEvent>| {
+            event.pdu.state_key.is_some() && event.position > start && !positions.contains(&event.position)
+        };
+        Self {
+            looked_from: looked_at.first().map_or(end + 1, |event| event.position),
+            start,
+            end,
+            hidden: looked_at.iter().filter(is_hidden).cloned().collect(),
+        }
+    }
+
+    /// The position of the first event that is shown.
+    pub(super) fn start(&self) -> i64 {
+        self.start
+    }
+
+    /// Adds to a state what the timeline does not show of its later changes, so that state and timeline together lead to
+    /// the state at the end. What the timeline itself sets again later is left to it.
+    pub(super) fn add_hidden(&self, events: &mut Vec<Arc<RoomEvent>>, timeline: &[Arc<RoomEvent>]) {
+        let key = |event: &Arc<RoomEvent>| (event.pdu.event_type.clone(), event.pdu.state_key.clone());
+        for hidden in &self.hidden {
+            let is_set_later =
+                timeline.iter().any(|event| event.position > hidden.position && key(event) == key(hidden));
+            if !is_set_later {
+                events.retain(|event| key(event) != key(hidden));
+                events.push(hidden.clone());
+            }
+        }
+    }
 }
 
 impl Sync<'_> {
@@ -44,7 +83,7 @@ impl Sync<'_> {
         &self,
         room: &RoomState,
         wanted: Wanted,
-        span: Span,
+        span: &Span,
         timeline: &[Arc<RoomEvent>],
         heroes: &[OwnedUserId],
     ) -> Result<State, ApiError> {
@@ -54,6 +93,9 @@ impl Sync<'_> {
             Wanted::Since(since) if since + 1 >= until => Vec::new(),
             Wanted::Since(since) => self.state_between(&room.room_id, since, until).await?,
         };
+        if !self.request.state_after {
+            span.add_hidden(&mut events, timeline);
+        }
         self.lazy_load(room, wanted, timeline, heroes, &mut events);
         events.retain(|event| self.wants_state(event));
         let events = StateEvents::with_events(self.write_events(&events).await?);

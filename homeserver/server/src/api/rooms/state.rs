@@ -97,6 +97,10 @@ pub(super) async fn send_state_event(
     let mut content = content(request.body.json())?;
     match event_type {
         StateEventType::RoomMember => content = checked_member(&ctx, &room, state_key, &content).await?,
+        // A redaction without permission must not get in by this door either.
+        other if other.to_string() == "m.room.redaction" => {
+            return Err(ApiError::forbidden("A redaction is not a state event"));
+        }
         StateEventType::RoomCanonicalAlias if is_member(&ctx, &room) => {
             check_canonical_alias(&ctx.app.store, &room, &content).await?;
         }

@@ -1,8 +1,9 @@
-//! How many events of a room the user has not read and was to be notified of.
+//! What is known of readers: whom they ignore, and how many events of a room they have not read and were to be notified of.
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
 
 use std::{
+    collections::BTreeMap,
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,14 +17,17 @@ use keystead_core::{
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
-    receipts,
+    Error, Store, account_data, receipts,
     rooms::{self, Bounds, Direction},
 };
 use lru::LruCache;
 use ruma::{
     OwnedRoomId, OwnedUserId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
-    events::room::power_levels::RoomPowerLevelsEventContent,
+    events::{
+        ignored_user_list::{IgnoredUser, IgnoredUserListEventContent},
+        room::power_levels::RoomPowerLevelsEventContent,
+    },
     power_levels::NotificationPowerLevels,
     push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     room_version_rules::RoomPowerLevelsRules,
@@ -33,18 +37,24 @@ use serde::Deserialize;
 use super::Sync;
 use crate::{http::error::ApiError, push_rules, streams::Item};
 
+/// The account data that names the users whom a reader ignores.
+const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 /// How far back events are counted: a number beyond it tells a person nothing more.
 const COUNTED_EVENTS: u64 = 200;
 /// How many users' rules, and how many rooms' counts, are kept.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
 
-/// What is known of users' push rules and unread events; kept right by the tail.
-pub struct UnreadCaches {
+/// What is known of readers: whom they ignore, their push rules and their unread events; kept right by the tail.
+pub struct ReaderCaches {
+    ignored: Mutex<LruCache<OwnedUserId, Arc<IgnoredUsers>>>,
     rules: Mutex<LruCache<OwnedUserId, Arc<Ruleset>>>,
     counts: Mutex<LruCache<(OwnedUserId, OwnedRoomId), Count>>,
     /// Counts what voids the caches, so that what was read before is not kept after.
     changes: AtomicU64,
 }
+
+/// The users whose messages and invitations a reader does not want.
+pub(super) type IgnoredUsers = BTreeMap<OwnedUserId, IgnoredUser>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
@@ -54,9 +64,10 @@ struct Count {
     highlights: u32,
 }
 
-impl Default for UnreadCaches {
+impl Default for ReaderCaches {
     fn default() -> Self {
         Self {
+            ignored: Mutex::new(LruCache::new(CAPACITY)),
             rules: Mutex::new(LruCache::new(CAPACITY)),
             counts: Mutex::new(LruCache::new(CAPACITY)),
             changes: AtomicU64::new(0),
@@ -64,7 +75,7 @@ impl Default for UnreadCaches {
     }
 }
 
-impl UnreadCaches {
+impl ReaderCaches {
     /// Takes in a row of the stream.
     pub fn hear(&self, item: &Item) {
         match item {
@@ -76,8 +87,37 @@ impl UnreadCaches {
                 self.changes.fetch_add(1, Ordering::SeqCst);
                 lock(&self.rules).pop(&data.user_id);
             }
+            Item::AccountData(data) if data.data_type == IGNORED_USER_LIST => {
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                lock(&self.ignored).pop(&data.user_id);
+                // What is ignored does not count as unread.
+                lock(&self.counts).clear();
+            }
             _ => {}
         }
+    }
+
+    /// The users whom a reader ignores.
+    ///
+    /// # Errors
+    /// The database's own. A list that is malformed counts as empty.
+    pub(super) async fn ignored(&self, store: &Store, user_id: &UserId) -> Result<Arc<IgnoredUsers>, Error> {
+        if let Some(ignored) = lock(&self.ignored).get(user_id) {
+            return Ok(ignored.clone());
+        }
+        let changes = self.changes.load(Ordering::SeqCst);
+        let content = store
+            .read("ignored_users", |tx| async move {
+                account_data::find(&tx, user_id, None, IGNORED_USER_LIST).await
+            })
+            .await?;
+        let list =
+            content.and_then(|content| serde_json::from_str::<IgnoredUserListEventContent>(&content).ok());
+        let ignored = Arc::new(list.map(|list| list.ignored_users).unwrap_or_default());
+        if self.changes.load(Ordering::SeqCst) == changes {
+            lock(&self.ignored).put(user_id.to_owned(), ignored.clone());
+        }
+        Ok(ignored)
     }
 }
 
@@ -93,7 +133,7 @@ impl Sync<'_> {
         new: &[Arc<RoomEvent>],
         since: Option<i64>,
     ) -> Result<UnreadNotificationsCount, ApiError> {
-        let caches = &self.app.unread;
+        let caches = &self.app.readers;
         let key = (self.user_id().to_owned(), room.room_id.clone());
         let upto = self.upto_in(&room.room_id);
         let changes = caches.changes.load(Ordering::SeqCst);
@@ -144,7 +184,8 @@ impl Sync<'_> {
         let context = push_context(room, self.user_id());
         for event in events {
             // A redacted event has nothing left that somebody could want to read.
-            if event.pdu.sender == self.user_id() || event.pdu.redacted_by.is_some() {
+            if event.pdu.sender == self.user_id() || event.pdu.redacted_by.is_some() || self.is_ignored(event)
+            {
                 continue;
             }
             let Ok(json) = client_format::with_room_id(&event.pdu, &Unsigned::default()) else { continue };
@@ -157,7 +198,7 @@ impl Sync<'_> {
     }
 
     async fn push_rules(&self) -> Result<Arc<Ruleset>, ApiError> {
-        let caches = &self.app.unread;
+        let caches = &self.app.readers;
         let user_id = self.user_id();
         if let Some(rules) = lock(&caches.rules).get(user_id) {
             return Ok(rules.clone());
