@@ -1,13 +1,16 @@
 //! `keystead serve`: from the start text to the last answered request.
 
-use std::{io, io::IsTerminal as _, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+};
 
 use tracing::{info, warn};
 
 use crate::{
     api,
     app::{App, StartError},
-    config::Settings,
+    config::{Settings, log::LogFormat},
     housekeeping,
     http::{
         listener::{ListenError, Listeners},
@@ -73,14 +76,14 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Tells a person at the terminal where the server is and what to do next; a log gets one line.
+/// Tells people where the server is and what to do next; machines that read the log get one line.
 fn welcome(settings: &Settings, listeners: &Listeners) {
     let addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
     info!(server.name = %settings.server.name, listen = addresses.join(", "), tls = listeners.has_tls(), "serving");
-    if !io::stdout().is_terminal() {
-        return;
+    if settings.log.format == LogFormat::Text {
+        // Whoever closed the output does not want to read it.
+        let _ = writeln!(io::stdout(), "{}", greeting(settings));
     }
-    println!("{}", greeting(settings));
 }
 
 /// What to do next, for a person.
