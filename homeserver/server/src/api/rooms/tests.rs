@@ -8,6 +8,7 @@ use ruma::{
         IncomingRequest,
         client::{
             context::get_context,
+            knock::knock_room,
             membership::{
                 ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user,
                 leave_room,
@@ -264,6 +265,43 @@ async fn a_restricted_room_admits_members_of_its_rooms_only() {
     let joined = server.get("b", room, member).await.unwrap();
     assert_eq!(joined["join_authorised_via_users_server"], "@a:x");
     server.set("b", room, member, json!({ "membership": "join", "displayname": "B" })).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_knock_is_answered_by_an_invitation_or_taken_back() {
+    let server = Server::start().await;
+    let closed = &server.room("a", json!({})).await;
+    let state = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }]);
+    let room = &server.room("a", json!({ "initial_state": state })).await;
+    let knock = |user: &'static str, room: &RoomId| {
+        let request = request::<knock_room::v3::Request>(&[room.as_str()], json!({ "reason": "please" }));
+        joining::knock_room(server.ctx(user), request)
+    };
+    assert_eq!(errcode(knock("b", closed).await), forbidden());
+    knock("b", room).await.unwrap();
+    let member = server.get("a", room, ("m.room.member", "@b:x")).await.unwrap();
+    assert_eq!((&member["membership"], &member["reason"]), (&json!("knock"), &json!("please")));
+    assert_eq!(errcode(server.join("b", room).await), forbidden());
+    server.leave("b", room).await.unwrap();
+    knock("b", room).await.unwrap();
+    server.invite("a", room, "@b:x").await.unwrap();
+    assert_eq!(errcode(knock("b", room).await), forbidden(), "invited already");
+    server.join("b", room).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_invitation_by_address_is_refused() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    let address = json!({
+        "id_server": "i", "id_access_token": "t", "medium": "email", "address": "b@example.org",
+    });
+    let invite: invite_user::v3::Request = request(&[room.as_str()], address.clone());
+    let refused = membership::invite_user(server.ctx("a"), invite).await;
+    assert_eq!(errcode(refused), (403, "M_THREEPID_DENIED".to_owned()));
+    let create: create_room::v3::Request = request(&[], json!({ "invite_3pid": [address] }));
+    let refused = creation::create_room(server.ctx("a"), create).await;
+    assert_eq!(errcode(refused), (403, "M_THREEPID_DENIED".to_owned()));
 }
 
 #[tokio::test]
