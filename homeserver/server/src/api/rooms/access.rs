@@ -41,6 +41,12 @@ pub(super) async fn readable(ctx: &Ctx<Session>, room_id: &RoomId) -> Result<Acc
         .store
         .read("room_view", |tx| async move { RoomView::load(&tx, room_id, user_id).await })
         .await?;
+    if view.membership() == MembershipState::Join {
+        // The user has joined since the room's state was looked at, maybe through another replica.
+        ctx.app.fence().await?;
+        let room = ctx.app.tail.room(room_id).await?.ok_or_else(not_in_room)?;
+        return Ok(Access { room, until: None });
+    }
     match view.joined_until() {
         Some(until) => Ok(Access { room, until: Some(until) }),
         None => Err(not_in_room()),
