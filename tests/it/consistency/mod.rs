@@ -64,9 +64,8 @@ async fn run(disaster: Disaster) {
     for user in &everybody {
         let (end, ended) = watch::channel(None);
         ends.push(end);
-        readers.push(tokio::spawn(
-            Reader::new(user.clone(), observers.iter().all(|one| one.id != user.id), ended).run(),
-        ));
+        let moves = observers.iter().all(|one| one.id != user.id);
+        readers.push(tokio::spawn(Reader::begin(user.clone(), moves, ended).await.run()));
     }
     let history = Arc::new(Mutex::new(History::default()));
     let writing: Vec<_> = writers

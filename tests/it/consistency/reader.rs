@@ -33,12 +33,18 @@ pub struct Reader {
     known: BTreeSet<String>,
     journal: Journal,
     requests: usize,
+    /// Where the last sync ended.
+    since: Option<String>,
 }
 
 impl Reader {
-    pub fn new(user: User, moves: bool, end: watch::Receiver<Option<End>>) -> Self {
+    /// A reader that has done its first sync. That one passes over the rooms that the user has left, so whoever is to see
+    /// all of its time in a room must begin before it first joins.
+    pub async fn begin(user: User, moves: bool, end: watch::Receiver<Option<End>>) -> Self {
         let journal = Journal { user: user.id.clone(), rooms: BTreeMap::new(), to_device: Vec::new() };
-        Self { user, moves, end, known: BTreeSet::new(), journal, requests: 0 }
+        let mut reader = Self { user, moves, end, known: BTreeSet::new(), journal, requests: 0, since: None };
+        reader.sync().await;
+        reader
     }
 
     /// Reads until the end has been announced and seen.
@@ -59,21 +65,23 @@ impl Reader {
     }
 
     async fn read(&mut self) {
-        let filter = encode(&timeline_limit(50).to_string());
-        let mut since: Option<String> = None;
         while !self.has_ended() {
-            let from = since.map(|since| format!("&since={}", encode(&since))).unwrap_or_default();
-            let answer = self.get(format!("/sync?timeout=1000&filter={filter}{from}")).await;
-            let next = at(&answer, "/next_batch").as_str().expect("a token").to_owned();
-            for section in ["join", "leave"] {
-                let rooms = answer["rooms"][section].as_object().cloned().unwrap_or_default();
-                for (room, update) in rooms {
-                    self.note(&room, &update["timeline"]).await;
-                }
-            }
-            self.journal.to_device.extend_from_slice(events(&answer["to_device"]));
-            since = Some(next);
+            self.sync().await;
         }
+    }
+
+    async fn sync(&mut self) {
+        let filter = encode(&timeline_limit(50).to_string());
+        let from = self.since.iter().map(|since| format!("&since={}", encode(since))).collect::<String>();
+        let answer = self.get(format!("/sync?timeout=1000&filter={filter}{from}")).await;
+        for section in ["join", "leave"] {
+            let rooms = answer["rooms"][section].as_object().cloned().unwrap_or_default();
+            for (room, update) in rooms {
+                self.note(&room, &update["timeline"]).await;
+            }
+        }
+        self.journal.to_device.extend_from_slice(events(&answer["to_device"]));
+        self.since = Some(at(&answer, "/next_batch").as_str().expect("a token").to_owned());
     }
 
     /// Writes down a timeline, and before it what a gap left out.
