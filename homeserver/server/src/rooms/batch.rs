@@ -22,7 +22,11 @@ use keystead_store::{
     rooms::{self, Bounds, Direction, RoomHead},
     transactions::{self, ClientTransaction},
 };
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, events::TimelineEventType};
+use ruma::{
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId,
+    events::{TimelineEventType, room::member::MembershipState},
+};
+use serde_json::value::RawValue;
 
 use super::writer::{Context, Queued, WriteError, Written};
 use crate::streams::{Entry, Item};
@@ -161,6 +165,9 @@ fn build(states: &HashMap<OwnedRoomId, RoomState>, writes: &[Queued], signer: &S
 }
 
 fn build_write(state: &mut RoomState, write: &Queued, signer: &Signer) -> Result<Vec<SignedPdu>, Refusal> {
+    if set_already(state, write).is_some() {
+        return Ok(Vec::new());
+    }
     let mut next = state.clone();
     let mut events = Vec::with_capacity(write.drafts.len() + 1);
     if let Some((_, create)) = &write.create {
@@ -179,6 +186,28 @@ fn build_write(state: &mut RoomState, write: &Queued, signer: &Signer) -> Result
     }
     *state = next;
     Ok(events)
+}
+
+/// The event that a write would only repeat: the same user has set the same state to the same content. Two clients that
+/// join at once, or one that asks twice, so make one event.
+fn set_already<'a>(state: &'a RoomState, write: &Queued) -> Option<&'a Arc<RoomEvent>> {
+    let [draft] = write.drafts.as_slice() else { return None };
+    if write.create.is_some() || write.alongside.is_some() {
+        return None;
+    }
+    let state_key = draft.state_key.as_deref()?;
+    let current = state.get(&draft.event_type.to_string(), state_key)?;
+    // Who is not in the room has no say in its state, but for being in it or not.
+    let has_a_say =
+        state_key == draft.sender.as_str() || state.membership(&draft.sender) == MembershipState::Join;
+    (has_a_say && current.pdu.sender == draft.sender && is_same(&current.pdu.content, &draft.content))
+        .then_some(current)
+}
+
+/// Whether two contents are the same, however they are written.
+fn is_same(one: &RawValue, other: &RawValue) -> bool {
+    let read = |content: &RawValue| serde_json::from_str::<CanonicalJsonObject>(content.get()).ok();
+    read(one).is_some_and(|one| Some(one) == read(other))
 }
 
 /// Lays an event over a state that will be thrown away, at a position that is only the next one.
@@ -251,7 +280,10 @@ impl Batch<'_> {
                 Ok(events) => {
                     let result =
                         assign(&tx, self.shard, events, &mut committed, (&mut appended, &mut replaced))?;
-                    committed.results.push(result.ok_or(WriteError::UnknownRoom));
+                    let state = committed.states.get(&write.room_id);
+                    let stands = || state.and_then(|state| set_already(state, write)).map(stands_already);
+                    let result = result.or_else(stands).ok_or(WriteError::UnknownRoom);
+                    committed.results.push(result);
                 }
                 Err(refusal) => committed.results.push(Err(WriteError::Refused(refusal))),
             }
@@ -439,6 +471,10 @@ fn already_done(write: &Queued, result: &str) -> Result<Written, WriteError> {
     Ok(Written { room_id: write.room_id.clone(), event_id, position: None })
 }
 
+fn stands_already(event: &Arc<RoomEvent>) -> Written {
+    Written { room_id: event.pdu.room_id.clone(), event_id: event.pdu.event_id.clone(), position: None }
+}
+
 fn head(shard: Shard, state: &RoomState) -> RoomHead {
     RoomHead {
         room_id: state.room_id.clone(),
@@ -471,4 +507,17 @@ fn publish(context: &Context, shard: Shard, writes: Vec<Queued>, committed: Comm
 fn answer(write: Queued, result: Result<Written, WriteError>) {
     // Whoever asked may have gone; what was written stays written.
     let _ = write.answer.send(result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_are_compared_by_what_they_mean() {
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
+        assert!(is_same(&raw(r#"{"a":1,"b":"\u0041"}"#), &raw(r#"{ "b": "A", "a": 1 }"#)));
+        assert!(!is_same(&raw(r#"{"a":1}"#), &raw(r#"{"a":"1"}"#)));
+        assert!(!is_same(&raw("[]"), &raw("[]")), "no contents at all");
+    }
 }

@@ -23,7 +23,7 @@ use ruma::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{draft, is_set_already, not_in_room, write};
+use super::{draft, not_in_room, write};
 use crate::{
     api::guard,
     context::{Ctx, Session},
@@ -214,10 +214,8 @@ pub(super) async fn set(
     member: Member,
 ) -> Result<(), ApiError> {
     let content = member.content()?;
-    if !is_set_already(ctx, room, ("m.room.member", user_id.as_str()), &content) {
-        let draft = draft(ctx, StateEventType::RoomMember, Some(user_id.as_str()), content);
-        write(ctx, &room.room_id, draft, None).await?;
-    }
+    let draft = draft(ctx, StateEventType::RoomMember, Some(user_id.as_str()), content);
+    write(ctx, &room.room_id, draft, None).await?;
     Ok(())
 }
 

@@ -14,9 +14,9 @@ mod state;
 mod timeline;
 mod upgrade;
 
-use keystead_core::{event::Draft, json, room::RoomState};
+use keystead_core::{event::Draft, json};
 use keystead_store::transactions::ClientTransaction;
-use ruma::{CanonicalJsonObject, RoomId, TransactionId, events::TimelineEventType};
+use ruma::{RoomId, TransactionId, events::TimelineEventType};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -107,25 +107,6 @@ fn transaction(ctx: &Ctx<Session>, kind: String, id: &TransactionId) -> ClientTr
 /// The one who asks, as a reader of events.
 fn reader(ctx: &Ctx<Session>) -> Reader<'_> {
     Reader { user_id: &ctx.requester.user_id, device_id: &ctx.requester.device_id, now: ctx.now }
-}
-
-/// Whether the state event that a key has now was sent by the asking user with the same content: then there is nothing
-/// to change.
-fn is_set_already(
-    ctx: &Ctx<Session>,
-    room: &RoomState,
-    (event_type, state_key): (&str, &str),
-    content: &RawValue,
-) -> bool {
-    room.get(event_type, state_key).is_some_and(|current| {
-        current.pdu.sender == ctx.requester.user_id && is_same(&current.pdu.content, content)
-    })
-}
-
-/// Whether two contents are the same, however they are written.
-fn is_same(one: &RawValue, other: &RawValue) -> bool {
-    let read = |content: &RawValue| serde_json::from_str::<CanonicalJsonObject>(content.get()).ok();
-    read(one).is_some_and(|one| Some(one) == read(other))
 }
 
 /// The content of an event as a client sent it.

@@ -22,7 +22,7 @@ use serde_json::{
 
 use super::{
     access::{self, Access},
-    content, draft, is_set_already, joining,
+    content, draft, joining,
     membership::check_can_be_invited,
     not_in_room, reader, write,
 };
@@ -105,11 +105,6 @@ pub(super) async fn send_state_event(
             check_canonical_alias(&ctx.app.store, &room, &content).await?;
         }
         _ => {}
-    }
-    let event_type_name = event_type.to_string();
-    if is_member(&ctx, &room) && is_set_already(&ctx, &room, (&event_type_name, state_key), &content) {
-        let current = room.get(&event_type_name, state_key).ok_or_else(not_in_room)?;
-        return Ok(send_state_event::v3::Response::new(current.pdu.event_id.clone()));
     }
     let draft = draft(&ctx, event_type.clone(), Some(state_key), content);
     let written = write(&ctx, room_id, draft, None).await?;

@@ -462,11 +462,3 @@ async fn an_event_is_found_with_what_surrounds_it_and_by_its_time() {
     let refused = messages::get_event_by_timestamp(server.ctx("a"), request).await;
     assert_eq!(errcode(refused), (404, "M_NOT_FOUND".to_owned()));
 }
-
-#[test]
-fn contents_are_compared_by_what_they_mean() {
-    let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
-    assert!(is_same(&raw(r#"{"a":1,"b":"\u0041"}"#), &raw(r#"{ "b": "A", "a": 1 }"#)));
-    assert!(!is_same(&raw(r#"{"a":1}"#), &raw(r#"{"a":"1"}"#)));
-    assert!(!is_same(&raw("[]"), &raw("[]")), "no contents at all");
-}
