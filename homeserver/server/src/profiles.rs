@@ -5,23 +5,20 @@
 
 use std::sync::Arc;
 
-use keystead_core::{event::Draft, room::RoomState};
+use keystead_core::room::RoomState;
 use keystead_store::{
     ReadTx, jobs,
     profiles::{self, AVATAR_URL, DISPLAY_NAME},
 };
-use ruma::{
-    OwnedRoomId, UserId,
-    events::{TimelineEventType, room::member::MembershipState},
-};
-use serde_json::{Map, Value, value::to_raw_value};
+use ruma::{OwnedRoomId, UserId, events::room::member::MembershipState};
+use serde_json::{Map, Value};
 
 use crate::{
     app::App,
     context::{Ctx, Session},
     http::error::ApiError,
     jobs::JobError,
-    rooms::{Target, Write, WriteError},
+    rooms::set_own_member,
 };
 
 /// The kind of job that carries a profile into the user's rooms; its payload is the user's id.
@@ -128,25 +125,7 @@ async fn carry_into_room(
 ) -> Result<(), JobError> {
     let Some(room) = app.tail.room(room_id).await? else { return Ok(()) };
     let Some(content) = member_content(&room, user_id, profile) else { return Ok(()) };
-    let now = app.clock.now();
-    let draft = Draft {
-        sender: user_id.to_owned(),
-        event_type: TimelineEventType::RoomMember,
-        state_key: Some(user_id.to_string()),
-        content: to_raw_value(&content).map_err(|_| JobError::Payload)?,
-        redacts: None,
-        origin_server_ts: now,
-    };
-    let target = Target::Room(room_id.clone());
-    let write = Write { target, drafts: vec![draft], transaction: None, alongside: None, now };
-    match app.writer.write(write).await {
-        // The user has left meanwhile, or the room takes no more of such events: nothing to be done there.
-        Err(WriteError::Refused(refusal)) => {
-            tracing::info!(error = &refusal as &dyn std::error::Error, "a room refuses a changed profile");
-            Ok(())
-        }
-        written => Ok(written.map(drop)?),
-    }
+    set_own_member(app, user_id, room_id, &content).await
 }
 
 /// The user's member content with this profile, or `None` if it shows it already or the user is not in the room.

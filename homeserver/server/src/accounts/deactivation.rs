@@ -2,23 +2,13 @@
 
 use std::sync::Arc;
 
-use keystead_core::event::Draft;
 use keystead_store::{Error, cross_signing, devices, jobs, key_backup, keys, profiles, users};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomId, UserId,
-    events::{
-        TimelineEventType,
-        room::member::{MembershipState, RoomMemberEventContent},
-    },
+    MilliSecondsSinceUnixEpoch, UserId,
+    events::room::member::{MembershipState, RoomMemberEventContent},
 };
-use serde_json::value::to_raw_value;
 
-use crate::{
-    app::App,
-    http::error::ApiError,
-    jobs::JobError,
-    rooms::{Target, Write, WriteError},
-};
+use crate::{app::App, http::error::ApiError, jobs::JobError, rooms::set_own_member};
 
 /// The kind of job that takes a closed account out of its rooms; its payload is the user's id.
 pub(crate) const JOB: &str = "leave_rooms";
@@ -68,31 +58,9 @@ pub(crate) async fn leave_rooms(app: &App, user_id: &str) -> Result<(), JobError
     for (room_id, room) in rooms.iter() {
         if matches!(room.membership, MembershipState::Join | MembershipState::Invite | MembershipState::Knock)
         {
-            leave(app, user_id, room_id).await?;
+            set_own_member(app, user_id, room_id, &RoomMemberEventContent::new(MembershipState::Leave))
+                .await?;
         }
     }
     Ok(())
-}
-
-async fn leave(app: &App, user_id: &UserId, room_id: &OwnedRoomId) -> Result<(), JobError> {
-    let now = app.clock.now();
-    let content = RoomMemberEventContent::new(MembershipState::Leave);
-    let draft = Draft {
-        sender: user_id.to_owned(),
-        event_type: TimelineEventType::RoomMember,
-        state_key: Some(user_id.to_string()),
-        content: to_raw_value(&content).map_err(|_| JobError::Payload)?,
-        redacts: None,
-        origin_server_ts: now,
-    };
-    let target = Target::Room(room_id.clone());
-    let write = Write { target, drafts: vec![draft], transaction: None, alongside: None, now };
-    match app.writer.write(write).await {
-        // Removed or banned meanwhile: the user is out, which is all that was wanted.
-        Err(WriteError::Refused(refusal)) => {
-            tracing::info!(error = &refusal as &dyn std::error::Error, "a room refuses a leave");
-            Ok(())
-        }
-        written => Ok(written.map(drop)?),
-    }
 }

@@ -3,9 +3,11 @@
 pub mod aliases;
 mod batch;
 mod client_events;
+mod own_member;
 mod visibility;
 mod writer;
 
+pub(crate) use self::own_member::set_own_member;
 pub use self::{
     client_events::{Form, Reader, client_event, client_events, client_state},
     visibility::RoomView,
