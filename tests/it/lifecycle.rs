@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Method;
-use keystead_tests::{TestCluster, http::Request, process};
+use keystead_tests::{TestCluster, eventually, http::Request, process};
 use serde_json::json;
 
 fn get(path: &str) -> Request {
@@ -21,7 +21,11 @@ async fn a_replica_that_is_asked_to_stop_ends_its_work_first() {
         (alice.get(&path).await, asked.elapsed())
     });
     // Until the long-poll has arrived there is nothing to be ended.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually("the long-poll waits", || async {
+        let metrics = cluster.send_to(0, get("/metrics")).await.text;
+        metrics.lines().any(|line| line == "keystead_sync_waiters 1").then_some(())
+    })
+    .await;
     let status = cluster.stop(0).await;
     assert!(status.success(), "{status}");
     let (answer, time) = waiting.await.expect("an answer");

@@ -407,3 +407,36 @@ async fn a_profile_shows_in_its_rooms() {
     let nobody = format!("/profile/{}", encode("@nobody:keystead.test"));
     alice.get(&nobody).await.refused(404, "M_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn who_joins_several_times_at_once_joins_once() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    futures_util::future::join_all((0..8).map(|n| {
+        let (bob, room) = (bob.at(n % 2), &room);
+        async move { bob.join(room).await }
+    }))
+    .await;
+    let page = alice.get(&in_room(&room, "/messages?dir=b&limit=50")).await.ok();
+    let joins = page["chunk"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|event| event["type"] == "m.room.member" && event["state_key"] == bob.id);
+    assert_eq!(joins.count(), 1, "{page}");
+}
+
+#[tokio::test]
+async fn a_profile_that_no_member_event_could_carry_is_refused() {
+    let cluster = TestCluster::start().await;
+    let bob = cluster.user("bob").await;
+    let path = format!("/profile/{}", encode(&bob.id));
+    bob.put(&format!("{path}/displayname"), json!({ "displayname": "x".repeat(3_000) }))
+        .await
+        .refused(400, "M_PROFILE_TOO_LARGE");
+    bob.put(&format!("{path}/displayname"), json!({ "displayname": "x".repeat(1_000) })).await.ok();
+    let room = bob.create_public_room().await;
+    let member = bob.state(&room, "m.room.member", &bob.id).await.ok();
+    assert_eq!(member["displayname"], "x".repeat(1_000));
+}

@@ -436,3 +436,61 @@ async fn full_state_gives_all_of_it_again() {
     let state = events(&full["rooms"]["join"][&room]["state"]);
     assert!(of_type(state, "m.room.create").is_some(), "{full:#}");
 }
+
+#[tokio::test]
+async fn state_that_the_filter_takes_out_of_the_timeline_is_told_as_state() {
+    let (alice, bob, room) = pair().await;
+    let filter = json!({ "room": { "timeline": { "types": ["m.room.message"] } } });
+    let mut bobs = bob.syncing_with(&filter);
+    let first = bobs.next(0).await;
+    let state = events(&first["rooms"]["join"][&room]["state"]).to_vec();
+    assert!(of_type(&state, "m.room.create").is_some(), "{first}");
+
+    // In the middle of what is shown, where the start of the timeline does not tell it.
+    let before = alice.send_text(&room, "before").await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "old" })).await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "new" })).await;
+    let after = alice.send_text(&room, "after").await;
+    let answer = bobs.next(0).await;
+    assert_eq!(ids(timeline(&answer, &room)), [&*before, &*after]);
+    let state = events(&answer["rooms"]["join"][&room]["state"]);
+    assert_eq!(state.len(), 1, "{answer}");
+    assert_eq!(state[0]["content"]["topic"], "new");
+}
+
+#[tokio::test]
+async fn who_comes_back_learns_the_state_that_was_set_meanwhile() {
+    let (alice, bob, room) = pair().await;
+    alice.set_state(&room, "m.room.history_visibility", "", json!({ "history_visibility": "joined" })).await;
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    bob.leave(&room).await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "set meanwhile" })).await;
+    let secret = alice.send_text(&room, "not for bob").await;
+    bob.join(&room).await;
+    for answer in [bobs.next(0).await, bob.syncing_with(&timeline_limit(50)).next(0).await] {
+        let shown = timeline(&answer, &room);
+        assert!(!ids(shown).contains(&&*secret), "{answer}");
+        let state = events(&answer["rooms"]["join"][&room]["state"]);
+        let topic = of_type(state, "m.room.topic").expect("the topic in the state");
+        assert_eq!(topic["content"]["topic"], "set meanwhile");
+    }
+}
+
+#[tokio::test]
+async fn messages_and_invitations_of_ignored_users_do_not_come() {
+    let (alice, bob, room) = pair().await;
+    let list = json!({ "ignored_users": { alice.id.clone(): {} } });
+    bob.put(&format!("/user/{}/account_data/m.ignored_user_list", encode(&bob.id)), list).await.ok();
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    let ignored = alice.send_text(&room, "ignored").await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "state is shown" })).await;
+    let private = alice.create_room(json!({ "invite": [bob.id] })).await;
+    let own = bob.send_text(&room, "own").await;
+    let answer = bobs.next(0).await;
+    let shown = timeline(&answer, &room);
+    assert!(ids(shown).contains(&&*own) && !ids(shown).contains(&&*ignored), "{answer}");
+    assert!(of_type(shown, "m.room.topic").is_some(), "{answer}");
+    assert!(answer["rooms"]["invite"].get(&private).is_none(), "{answer}");
+}
