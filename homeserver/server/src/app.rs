@@ -104,6 +104,7 @@ impl App {
     ) -> Result<Arc<Self>, StartError> {
         let metrics = Metrics::new().map_err(StartError::Metrics)?;
         let options = store_options(&settings, &metrics);
+        Store::wait(&options, settings.database.wait).await?;
         // Replicas that start at once take turns; steps of a newer version leave older replicas able to serve.
         Store::migrate(&options).await?;
         let store = Store::open(options).await?;

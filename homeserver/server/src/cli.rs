@@ -119,7 +119,11 @@ fn execute(cli: Cli) -> Result<(), CommandError> {
 
 fn migrate(settings: &Settings) -> Result<(), CommandError> {
     let metrics = Metrics::new().map_err(CommandError::Metrics)?;
-    runtime()?.block_on(Store::migrate(&app::store_options(settings, &metrics)))?;
+    let options = app::store_options(settings, &metrics);
+    runtime()?.block_on(async {
+        Store::wait(&options, settings.database.wait).await?;
+        Store::migrate(&options).await
+    })?;
     println!("The database has the schema of this version.");
     Ok(())
 }

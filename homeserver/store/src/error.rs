@@ -31,8 +31,8 @@ pub enum Error {
     /// A text holds what a database cannot store: a zero character.
     #[error("a text holds a zero character")]
     InvalidText,
-    /// The database refused the statement for another reason.
-    #[error("the database refused a statement")]
+    /// The database refused the statement or the login for another reason.
+    #[error("the database refused what was asked of it")]
     Database(#[source] DbErr),
     /// The database is not one that this program can serve (no schema, other settings).
     #[error("{0}")]
@@ -81,14 +81,14 @@ impl From<DbErr> for Error {
             return Self::Conflict(constraint);
         }
         match &error {
+            DbErr::Conn(RuntimeErr::SqlxError(cause))
+            | DbErr::Exec(RuntimeErr::SqlxError(cause))
+            | DbErr::Query(RuntimeErr::SqlxError(cause)) => match kind_of(cause) {
+                Kind::Retryable => Self::Retryable(error),
+                Kind::Unavailable => Self::Unavailable(error),
+                Kind::Other => Self::Database(error),
+            },
             DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Unavailable(error),
-            DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause)) => {
-                match kind_of(cause) {
-                    Kind::Retryable => Self::Retryable(error),
-                    Kind::Unavailable => Self::Unavailable(error),
-                    Kind::Other => Self::Database(error),
-                }
-            }
             _ => Self::Database(error),
         }
     }
@@ -104,6 +104,8 @@ fn kind_of(error: &sqlx::Error) -> Kind {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
+        // What answered is no PostgreSQL: a proxy whose server is not there yet.
+        | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Kind::Unavailable,

@@ -25,6 +25,9 @@ use crate::{
 const ATTEMPTS: u32 = 8;
 /// The key of the advisory lock under which the schema changes: "keystead" in ASCII.
 const MIGRATION_LOCK: i64 = 0x6b65_7973_7465_6164;
+/// How long to wait before the database is tried again at the start.
+const WAIT_STEP: Duration = Duration::from_millis(500);
+
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug)]
 pub struct TransactionReport {
@@ -85,6 +88,28 @@ impl Store {
             _ => WakeBus::in_process(),
         };
         Ok(Self { inner: Arc::new(Inner { reader, writer, shards: Shards { rooms }, wake_bus, options }) })
+    }
+
+    /// Waits until the database can be reached, at most `patience`. Replicas are often started before their database is.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it could not be reached in that time; at once whatever does not pass by waiting (a
+    /// wrong password, a database that does not exist).
+    pub async fn wait(options: &Options, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match connect(options).await {
+                Ok((reader, _)) => return Ok(reader.close().await?),
+                Err(Error::Unavailable(error)) if Instant::now() + WAIT_STEP < deadline => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the database does not answer yet"
+                    );
+                    tokio::time::sleep(WAIT_STEP).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Brings the schema up to date, under a lock, in one transaction. Replicas may do so at the same time.
@@ -277,6 +302,28 @@ pub(crate) mod tests {
         assert!(Store::migrate(&options).await.unwrap() > 0);
         assert_eq!(Store::migrate(&options).await.unwrap(), 0);
         Store::open(options).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_a_database_that_cannot_be_reached_and_for_no_other() {
+        // Nobody listens on a port that was just given back.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let url = format!("postgres://user@{address}/none");
+        let options = Options { url, max_connections: 2, observer: Arc::new(|_| {}) };
+        let started = Instant::now();
+        let waited = Store::wait(&options, WAIT_STEP * 3).await;
+        assert!(matches!(waited, Err(Error::Unavailable(_))), "{waited:?}");
+        assert!(started.elapsed() >= WAIT_STEP);
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "no folder").unwrap();
+        let url = format!("sqlite:{}/keystead.db", file.display());
+        let options = Options { url, ..options };
+        let refused = Store::wait(&options, Duration::from_secs(3_600)).await;
+        assert!(matches!(refused, Err(Error::Setup(_))), "{refused:?}");
     }
 
     #[tokio::test]

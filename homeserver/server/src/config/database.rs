@@ -1,5 +1,7 @@
 //! `[database]`: where everything is kept.
 
+use std::time::Duration;
+
 use super::{reader::Section, secret::Secret};
 
 /// Where everything is kept.
@@ -10,6 +12,8 @@ pub struct DatabaseSettings {
     pub url: Secret,
     /// `database.max_connections`: how many connections a replica opens at most; default 16.
     pub max_connections: u32,
+    /// `database.wait_seconds`: how long a start waits for a database that does not answer yet; default 60.
+    pub wait: Duration,
 }
 
 impl DatabaseSettings {
@@ -23,6 +27,7 @@ impl DatabaseSettings {
         if max_connections < 2 {
             section.problem("max_connections", "must be at least 2");
         }
-        Self { url, max_connections }
+        let wait = section.value("wait_seconds", || Duration::from_secs(60));
+        Self { url, max_connections, wait }
     }
 }
