@@ -1,6 +1,7 @@
 //! The command line `keybox`: results on standard output, progress and plain words on standard error.
 
 mod account;
+mod contacts;
 mod failure;
 mod output;
 mod people;
@@ -152,6 +153,30 @@ enum Command {
         #[arg(long, requires = "keybox_id", conflicts_with = "fingerprint")]
         undo: bool,
     },
+    /// Show this KeyBox's contact code, for others to scan
+    Qr {
+        /// Write it to this file, as PNG
+        #[arg(long, value_name = "FILE")]
+        png: Option<PathBuf>,
+        /// Write it to this file, as SVG
+        #[arg(long, value_name = "FILE", conflicts_with = "png")]
+        svg: Option<PathBuf>,
+        /// The terminal writes dark on light
+        #[arg(long)]
+        light: bool,
+    },
+    /// Read a contact code from an image (PNG or JPEG) and mark its KeyBox as verified
+    Scan {
+        /// The image
+        image: PathBuf,
+    },
+    /// List everybody whose KeyBoxes are known here, and whether they are verified
+    Contacts,
+    /// Accept that somebody's keys have changed; until then nothing is sent to them
+    Accept {
+        /// User id
+        user_id: String,
+    },
     /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
     #[command(hide = true)]
     ExportMessage {
@@ -216,6 +241,13 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
             let marking = people::Marking { fingerprint: fingerprint.as_deref(), undo: *undo };
             people::verify(client, output, user_id, keybox_id.as_deref(), marking).await?;
         }
+        Command::Qr { png, svg, light } => {
+            let file = contacts::CodeFile { png: png.as_deref(), svg: svg.as_deref(), light: *light };
+            contacts::show_code(client, output, &file)?;
+        }
+        Command::Scan { image } => contacts::scan(client, output, image).await?,
+        Command::Contacts => contacts::list(client, output).await?,
+        Command::Accept { user_id } => contacts::accept(client, output, user_id).await?,
         Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
     }
     Ok(Next::Done)

@@ -3,6 +3,7 @@
 //! Several processes may use the same store at the same time, such as one that listens and one that sends: each takes
 //! the store's lock for the moment that it changes something, and reads again what another has written.
 
+mod contacts;
 mod error;
 mod history;
 mod session;

@@ -2,6 +2,7 @@
 //!
 //! - [`engine`] is the KeyBox itself and does no I/O: push what arrived, pull what to send.
 //! - [`store`] keeps its records encrypted in a folder.
+//! - [`qr`] draws and reads contact codes.
 //! - [`api`] speaks the Matrix client-server API.
 //! - [`client`] puts the three together; this is what an application uses.
 //! - [`cli`] is the command line `keybox` on top of it.
@@ -14,6 +15,7 @@ pub mod client;
 pub mod clock;
 pub mod engine;
 pub mod events;
+pub mod qr;
 pub mod store;
 
 /// The examples of the README, compiled.

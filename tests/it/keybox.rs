@@ -1,25 +1,46 @@
 //! The KeyBox profile from end to end: the `keybox` command line of two people, each on another replica.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
 
 use keystead_tests::{TestCluster, cluster::PASSWORD, process};
 use serde_json::{Value, json};
 
 /// One person's KeyBoxes in a folder of their own.
 #[derive(Clone)]
-struct Person {
-    name: &'static str,
-    home: PathBuf,
-    server: String,
+pub(crate) struct Person {
+    pub(crate) name: &'static str,
+    pub(crate) home: PathBuf,
+    pub(crate) server: String,
 }
 
 impl Person {
-    fn new(cluster: &TestCluster, name: &'static str, folder: &str, replica: usize) -> Self {
+    pub(crate) fn new(cluster: &TestCluster, name: &'static str, folder: &str, replica: usize) -> Self {
         Self { name, home: cluster.folder().join(folder), server: cluster.url(replica) }
     }
 
     /// Runs `keybox` and gives what it printed: one JSON value a line.
-    async fn run(&self, arguments: &[&str]) -> Vec<Value> {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Vec<Value> {
+        let what = format!("keybox {} of {}", arguments.join(" "), self.name);
+        let output = self.try_run(arguments).await;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{what}: {}\n{out}{err}", output.status);
+        out.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{what}: {line}")))
+            .collect()
+    }
+
+    /// Runs `keybox`, which is to fail, and gives its error.
+    pub(crate) async fn refused(&self, arguments: &[&str]) -> Value {
+        let output = self.try_run(arguments).await;
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{}: {err}", arguments.join(" "));
+        serde_json::from_str(err.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{err}"))
+    }
+
+    async fn try_run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(process::keystead().with_file_name("keybox"));
         command
             .args(arguments)
@@ -28,31 +49,24 @@ impl Person {
             .env("KEYBOX_SERVER", &self.server)
             .env("KEYBOX_PASSWORD", PASSWORD)
             .env("KEYBOX_PASSPHRASE", format!("the passphrase of {}", self.name));
-        let what = format!("keybox {} of {}", arguments.join(" "), self.name);
-        let output =
-            tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{what}: {}\n{out}{err}", output.status);
-        out.lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{what}: {line}")))
-            .collect()
+        tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran")
     }
 
     /// The texts in what `keybox` printed.
-    async fn texts(&self, arguments: &[&str]) -> Vec<String> {
+    pub(crate) async fn texts(&self, arguments: &[&str]) -> Vec<String> {
         let lines = self.run(arguments).await;
         lines.iter().filter_map(|line| line["content"]["body"].as_str().map(str::to_owned)).collect()
     }
 }
 
 /// The first value of that name in what `keybox` printed.
-fn field(lines: &[Value], name: &str) -> String {
+pub(crate) fn field(lines: &[Value], name: &str) -> String {
     let value = lines.iter().find_map(|line| line[name].as_str());
     value.unwrap_or_else(|| panic!("no {name} in {lines:?}")).to_owned()
 }
 
 /// Alice on one replica, Bob on the other, and an encrypted room with both in it.
-async fn pair(cluster: &TestCluster) -> (Person, Person, String) {
+pub(crate) async fn pair(cluster: &TestCluster) -> (Person, Person, String) {
     let alice = Person::new(cluster, "alice", "alice-home", 0);
     let bob = Person::new(cluster, "bob", "bob-home", 1);
     alice.run(&["register"]).await;

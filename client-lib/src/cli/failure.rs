@@ -1,8 +1,13 @@
 //! How a command fails: in words for a person, and in a status for a script.
 
+use std::path::PathBuf;
+
+use keystead_keybox::contact_code::ContactCodeError;
+
 use crate::api::ApiError;
 use crate::client::ClientError;
 use crate::engine::EncryptError;
+use crate::qr::{QrReadError, QrWriteError};
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +16,10 @@ pub(super) enum Failure {
     Ambiguous(String),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    ContactCode(#[from] ContactCodeError),
+    #[error("{} cannot be used", .path.display())]
+    File { path: PathBuf, source: std::io::Error },
     #[error("the fingerprint of {0} is another one; do not trust this KeyBox")]
     Fingerprint(String),
     #[error("cannot read from the terminal")]
@@ -29,6 +38,12 @@ pub(super) enum Failure {
     NoSuchRoom(String),
     #[error("name the account with --user")]
     NoUser,
+    #[error("the keys of {0} have not changed: there is nothing to accept")]
+    NothingToAccept(String),
+    #[error(transparent)]
+    QrRead(#[from] QrReadError),
+    #[error(transparent)]
+    QrWrite(#[from] QrWriteError),
     #[error("{shown} of {wanted} messages came in time")]
     TimedOut { shown: usize, wanted: usize },
 }
@@ -39,7 +54,13 @@ impl Failure {
         match self {
             Self::Ambiguous(_) | Self::NoUser => 2,
             Self::Client(error) => client_status(error),
-            Self::Fingerprint(_) | Self::Input(_) => 1,
+            Self::ContactCode(_)
+            | Self::File { .. }
+            | Self::Fingerprint(_)
+            | Self::Input(_)
+            | Self::NothingToAccept(_)
+            | Self::QrRead(_)
+            | Self::QrWrite(_) => 1,
             Self::LoginRefused(_) => 3,
             Self::NoAccount
             | Self::NoSuchAccount(_)

@@ -23,20 +23,26 @@ pub(super) async fn devices(
     let user_id = user_id.unwrap_or(&client.account().user_id).to_owned();
     for known in client.keyboxes(&user_id).await? {
         let own = known.keys.keybox_id == client.account().keybox_id && user_id == client.account().user_id;
-        let mut words = vec![if known.verified || own { "verified" } else { "not verified" }];
-        words.extend(
-            [(own, "this one"), (known.gone, "gone"), (known.conflicting, "CHANGED KEYS")]
-                .iter()
-                .filter_map(|(is, word)| is.then_some(*word)),
-        );
         let first_seen = date_time(known.first_seen);
-        let text = format!("{}  {}  first seen {first_seen}", known.keys.keybox_id, words.join(", "));
+        let text = format!("{}  {}  first seen {first_seen}", known.keys.keybox_id, state_of(&known, own));
         output.result(&text, &value_of(&known, own));
     }
     Ok(())
 }
 
-fn value_of(known: &KnownKeyBox, own: bool) -> serde_json::Value {
+/// A KeyBox's state in words.
+pub(super) fn state_of(known: &KnownKeyBox, own: bool) -> String {
+    let words = [
+        (known.verified || own, "verified"),
+        (!known.verified && !own, "not verified"),
+        (own, "this one"),
+        (known.gone, "gone"),
+        (known.conflicting, "CHANGED KEYS"),
+    ];
+    words.iter().filter_map(|(is, word)| is.then_some(*word)).collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn value_of(known: &KnownKeyBox, own: bool) -> serde_json::Value {
     json!({
         "user_id": known.keys.user_id, "keybox_id": known.keys.keybox_id, "this_one": own,
         "verified": known.verified || own, "gone": known.gone, "changed_keys": known.conflicting,

@@ -4,7 +4,7 @@ use keystead_keybox::CryptoError;
 use keystead_keybox::sealed_keys::SealedKeysError;
 
 use crate::api::ApiError;
-use crate::engine::{EncryptError, EngineError, RecordError};
+use crate::engine::{ContactError, EncryptError, EngineError, RecordError};
 use crate::store::StoreError;
 
 /// Why a KeyBox could not do what it was asked to.
@@ -14,6 +14,9 @@ pub enum ClientError {
     /// The homeserver refused, or cannot be reached.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// A contact code does not verify what it names.
+    #[error(transparent)]
+    Contact(#[from] ContactError),
     /// The message cannot be encrypted for this room.
     #[error(transparent)]
     Encrypt(#[from] EncryptError),

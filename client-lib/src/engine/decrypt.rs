@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use keystead_keybox::envelope::{Envelope, EnvelopeError};
+use keystead_keybox::key_set::PublicKeySet;
 use keystead_keybox::replay::Replayed;
 use keystead_keybox::suite;
 
@@ -83,15 +84,9 @@ impl Engine {
         }
         let envelope = Envelope::deserialize(&event.content).map_err(|_| DecryptError::NotAnEnvelope)?;
         let sender = KeyBoxAddress::new(&event.sender, &envelope.sender_keybox);
-        let (sender_keys, verified) = if sender == self.own {
-            (self.public.clone(), true)
-        } else {
-            let known =
-                self.directory.find(&sender).ok_or_else(|| DecryptError::UnknownKeyBox(sender.clone()))?;
-            (known.keys.clone(), known.verified)
-        };
-        envelope.check_signature(room_id, &sender_keys).map_err(DecryptError::Refused)?;
         let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id.clone() };
+        let (sender_keys, verified) = self.sender_of(&sender, &key, &envelope)?;
+        envelope.check_signature(room_id, &sender_keys).map_err(DecryptError::Refused)?;
         let open = self.open_key(&key).ok_or_else(|| DecryptError::MissingKey(key.clone()))?;
         let payload = envelope.open(room_id, &sender_keys, &open).map_err(DecryptError::Refused)?;
         self.accept_counter(&key, &sender, envelope.counter, &event.event_id)?;
@@ -106,6 +101,26 @@ impl Engine {
             encrypted: true,
             verified,
         })
+    }
+
+    /// The key set that an envelope is to be checked with, and whether its owner is verified: those that the KeyBox has, or
+    /// had before a change was accepted.
+    fn sender_of(
+        &self,
+        sender: &KeyBoxAddress,
+        key: &KeyRef,
+        envelope: &Envelope,
+    ) -> Result<(PublicKeySet, bool), DecryptError> {
+        if *sender == self.own {
+            return Ok((self.public.clone(), true));
+        }
+        let known = self.directory.find(sender).ok_or_else(|| DecryptError::UnknownKeyBox(sender.clone()))?;
+        let received_at = self.resource_keys.get(key).map_or(u64::MAX, |record| record.received_at);
+        let signed_with = known
+            .keys_at(received_at)
+            .find(|keys| envelope.check_signature(&key.room_id, keys).is_ok())
+            .unwrap_or(&known.keys);
+        Ok((signed_with.clone(), known.verified && *signed_with == known.keys))
     }
 
     fn accept_counter(

@@ -20,8 +20,35 @@ pub struct KnownKeyBox {
     pub verified: bool,
     /// Whether it has disappeared from the server: its old messages can still be checked.
     pub gone: bool,
-    /// Whether the server once showed other keys under this id. It gets no resource key then.
+    /// Whether the server showed other keys under this id, which nobody has accepted. It gets no resource key then.
     pub conflicting: bool,
+    /// The keys that the server showed last, if they are others.
+    #[serde(default)]
+    pub offered: Option<PublicKeySet>,
+    /// Keys that were accepted changes of: messages of that time can still be checked.
+    #[serde(default)]
+    pub(super) former: Vec<FormerKeys>,
+}
+
+/// Keys that a KeyBox had before a person accepted others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct FormerKeys {
+    keys: PublicKeySet,
+    /// They count for resource keys that were here by then.
+    until: u64,
+}
+
+impl KnownKeyBox {
+    /// The key sets that may have signed what belongs to a resource key that came at `received_at`.
+    pub(super) fn keys_at(&self, received_at: u64) -> impl Iterator<Item = &PublicKeySet> {
+        let former = self.former.iter().filter(move |former| received_at <= former.until);
+        std::iter::once(&self.keys).chain(former.map(|former| &former.keys))
+    }
+
+    /// Whether its keys have changed, and it is still there.
+    pub fn blocks_sending(&self) -> bool {
+        self.conflicting && !self.gone
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -87,6 +114,27 @@ impl Directory {
         self.all(user_id).filter(|known| !known.gone && !known.conflicting).filter(speaks)
     }
 
+    /// Takes the keys that the server shows for the user's KeyBoxes now instead of those known. Returns which have changed.
+    pub(super) fn accept(&mut self, user_id: &str, now: u64) -> Vec<KnownKeyBox> {
+        let mut accepted = Vec::new();
+        let Some(user) = self.users.get_mut(user_id) else { return accepted };
+        for known in user.keyboxes.values_mut().filter(|known| known.blocks_sending()) {
+            known.conflicting = false;
+            if let Some(keys) = known.offered.take() {
+                let keys = std::mem::replace(&mut known.keys, keys);
+                known.former.push(FormerKeys { keys, until: now });
+                known.verified = false;
+            }
+            accepted.push(known.clone());
+        }
+        accepted
+    }
+
+    /// The users whose KeyBoxes are known here.
+    pub(super) fn user_ids(&self) -> impl Iterator<Item = &String> {
+        self.users.iter().filter(|(_, user)| !user.keyboxes.is_empty()).map(|(user_id, _)| user_id)
+    }
+
     pub(super) fn set_verified(&mut self, address: &KeyBoxAddress, verified: bool) -> bool {
         let known =
             self.users.get_mut(&address.user_id).and_then(|user| user.keyboxes.get_mut(&address.keybox_id));
@@ -128,14 +176,22 @@ impl Directory {
                         verified: false,
                         gone: false,
                         conflicting: false,
+                        offered: None,
+                        former: Vec::new(),
                     };
                     user.keyboxes.insert(keybox_id.clone(), known);
                     update.notices.push(Notice::NewKeyBox { keybox: address });
                 }
-                Some(known) if known.keys == keys => known.gone = false,
+                Some(known) if known.keys == keys => {
+                    known.gone = false;
+                    known.offered = None;
+                }
+                Some(known) if known.offered.as_ref() == Some(&keys) => known.gone = false,
                 Some(known) => {
                     update.departed |= !known.conflicting;
+                    known.gone = false;
                     known.conflicting = true;
+                    known.offered = Some(keys);
                     update.notices.push(Notice::KeySetChanged { keybox: address });
                 }
             }

@@ -172,12 +172,17 @@ impl Engine {
         let maker = KeyBoxAddress::new(&content.origin.user_id, &content.origin.keybox_id);
         let origin_verified = match self.directory.find(&maker) {
             Some(maker) => {
-                let genuine =
-                    content.origin.verify(&maker.keys, &content.algorithm, &key.room_id, &key.key_id)?;
-                if !genuine {
+                let signed = |keys: &PublicKeySet| {
+                    content.origin.verify(keys, &content.algorithm, &key.room_id, &key.key_id)
+                };
+                let current = signed(&maker.keys)?;
+                // One of a time before the maker's keys changed serves for reading only.
+                let former =
+                    || maker.keys_at(content.origin.created_at).any(|keys| signed(keys).unwrap_or(false));
+                if !current && !former() {
                     return Ok(Outcome::Dropped("it is not signed by the KeyBox that made it".to_owned()));
                 }
-                true
+                current
             }
             None => false,
         };

@@ -99,7 +99,7 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
-    /// The server shows other keys for a KeyBox than before. It gets no resource keys any more.
+    /// The server shows other keys for a KeyBox than before. Nothing is sent to its owner until a person accepts them.
     KeySetChanged {
         /// Which.
         keybox: KeyBoxAddress,
@@ -173,7 +173,9 @@ impl std::fmt::Display for Notice {
             Self::KeySetChanged { keybox } => {
                 write!(
                     f,
-                    "WARNING: the server shows other keys for {keybox} than before; it gets no keys any more"
+                    "WARNING: the server shows other keys for {keybox} than before; nothing is sent to its owner \
+                     until you accept them (keybox accept {})",
+                    keybox.user_id
                 )
             }
             Self::InvalidKeySet { keybox, reason } => write!(f, "ignored the keys of {keybox}: {reason}"),

@@ -30,6 +30,18 @@ pub enum EncryptError {
     /// The KeyBox failed.
     #[error("the message could not be encrypted")]
     Engine(#[from] EngineError),
+    /// Somebody who would read the message has other keys than before, and nobody has accepted them: [`Engine::accept`].
+    #[error(
+        "the keys of {user_id} have changed (KeyBox {}): ask them whether they know why, and compare the new fingerprint; \
+         nothing is sent to them until you accept it: keybox accept {user_id}",
+        keyboxes.join(", ")
+    )]
+    KeysChanged {
+        /// Whose.
+        user_id: String,
+        /// Which of their KeyBoxes.
+        keyboxes: Vec<String>,
+    },
     /// The resource key named is not one to send with.
     #[error("the resource key is not known")]
     NoKey,
@@ -77,6 +89,7 @@ impl Engine {
             }
             return Ok(Readiness::KeySetsNeeded);
         }
+        self.refuse_changed_keys(&users)?;
         let audience = self.audience(&users, &suite);
         let key = match self.current_key(room_id, &suite, now) {
             Some(key) => key,

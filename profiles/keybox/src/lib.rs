@@ -9,6 +9,7 @@
 //! RSA key generation and the OAEP seed, which OpenSSL draws from the same generator itself.
 
 pub mod canonical_json;
+pub mod contact_code;
 pub mod context;
 pub mod encoding;
 mod entropy;

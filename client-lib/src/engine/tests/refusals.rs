@@ -88,19 +88,6 @@ fn a_key_from_a_stranger_is_dropped() {
 }
 
 #[test]
-fn other_keys_under_a_known_id_are_not_trusted() {
-    let mut world = World::new(&["A1", "B1", "C1"]);
-    world.say("A1", "one");
-    world.forge_keys("B1");
-    world.round("A1");
-    assert!(world.notices("A1").contains(&Notice::KeySetChanged { keybox: address("B1") }));
-    world.post("A1", "two");
-    world.settle();
-    assert_eq!(world.texts("C1"), ["one", "two"]);
-    assert_eq!(world.texts("B1"), ["one"]);
-}
-
-#[test]
 fn nothing_is_sent_in_the_clear() {
     let mut world = World::new(&["A1"]);
     let engine = &mut world.boxes.get_mut("A1").unwrap().engine;

@@ -118,6 +118,23 @@ impl World {
         self.device_keys_changed(&user(name));
     }
 
+    /// What the server shows as a KeyBox's key set.
+    pub(super) fn shown_keys(&self, name: &str) -> Value {
+        self.device_keys[&user(name)][name].clone()
+    }
+
+    /// Makes the server show `device_keys` as a KeyBox's key set.
+    pub(super) fn show_keys(&mut self, name: &str, device_keys: Value) {
+        self.device_keys.get_mut(&user(name)).unwrap().insert(name.to_owned(), device_keys);
+        self.device_keys_changed(&user(name));
+    }
+
+    /// Starts a KeyBox anew under its old id, with other keys and an empty store.
+    pub(super) fn change_keys(&mut self, name: &'static str) {
+        self.add(name);
+        self.round(name);
+    }
+
     /// One round of a KeyBox: sync, then send until nothing is left, storing in between. Then it is started anew from what it
     /// stored, so that every test is a test of restarts too.
     pub(super) fn round(&mut self, name: &str) -> bool {
