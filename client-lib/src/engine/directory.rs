@@ -182,9 +182,17 @@ impl Directory {
                     user.keyboxes.insert(keybox_id.clone(), known);
                     update.notices.push(Notice::NewKeyBox { keybox: address });
                 }
-                Some(known) if known.keys == keys => {
+                Some(known) if known.keys.hash() == keys.hash() => {
                     known.gone = false;
                     known.offered = None;
+                    // A KeyBox learns new suites with new software. It forgets none: an old list, which a server can
+                    // show again, must not cut it off.
+                    let learnt: Vec<_> = keys
+                        .algorithms
+                        .into_iter()
+                        .filter(|id| !known.keys.algorithms.contains(id))
+                        .collect();
+                    known.keys.algorithms.extend(learnt);
                 }
                 Some(known) if known.offered.as_ref() == Some(&keys) => known.gone = false,
                 Some(known) => {

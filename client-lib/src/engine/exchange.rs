@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use keystead_keybox::encoding::base64_url;
 use keystead_keybox::key_message::{KeyMessage, KeyMessageError, Recipient, sign};
+use keystead_keybox::suite::WrapError;
 use keystead_keybox::{CryptoError, Entropy};
 
 use super::{Engine, KeyBoxAddress, KeyRef, RecordName};
@@ -31,12 +32,16 @@ pub enum EngineError {
     /// The KeyBox's own key set could not be written down.
     #[error("the KeyBox could not sign its own key set")]
     OwnKeys,
+    /// A resource key could not be wrapped.
+    #[error("the KeyBox could not wrap a resource key")]
+    Wrap(#[from] WrapError),
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Exchange {
-    /// Whether this KeyBox's key set is on the server.
-    pub(super) uploaded: bool,
+    /// The suites named by this KeyBox's key set on the server: empty until it is there.
+    #[serde(default)]
+    pub(super) published: Vec<String>,
     pub(super) outbox: Vec<Queued>,
     pub(super) inbox: Vec<Pending>,
     pub(super) wanted: Vec<Wanted>,

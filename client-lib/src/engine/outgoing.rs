@@ -47,7 +47,8 @@ impl Engine {
         notices: &mut Vec<Notice>,
     ) -> Result<Vec<Outgoing>, EngineError> {
         let mut requests = Vec::new();
-        if !self.exchange.uploaded {
+        // Again after an update of the software that brought a suite.
+        if self.exchange.published != self.public.algorithms {
             let device_keys = self.keys.device_keys().map_err(|error| match error {
                 JsonSignatureError::Crypto(error) => EngineError::Crypto(error),
                 _ => EngineError::OwnKeys,
@@ -68,7 +69,7 @@ impl Engine {
 
     /// This KeyBox's key set is on the server.
     pub fn keys_uploaded(&mut self) {
-        self.exchange.uploaded = true;
+        self.exchange.published.clone_from(&self.public.algorithms);
         self.changed.insert(RecordName::Exchange);
     }
 

@@ -207,6 +207,9 @@ impl Engine {
         let mut messages = Vec::new();
         for address in recipients {
             let Some(known) = self.directory.find(address) else { continue };
+            if !suite.is_spoken_by(&known.keys) {
+                continue;
+            }
             let context = WrapContext {
                 suite: suite.id,
                 room_id: &key.room_id,

@@ -179,6 +179,6 @@ mod tests {
         assert_eq!(check(|keys| keys.user_id.push('X')), Mismatch::Address);
         assert_eq!(check(|keys| keys.ed25519[31] ^= 1), Mismatch::Fingerprint);
         assert_eq!(check(|keys| keys.rsa[0] ^= 1), Mismatch::KeySet);
-        assert_eq!(check(|keys| keys.x25519 = Some("x".to_owned())), Mismatch::KeySet);
+        assert_eq!(check(|keys| keys.x25519 = Some([7; 32])), Mismatch::KeySet);
     }
 }

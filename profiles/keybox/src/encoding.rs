@@ -75,8 +75,15 @@ impl Fields {
     /// Appends a field of bytes.
     #[must_use]
     pub fn bytes(mut self, field: &[u8]) -> Self {
-        self.0.extend_from_slice(&(field.len() as u64).to_be_bytes());
+        self = self.length_of(field);
         self.0.extend_from_slice(field);
+        self
+    }
+
+    /// Appends the length of a last field only: for a large one, whose bytes the caller hashes itself right after.
+    #[must_use]
+    pub(crate) fn length_of(mut self, field: &[u8]) -> Self {
+        self.0.extend_from_slice(&(field.len() as u64).to_be_bytes());
         self
     }
 
@@ -119,6 +126,26 @@ pub(crate) mod base64_bytes {
         let text = String::deserialize(deserializer)?;
         let bytes = super::from_base64(&text).map_err(D::Error::custom)?;
         T::try_from(bytes).map_err(|_| D::Error::custom("wrong number of bytes"))
+    }
+}
+
+/// Serde of bytes that may be missing, as unpadded base64 text.
+pub(crate) mod optional_base64_bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        bytes: &Option<[u8; 32]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        bytes.map(|bytes| super::base64(&bytes)).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
+        #[derive(Deserialize)]
+        struct Bytes(#[serde(with = "super::base64_bytes")] [u8; 32]);
+        Ok(Option::<Bytes>::deserialize(deserializer)?.map(|Bytes(bytes)| bytes))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use zeroize::Zeroizing;
 
 use crate::canonical_json::MAX_INTEGER;
 use crate::context::MessageContext;
@@ -24,7 +23,7 @@ pub struct Envelope {
     pub sender_keybox: String,
     /// How many messages that KeyBox had sealed with that resource key before.
     pub counter: u64,
-    /// Initialisation vector.
+    /// Initialisation vector or nonce.
     #[serde(with = "base64_bytes")]
     pub iv: Vec<u8>,
     /// The ciphertext.
@@ -127,8 +126,7 @@ impl Envelope {
             signature: Vec::new(),
         };
         let context = envelope.context(&payload.room_id, sender).to_bytes();
-        let plaintext = Zeroizing::new(serde_json::to_vec(payload)?);
-        let sealed = suite.seal(request.key, &context, &plaintext, entropy)?;
+        let sealed = suite.seal(request.key, &context, serde_json::to_vec(payload)?, entropy)?;
         envelope.iv = sealed.iv;
         envelope.ciphertext = sealed.ciphertext;
         envelope.mac = sealed.mac;
@@ -161,7 +159,7 @@ impl Envelope {
         let sealed =
             Sealed { iv: self.iv.clone(), ciphertext: self.ciphertext.clone(), mac: self.mac.clone() };
         let context = self.context(room_id, sender).to_bytes();
-        let plaintext = suite.open(key, &context, &sealed).map_err(EnvelopeError::NotAuthentic)?;
+        let plaintext = suite.open(key, &context, sealed).map_err(EnvelopeError::NotAuthentic)?;
         let payload: Payload = serde_json::from_slice(&plaintext).map_err(|_| EnvelopeError::Payload)?;
         if payload.room_id == room_id { Ok(payload) } else { Err(EnvelopeError::Payload) }
     }

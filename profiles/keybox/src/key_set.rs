@@ -27,7 +27,7 @@ pub const ED25519_ENTRY: &str = "ed25519";
 /// The one size of RSA keys.
 pub const RSA_BITS: u32 = 2048;
 
-/// The private keys of one KeyBox: Ed25519 to sign, RSA 2048 to unwrap in suite v1, X25519 published for later suites.
+/// The private keys of one KeyBox: Ed25519 to sign, RSA 2048 to unwrap in suite v1, X25519 in suite v2.
 ///
 /// OpenSSL wipes the keys when they are dropped.
 #[derive(Clone)]

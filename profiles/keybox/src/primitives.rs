@@ -1,14 +1,20 @@
 //! The primitives, each one call into OpenSSL. Nothing outside this crate touches a cipher.
 
+use openssl::cipher::{Cipher, CipherRef};
+use openssl::cipher_ctx::CipherCtx;
+use openssl::derive::Deriver;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::md::Md;
 use openssl::pkey::{Id, PKey, PKeyRef, Private, Public};
-use openssl::pkey_ctx::PkeyCtx;
+use openssl::pkey_ctx::{HkdfMode, PkeyCtx};
 use openssl::rsa::Padding;
 use openssl::sign::{Signer, Verifier};
-use openssl::symm::{self, Cipher};
+use openssl::symm;
 use zeroize::Zeroizing;
+
+/// What OpenSSL is given at once: it counts bytes in a C `int`.
+const CHUNK: usize = 1 << 30;
 
 /// A call into the cryptographic library that failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,23 +26,78 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
     openssl::sha::sha256(data)
 }
 
-/// HMAC-SHA-256 of `data` under `key`.
-pub(crate) fn hmac_sha256(key: &[u8], data: &[u8]) -> Result<Vec<u8>, CryptoError> {
+/// HMAC-SHA-256 (RFC 2104) under `key` of all `parts`, one after the other.
+pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
     let key = PKey::hmac(key)?;
     let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
-    Ok(signer.sign_oneshot_to_vec(data)?)
+    for part in parts {
+        signer.update(part)?;
+    }
+    let mut mac = [0; 32];
+    signer.sign(&mut mac)?;
+    Ok(mac)
 }
 
 /// HKDF-SHA-256 (RFC 5869) without a salt: 32 bytes from `secret` for the use named by `info`.
 pub(crate) fn hkdf_sha256(secret: &[u8], info: &str) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+    hkdf(HkdfMode::EXTRACT_THEN_EXPAND, secret, &[], info.as_bytes())
+}
+
+/// The first step of HKDF-SHA-256: a key from `secret` and `salt`, which may be empty.
+pub(crate) fn hkdf_extract(secret: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+    hkdf(HkdfMode::EXTRACT_ONLY, secret, salt, &[])
+}
+
+/// The second step of HKDF-SHA-256: `N` bytes from the key that [`hkdf_extract`] made.
+pub(crate) fn hkdf_expand<const N: usize>(
+    key: &[u8; 32],
+    info: &[u8],
+) -> Result<Zeroizing<[u8; N]>, CryptoError> {
+    hkdf(HkdfMode::EXPAND_ONLY, key, &[], info)
+}
+
+fn hkdf<const N: usize>(
+    mode: HkdfMode,
+    secret: &[u8],
+    salt: &[u8],
+    info: &[u8],
+) -> Result<Zeroizing<[u8; N]>, CryptoError> {
     let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
     derivation.derive_init()?;
+    derivation.set_hkdf_mode(mode)?;
     derivation.set_hkdf_md(Md::sha256())?;
     derivation.set_hkdf_key(secret)?;
-    derivation.add_hkdf_info(info.as_bytes())?;
-    let mut output = Zeroizing::new([0; 32]);
+    if !salt.is_empty() {
+        derivation.set_hkdf_salt(salt)?;
+    }
+    if !info.is_empty() {
+        derivation.add_hkdf_info(info)?;
+    }
+    let mut output = Zeroizing::new([0; N]);
     derivation.derive(Some(output.as_mut_slice()))?;
     Ok(output)
+}
+
+/// X25519 (RFC 7748). An error if `public` is a point of low order: OpenSSL refuses a result of zeros (section 6.1).
+pub(crate) fn x25519(
+    private: &PKeyRef<Private>,
+    public: &[u8; 32],
+) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+    let public = PKey::public_key_from_raw_bytes(public, Id::X25519)?;
+    let mut derivation = Deriver::new(private)?;
+    derivation.set_peer(&public)?;
+    let mut shared = Zeroizing::new([0; 32]);
+    derivation.derive(shared.as_mut_slice())?;
+    Ok(shared)
+}
+
+/// The X25519 public key of a private one.
+pub(crate) fn x25519_public(private: &PKeyRef<Private>) -> Result<[u8; 32], CryptoError> {
+    let mut public = [0; 32];
+    for (byte, read) in public.iter_mut().zip(private.raw_public_key()?) {
+        *byte = read;
+    }
+    Ok(public)
 }
 
 /// Signs `message` with Ed25519 (RFC 8032): 64 bytes.
@@ -55,38 +116,71 @@ pub(crate) fn ed25519_verify(
     Ok(Verifier::new_without_digest(&key)?.verify_oneshot(signature, message).unwrap_or(false))
 }
 
-/// AES-256 in output feedback mode. Encryption and decryption are the same operation.
-pub(crate) fn aes_256_ofb(key: &[u8; 32], iv: &[u8; 16], data: &[u8]) -> Result<Vec<u8>, CryptoError> {
-    Ok(symm::encrypt(Cipher::aes_256_ofb(), key, Some(iv), data)?)
+/// AES-256 in output feedback mode, in place. Encryption and decryption are the same operation.
+pub(crate) fn aes_256_ofb(key: &[u8; 32], iv: &[u8; 16], data: &mut [u8]) -> Result<(), CryptoError> {
+    let mut cipher = CipherCtx::new()?;
+    cipher.encrypt_init(Some(Cipher::aes_256_ofb()), Some(key), Some(iv))?;
+    Ok(update(&mut cipher, data)?)
 }
 
 /// AES-256 in cipher block chaining mode with PKCS#7 padding.
 pub(crate) fn aes_256_cbc(key: &[u8; 32], iv: &[u8; 16], data: &[u8]) -> Result<Vec<u8>, CryptoError> {
-    Ok(symm::encrypt(Cipher::aes_256_cbc(), key, Some(iv), data)?)
+    Ok(symm::encrypt(symm::Cipher::aes_256_cbc(), key, Some(iv), data)?)
 }
 
-/// AES-256-GCM: ciphertext and 16-byte tag.
+/// Encrypts `data` with AES-256-GCM in place. Returns the tag.
 pub(crate) fn aes_256_gcm_seal(
     key: &[u8; 32],
     nonce: &[u8; 12],
     associated: &[u8],
-    data: &[u8],
-) -> Result<(Vec<u8>, [u8; 16]), CryptoError> {
+    data: &mut [u8],
+) -> Result<[u8; 16], CryptoError> {
+    let mut cipher = CipherCtx::new()?;
+    cipher.encrypt_init(Some(gcm()), Some(key), Some(nonce))?;
+    cipher.cipher_update(associated, None)?;
+    update(&mut cipher, data)?;
+    cipher.cipher_final(&mut [])?;
     let mut tag = [0; 16];
-    let sealed = symm::encrypt_aead(Cipher::aes_256_gcm(), key, Some(nonce), associated, data, &mut tag)?;
-    Ok((sealed, tag))
+    cipher.tag(&mut tag)?;
+    Ok(tag)
 }
 
-/// Opens AES-256-GCM; an error if key, nonce, associated data, ciphertext and tag do not belong together.
+/// Decrypts `data` with AES-256-GCM in place. An error, with `data` zeroed, if key, nonce, associated data, ciphertext
+/// and tag do not belong together. OpenSSL compares the tag in constant time.
 pub(crate) fn aes_256_gcm_open(
     key: &[u8; 32],
-    nonce: &[u8],
+    nonce: &[u8; 12],
     associated: &[u8],
-    sealed: &[u8],
-    tag: &[u8],
-) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
-    let opened = symm::decrypt_aead(Cipher::aes_256_gcm(), key, Some(nonce), associated, sealed, tag)?;
-    Ok(Zeroizing::new(opened))
+    data: &mut [u8],
+    tag: &[u8; 16],
+) -> Result<(), CryptoError> {
+    let mut open = || -> Result<(), ErrorStack> {
+        let mut cipher = CipherCtx::new()?;
+        cipher.decrypt_init(Some(gcm()), Some(key), Some(nonce))?;
+        cipher.set_tag(tag)?;
+        cipher.cipher_update(associated, None)?;
+        update(&mut cipher, data)?;
+        cipher.cipher_final(&mut [])?;
+        Ok(())
+    };
+    // Plaintext that was not authenticated must not be seen by anybody, by whatever mistake of a caller.
+    open().map_err(|error| {
+        data.fill(0);
+        error.into()
+    })
+}
+
+fn gcm() -> &'static CipherRef {
+    Cipher::aes_256_gcm()
+}
+
+/// Runs a stream cipher over `data` in place.
+fn update(cipher: &mut CipherCtx, data: &mut [u8]) -> Result<(), ErrorStack> {
+    for chunk in data.chunks_mut(CHUNK) {
+        let length = chunk.len();
+        cipher.cipher_update_inplace(chunk, length)?;
+    }
+    Ok(())
 }
 
 /// RSA-OAEP with SHA-256 as both hashes and a label; OpenSSL draws the seed.
@@ -140,7 +234,7 @@ pub(crate) fn scrypt(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoding::hex;
+    use crate::encoding::{from_hex, hex};
 
     #[test]
     fn hkdf_matches_rfc_5869_test_case_3() {
@@ -149,21 +243,74 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_of_hkdf_match_rfc_5869_test_case_1() {
+        let salt = from_hex::<13>("000102030405060708090a0b0c").unwrap();
+        let key = hkdf_extract(&[0x0b; 22], &*salt).unwrap();
+        assert_eq!(hex(&*key), "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5");
+        let info = from_hex::<10>("f0f1f2f3f4f5f6f7f8f9").unwrap();
+        let output = hkdf_expand::<42>(&key, &*info).unwrap();
+        let expected = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865";
+        assert_eq!(hex(&*output), expected);
+    }
+
+    #[test]
     fn hmac_matches_rfc_4231_test_case_2() {
-        let mac = hmac_sha256(b"Jefe", b"what do ya want for nothing?").unwrap();
+        let mac = hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"]).unwrap();
         assert_eq!(hex(&mac), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
     }
 
     #[test]
+    fn x25519_matches_rfc_7748_section_6_1() {
+        let private =
+            from_hex::<32>("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb").unwrap();
+        let private = PKey::private_key_from_raw_bytes(&*private, Id::X25519).unwrap();
+        assert_eq!(
+            hex(&x25519_public(&private).unwrap()),
+            "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+        );
+        let peer = from_hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a").unwrap();
+        let shared = x25519(&private, &peer).unwrap();
+        assert_eq!(hex(&*shared), "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
+        assert!(x25519(&private, &[0; 32]).is_err());
+    }
+
+    #[test]
     fn ofb_matches_sp_800_38a_f_4_5() {
-        let key =
-            crate::encoding::from_hex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
-                .unwrap();
-        let iv = crate::encoding::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
-        let block = crate::encoding::from_hex::<16>("6bc1bee22e409f96e93d7e117393172a").unwrap();
-        let sealed = aes_256_ofb(&key, &iv, &*block).unwrap();
-        assert_eq!(hex(&sealed), "dc7e84bfda79164b7ecd8486985d3860");
-        assert_eq!(aes_256_ofb(&key, &iv, &sealed).unwrap(), *block);
+        let key = from_hex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4").unwrap();
+        let iv = from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
+        let block = from_hex::<16>("6bc1bee22e409f96e93d7e117393172a").unwrap();
+        let mut data = *block;
+        aes_256_ofb(&key, &iv, &mut data).unwrap();
+        assert_eq!(hex(&data), "dc7e84bfda79164b7ecd8486985d3860");
+        aes_256_ofb(&key, &iv, &mut data).unwrap();
+        assert_eq!(data, *block);
+    }
+
+    #[test]
+    fn gcm_matches_test_case_16_of_its_specification() {
+        // McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B.
+        let key = from_hex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308").unwrap();
+        let nonce = from_hex("cafebabefacedbaddecaf888").unwrap();
+        let associated = from_hex::<20>("feedfacedeadbeeffeedfacedeadbeefabaddad2").unwrap();
+        let plaintext = from_hex::<60>(
+            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525\
+             b16aedf5aa0de657ba637b39",
+        )
+        .unwrap();
+        let mut data = *plaintext;
+        let tag = aes_256_gcm_seal(&key, &nonce, &*associated, &mut data).unwrap();
+        assert_eq!(hex(&tag), "76fc6ece0f4e1768cddf8853bb2d551b");
+        assert_eq!(
+            hex(&data),
+            "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838\
+             c5f61e6393ba7a0abcc9f662"
+        );
+        let sealed = data;
+        aes_256_gcm_open(&key, &nonce, &*associated, &mut data, &tag).unwrap();
+        assert_eq!(data, *plaintext);
+        data = sealed;
+        aes_256_gcm_open(&key, &nonce, &associated[1..], &mut data, &tag).unwrap_err();
+        assert_eq!(data, [0; 60]);
     }
 
     #[test]

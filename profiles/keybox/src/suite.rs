@@ -1,12 +1,15 @@
 //! Suites: sets of primitives, looked up by identifier in one table. A new suite is a row, a module and a vector file.
 
-mod v1;
+pub(crate) mod hpke;
+#[cfg(test)]
+mod tests;
+pub(crate) mod v1;
+pub(crate) mod v2;
 
 use zeroize::Zeroizing;
 
 pub use v1::ID as V1;
-#[cfg(test)]
-pub(crate) use v1::mac_key;
+pub use v2::ID as V2;
 
 use crate::context::WrapContext;
 use crate::entropy::Entropy;
@@ -17,11 +20,11 @@ use crate::resource_key::ResourceKey;
 /// Content sealed under a resource key, before it is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// Initialisation vector, fresh for each message.
+    /// Initialisation vector or nonce, fresh for each message.
     pub iv: Vec<u8>,
     /// As long as the plaintext.
     pub ciphertext: Vec<u8>,
-    /// Authenticates context, IV and ciphertext.
+    /// MAC or tag: authenticates context, IV and ciphertext.
     pub mac: Vec<u8>,
 }
 
@@ -37,11 +40,22 @@ pub enum OpenError {
     Crypto(#[from] CryptoError),
 }
 
-type Wrap =
-    fn(&ResourceKey, &PublicKeySet, &WrapContext<'_>, &mut dyn Entropy) -> Result<Vec<u8>, CryptoError>;
+/// Why a resource key could not be wrapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WrapError {
+    /// The cryptographic library failed.
+    #[error("the resource key could not be wrapped")]
+    Crypto(#[from] CryptoError),
+    /// The recipient's key set does not name the suite.
+    #[error("the receiving KeyBox does not speak the suite")]
+    NotSpoken,
+}
+
+type Wrap = fn(&ResourceKey, &PublicKeySet, &WrapContext<'_>, &mut dyn Entropy) -> Result<Vec<u8>, WrapError>;
 type Unwrap = fn(&[u8], &PrivateKeySet, &WrapContext<'_>) -> Result<ResourceKey, OpenError>;
-type Seal = fn(&ResourceKey, &[u8], &[u8], &mut dyn Entropy) -> Result<Sealed, CryptoError>;
-type Open = fn(&ResourceKey, &[u8], &Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError>;
+type Seal = fn(&ResourceKey, &[u8], Vec<u8>, &mut dyn Entropy) -> Result<Sealed, CryptoError>;
+type Open = fn(&ResourceKey, &[u8], Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError>;
 
 /// One row of the table: an identifier and its primitives.
 #[derive(Debug)]
@@ -50,6 +64,8 @@ pub struct Suite {
     pub id: &'static str,
     /// Greater for what replaces. A room may change to a greater one, never to a lesser.
     pub version: u32,
+    /// The entry of a key set that the suite wraps for: a KeyBox that names the suite publishes it.
+    pub key_entry: &'static str,
     wrap: Wrap,
     unwrap: Unwrap,
     seal: Seal,
@@ -57,7 +73,7 @@ pub struct Suite {
 }
 
 /// All suites, best last.
-pub static SUITES: &[Suite] = &[v1::SUITE];
+pub static SUITES: &[Suite] = &[v1::SUITE, v2::SUITE];
 
 /// The suite of that identifier; `None` if this implementation does not speak it.
 pub fn find(id: &str) -> Option<&'static Suite> {
@@ -70,6 +86,11 @@ pub fn is_keybox_suite(id: &str) -> bool {
 }
 
 impl Suite {
+    /// Whether the KeyBox with that key set speaks the suite.
+    pub fn is_spoken_by(&self, keys: &PublicKeySet) -> bool {
+        keys.algorithms.iter().any(|spoken| spoken == self.id)
+    }
+
     /// Encrypts `key` to the KeyBox `recipient`, bound to `context`.
     pub fn wrap(
         &self,
@@ -77,7 +98,10 @@ impl Suite {
         recipient: &PublicKeySet,
         context: &WrapContext<'_>,
         entropy: &mut dyn Entropy,
-    ) -> Result<Vec<u8>, CryptoError> {
+    ) -> Result<Vec<u8>, WrapError> {
+        if !self.is_spoken_by(recipient) {
+            return Err(WrapError::NotSpoken);
+        }
         (self.wrap)(key, recipient, context, entropy)
     }
 
@@ -92,23 +116,24 @@ impl Suite {
         if key.id(context.room_id) == *context.key_id { Ok(key) } else { Err(OpenError::NotAuthentic) }
     }
 
-    /// Encrypts and authenticates `plaintext`, bound to the bytes of a [`crate::context::MessageContext`].
-    pub(crate) fn seal(
+    /// Encrypts and authenticates `plaintext`, bound to the bytes of a [`crate::context::MessageContext`]. Works in
+    /// place: the plaintext's memory becomes the ciphertext.
+    pub fn seal(
         &self,
         key: &ResourceKey,
         context: &[u8],
-        plaintext: &[u8],
+        plaintext: Vec<u8>,
         entropy: &mut dyn Entropy,
     ) -> Result<Sealed, CryptoError> {
         (self.seal)(key, context, plaintext, entropy)
     }
 
-    /// Checks that `sealed` is authentic for `context`; only then decrypts.
-    pub(crate) fn open(
+    /// Checks that `sealed` is authentic for `context`; only then is there a plaintext. Works in place.
+    pub fn open(
         &self,
         key: &ResourceKey,
         context: &[u8],
-        sealed: &Sealed,
+        sealed: Sealed,
     ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         (self.open)(key, context, sealed)
     }

@@ -30,16 +30,21 @@ impl Vault {
     /// Seals a record under its name: nonce, ciphertext, tag. A record does not open under another name.
     pub fn seal(&self, name: &str, record: &[u8], entropy: &mut dyn Entropy) -> Result<Vec<u8>, CryptoError> {
         let nonce: [u8; NONCE] = random(entropy)?;
-        let (sealed, tag) = aes_256_gcm_seal(&self.0, &nonce, name.as_bytes(), record)?;
-        Ok([&nonce[..], &sealed, &tag].concat())
+        let mut sealed = [&nonce, record].concat();
+        if let Some((_, data)) = sealed.split_at_mut_checked(NONCE) {
+            let tag = aes_256_gcm_seal(&self.0, &nonce, name.as_bytes(), data)?;
+            sealed.extend_from_slice(&tag);
+        }
+        Ok(sealed)
     }
 
     /// Opens what [`Vault::seal`] made under the same name.
     pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, NotOurs> {
-        let (nonce, rest) = sealed.split_at_checked(NONCE).ok_or(NotOurs)?;
-        let length = rest.len().checked_sub(TAG).ok_or(NotOurs)?;
-        let (ciphertext, tag) = rest.split_at_checked(length).ok_or(NotOurs)?;
-        aes_256_gcm_open(&self.0, nonce, name.as_bytes(), ciphertext, tag).map_err(|_| NotOurs)
+        let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(NotOurs)?;
+        let (ciphertext, tag) = rest.split_last_chunk::<TAG>().ok_or(NotOurs)?;
+        let mut record = Zeroizing::new(ciphertext.to_vec());
+        aes_256_gcm_open(&self.0, nonce, name.as_bytes(), &mut record, tag).map_err(|_| NotOurs)?;
+        Ok(record)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{Fields, base64_bytes};
+use crate::encoding::{Fields, base64, base64_bytes, optional_base64_bytes};
 use crate::primitives::{CryptoError, ed25519_verify, sha256};
 
 /// The public keys of one KeyBox, checked by [`super::validate_device_keys`].
@@ -20,8 +20,9 @@ pub struct PublicKeySet {
     /// RSA 2048 public key, DER SubjectPublicKeyInfo: wraps resource keys for it in suite v1.
     #[serde(with = "base64_bytes")]
     pub rsa: Vec<u8>,
-    /// X25519 public key, if it published one; no suite in the table uses it yet.
-    pub x25519: Option<String>,
+    /// X25519 public key, if it published one: wraps resource keys for it in suite v2.
+    #[serde(default, with = "optional_base64_bytes")]
+    pub x25519: Option<[u8; 32]>,
 }
 
 impl PublicKeySet {
@@ -37,7 +38,7 @@ impl PublicKeySet {
             .text(&self.keybox_id)
             .bytes(&self.ed25519)
             .bytes(&self.rsa)
-            .text(self.x25519.as_deref().unwrap_or_default());
+            .text(&self.x25519.map(|key| base64(&key)).unwrap_or_default());
         sha256(fields.as_slice())
     }
 }

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{ED25519_ENTRY, PublicKeySet, RSA_BITS, RSA_ENTRY, X25519_ENTRY};
 use crate::canonical_json::{JsonSignatureError, verify_json};
-use crate::encoding::{base64, from_base64};
-use crate::primitives::CryptoError;
+use crate::encoding::from_base64;
+use crate::primitives::{CryptoError, x25519};
+use crate::suite;
 
 /// Why a published key set is refused. A server answers `M_INVALID_PARAM`.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +68,11 @@ pub fn validate_device_keys(
     let ed25519 = checked_ed25519(ed25519)?;
     let rsa = entry(keys, RSA_ENTRY, keybox_id)?.ok_or(KeySetError::Missing(RSA_ENTRY))?;
     check_rsa(&rsa)?;
-    let x25519 = entry(keys, X25519_ENTRY, keybox_id)?;
-    if let Some(x25519) = &x25519 {
-        check_x25519(x25519)?;
+    let x25519 = entry(keys, X25519_ENTRY, keybox_id)?.map(|key| checked_x25519(&key)).transpose()?;
+    for suite in suite::SUITES.iter().filter(|suite| algorithms.iter().any(|named| named == suite.id)) {
+        if entry(keys, suite.key_entry, keybox_id)?.is_none() {
+            return Err(KeySetError::Missing(suite.key_entry));
+        }
     }
     verify_json(&ed25519, user_id, keybox_id, device_keys).map_err(KeySetError::Signature)?;
     Ok(Some(PublicKeySet {
@@ -78,7 +81,7 @@ pub fn validate_device_keys(
         algorithms,
         ed25519,
         rsa,
-        x25519: x25519.map(|key| base64(&key)),
+        x25519,
     }))
 }
 
@@ -124,22 +127,19 @@ fn field_prime() -> Result<BigNum, ErrorStack> {
     Ok(prime)
 }
 
-fn check_x25519(key: &[u8]) -> Result<(), KeySetError> {
+/// The key as an array, if it is canonically encoded and not of low order.
+fn checked_x25519(key: &[u8]) -> Result<[u8; 32], KeySetError> {
     let malformed = KeySetError::Malformed(X25519_ENTRY);
     let Ok(bytes) = <[u8; 32]>::try_from(key) else { return Err(malformed) };
     if little_endian(&bytes).map_err(CryptoError::from)? >= field_prime().map_err(CryptoError::from)? {
         return Err(malformed);
     }
-    // X25519 multiplies by a multiple of eight, so that any private key takes a point of low order to zero, and OpenSSL
-    // refuses a zero result (RFC 7748, section 6.1).
-    let agrees = || -> Result<bool, ErrorStack> {
-        let private = PKey::private_key_from_raw_bytes(&[0x55; 32], Id::X25519)?;
-        let public = PKey::public_key_from_raw_bytes(&bytes, Id::X25519)?;
-        let mut derivation = openssl::derive::Deriver::new(&private)?;
-        derivation.set_peer(&public)?;
-        Ok(derivation.derive_to_vec().is_ok_and(|shared| shared.iter().any(|byte| *byte != 0)))
-    };
-    if agrees().map_err(CryptoError::from)? { Ok(()) } else { Err(KeySetError::LowOrder(X25519_ENTRY)) }
+    // X25519 multiplies by a multiple of eight, so that any private key takes a point of low order to zero, which fails.
+    let private = PKey::private_key_from_raw_bytes(&[0x55; 32], Id::X25519).map_err(CryptoError::from)?;
+    match x25519(&private, &bytes) {
+        Ok(_) => Ok(bytes),
+        Err(_) => Err(KeySetError::LowOrder(X25519_ENTRY)),
+    }
 }
 
 /// The key as an array, if it is a point of the curve, canonically encoded, and not of low order.

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::canonical_json::sign_json;
-use crate::encoding::from_hex;
+use crate::encoding::{base64, from_hex};
 use crate::key_set::PrivateKeySet;
 use crate::{OpensslEntropy, suite};
 
@@ -35,7 +35,7 @@ fn rsa_der(bits: u32, exponent: u32) -> Value {
 fn a_published_key_set_is_accepted() {
     let keys = key_set();
     let public = keys.public().unwrap();
-    assert_eq!(public.algorithms, [suite::V1]);
+    assert_eq!(public.algorithms, [suite::V1, suite::V2]);
     assert!(public.x25519.is_some());
     assert!(public.verify(b"text", &keys.sign(b"text").unwrap()).unwrap());
 }
@@ -70,6 +70,21 @@ fn wrong_rsa_keys_are_refused() {
     let mut missing = keys.device_keys().unwrap();
     missing["keys"].as_object_mut().unwrap().remove(&format!("{RSA_ENTRY}:{KEYBOX}"));
     assert!(matches!(refusal(&missing), KeySetError::Missing(RSA_ENTRY)));
+}
+
+#[test]
+fn a_suite_is_named_only_with_its_key() {
+    let keys = key_set();
+    let mut device_keys = keys.device_keys().unwrap();
+    device_keys["keys"].as_object_mut().unwrap().remove(&format!("{X25519_ENTRY}:{KEYBOX}"));
+    device_keys.remove("signatures");
+    sign_json(&keys, &mut device_keys).unwrap();
+    assert!(matches!(refusal(&device_keys), KeySetError::Missing(X25519_ENTRY)));
+    device_keys["algorithms"] = json!([suite::V1]);
+    device_keys.remove("signatures");
+    sign_json(&keys, &mut device_keys).unwrap();
+    let public = validate_device_keys(USER, KEYBOX, &device_keys).unwrap().unwrap();
+    assert_eq!((public.x25519, public.algorithms), (None, vec![suite::V1.to_owned()]));
 }
 
 #[test]

@@ -1,0 +1,123 @@
+//! What every suite of the table must do.
+
+use super::*;
+use crate::OpensslEntropy;
+use crate::resource_key::ResourceKeyId;
+
+fn keybox() -> PrivateKeySet {
+    PrivateKeySet::generate("@a:x", "A", &mut OpensslEntropy).unwrap()
+}
+
+fn context<'a>(suite: &'a Suite, key_id: &'a ResourceKeyId) -> WrapContext<'a> {
+    WrapContext {
+        suite: suite.id,
+        room_id: "!r",
+        key_id,
+        sender: "@b:x",
+        sender_keybox: "B",
+        recipient: "@a:x",
+        recipient_keybox: "A",
+    }
+}
+
+#[test]
+fn identifiers_are_unique_and_versions_grow() {
+    assert_eq!(SUITES.iter().map(|suite| suite.id).collect::<Vec<_>>(), [V1, V2]);
+    for (before, after) in SUITES.iter().zip(&SUITES[1..]) {
+        assert!(before.version < after.version);
+    }
+    assert_eq!(find(V2).unwrap().version, 2);
+    assert!(find("com.trustner.keybox.v3").is_none());
+    assert!(SUITES.iter().all(|suite| is_keybox_suite(suite.id)));
+    assert!(is_keybox_suite("com.trustner.keybox.v3"));
+    assert!(!is_keybox_suite("m.megolm.v1.aes-sha2"));
+}
+
+#[test]
+fn a_wrap_opens_for_its_context_only() {
+    let keys = keybox();
+    let stranger = keybox();
+    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    let (id, other_id) = (key.id("!r"), key.id("!s"));
+    for suite in SUITES {
+        let context = context(suite, &id);
+        let wrapped = suite.wrap(&key, &keys.public().unwrap(), &context, &mut OpensslEntropy).unwrap();
+        assert_eq!(wrapped.len(), if suite.id == V1 { 256 } else { 80 });
+        assert_eq!(suite.unwrap(&wrapped, &keys, &context).unwrap(), key);
+        let moved = [
+            WrapContext { suite: "v9", ..context },
+            WrapContext { room_id: "!s", ..context },
+            WrapContext { key_id: &other_id, ..context },
+            WrapContext { room_id: "!s", key_id: &other_id, ..context },
+            WrapContext { sender: "@c:x", ..context },
+            WrapContext { sender_keybox: "C", ..context },
+            WrapContext { recipient: "@c:x", ..context },
+            WrapContext { recipient_keybox: "C", ..context },
+        ];
+        for elsewhere in moved {
+            let refused = suite.unwrap(&wrapped, &keys, &elsewhere);
+            assert!(matches!(refused, Err(OpenError::NotAuthentic)), "{elsewhere:?}");
+        }
+        assert!(matches!(suite.unwrap(&wrapped, &stranger, &context), Err(OpenError::NotAuthentic)));
+        for other in SUITES.iter().filter(|other| other.id != suite.id) {
+            assert!(matches!(other.unwrap(&wrapped, &keys, &context), Err(OpenError::NotAuthentic)));
+        }
+    }
+}
+
+#[test]
+fn a_key_that_does_not_belong_to_its_id_is_refused() {
+    let keys = keybox();
+    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    let other_id = ResourceKey::generate(&mut OpensslEntropy).unwrap().id("!r");
+    for suite in SUITES {
+        // The sender itself lies about the id, in the context too.
+        let context = context(suite, &other_id);
+        let wrapped = suite.wrap(&key, &keys.public().unwrap(), &context, &mut OpensslEntropy).unwrap();
+        assert!(matches!(suite.unwrap(&wrapped, &keys, &context), Err(OpenError::NotAuthentic)));
+    }
+}
+
+#[test]
+fn nothing_is_wrapped_for_a_keybox_that_does_not_speak_the_suite() {
+    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    let id = key.id("!r");
+    for suite in SUITES {
+        let mut public = keybox().public().unwrap();
+        public.algorithms.retain(|spoken| spoken != suite.id);
+        assert!(!suite.is_spoken_by(&public));
+        let refused = suite.wrap(&key, &public, &context(suite, &id), &mut OpensslEntropy);
+        assert!(matches!(refused, Err(WrapError::NotSpoken)));
+    }
+    let mut without_key = keybox().public().unwrap();
+    without_key.x25519 = None;
+    let v2 = find(V2).unwrap();
+    let refused = v2.wrap(&key, &without_key, &context(v2, &id), &mut OpensslEntropy);
+    assert!(matches!(refused, Err(WrapError::NotSpoken)));
+}
+
+#[test]
+fn content_opens_for_its_context_and_key_only() {
+    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    let other = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    for suite in SUITES {
+        for text in ["", "x", "a text that is longer than one block of the cipher"] {
+            let seal = || suite.seal(&key, b"here", text.into(), &mut OpensslEntropy).unwrap();
+            let sealed = seal();
+            assert_ne!(sealed.iv, seal().iv);
+            assert_eq!(sealed.ciphertext.len(), text.len());
+            assert_eq!(*suite.open(&key, b"here", sealed.clone()).unwrap(), text.as_bytes());
+            assert!(suite.open(&key, b"there", sealed.clone()).is_err());
+            assert!(suite.open(&other, b"here", sealed.clone()).is_err());
+            let cut = |bytes: &[u8]| bytes.split_last().map(|(_, rest)| rest.to_vec()).unwrap_or_default();
+            for altered in [
+                Sealed { iv: cut(&sealed.iv), ..sealed.clone() },
+                Sealed { mac: cut(&sealed.mac), ..sealed.clone() },
+                Sealed { mac: Vec::new(), ..sealed.clone() },
+                Sealed { ciphertext: [&sealed.ciphertext[..], &[0]].concat(), ..sealed.clone() },
+            ] {
+                assert!(matches!(suite.open(&key, b"here", altered), Err(OpenError::NotAuthentic)));
+            }
+        }
+    }
+}
