@@ -15,19 +15,19 @@ const RESOURCE_KEY: &str = "com.trustner.keybox.resource_key";
 const NOT_A_MEMBER: &str = "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER";
 
 /// A user whose device is a KeyBox.
-async fn keybox(cluster: &Arc<TestCluster>, name: &str) -> User {
+pub(crate) async fn keybox(cluster: &Arc<TestCluster>, name: &str) -> User {
     let user = cluster.user(name).await;
     publish_keybox(&user).await;
     user
 }
 
-async fn publish_keybox(user: &User) {
+pub(crate) async fn publish_keybox(user: &User) {
     let keys = PrivateKeySet::generate(&user.id, &user.device, &mut OpensslEntropy).expect("keys");
     let device_keys = keys.device_keys().expect("device keys");
     user.post("/keys/upload", json!({ "device_keys": device_keys })).await.ok();
 }
 
-async fn keybox_room(user: &User, visibility: &str) -> String {
+pub(crate) async fn keybox_room(user: &User, visibility: &str) -> String {
     user.create_room(json!({
         "preset": "public_chat",
         "initial_state": [
@@ -38,7 +38,7 @@ async fn keybox_room(user: &User, visibility: &str) -> String {
     .await
 }
 
-fn resource_key(sender: &User, room: &str) -> Value {
+pub(crate) fn resource_key(sender: &User, room: &str) -> Value {
     json!({
         "algorithm": suite::V1, "room_id": room, "key_id": "AAAAAAAAAAAAAAAAAAAAAA", "wrap": "AAAA",
         "sender_keybox": sender.device, "exchange_id": transaction_id(), "sent_at": 1, "signature": "AAAA",
@@ -49,7 +49,7 @@ fn resource_key(sender: &User, room: &str) -> Value {
 }
 
 /// Gives the room's key to the devices named.
-async fn give(sender: &User, room: &str, recipients: &[(&User, &str)]) -> Response {
+pub(crate) async fn give(sender: &User, room: &str, recipients: &[(&User, &str)]) -> Response {
     let mut messages = json!({});
     for (user, device) in recipients {
         messages[&user.id][*device] = resource_key(sender, room);

@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 
+pub use keystead_keybox::audit_log;
 use keystead_keybox::{
-    key_message::{Acknowledgement, KeyMessage, KeyRequest, ResourceKeyContent, Withheld},
+    audit_log::{Direction, KeyExchange, LogEvent},
+    key_message::{Acknowledgement, KeyMessage, KeyRequest, RequestAction, ResourceKeyContent, Withheld},
     suite::is_keybox_suite,
 };
 use ruma::{
@@ -67,10 +69,75 @@ pub enum NotPermitted {
     NotAKeyBox(OwnedUserId),
 }
 
+/// What a key message does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeyMessageKind {
+    /// Says that a resource key has arrived.
+    Acknowledge,
+    /// Asks for a resource key.
+    Ask,
+    /// Takes a question back.
+    Cancel,
+    /// Gives a resource key.
+    Give,
+    /// Refuses a resource key.
+    Refuse,
+}
+
+/// A key message that has the form that the profile demands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CheckedKeyMessage {
+    /// What it does.
+    pub kind: KeyMessageKind,
+    /// The room of the resource key.
+    pub room_id: OwnedRoomId,
+    /// The resource key.
+    pub key_id: String,
+    /// What the log calls it by: the id of the exchange or the question, or the code of the refusal.
+    pub reference: String,
+}
+
+impl CheckedKeyMessage {
+    fn new(
+        kind: KeyMessageKind,
+        room_id: &str,
+        key_id: &impl ToString,
+        reference: &str,
+    ) -> Result<Option<Self>, KeyMessageRefusal> {
+        let room_id = RoomId::parse(room_id).map_err(|_| invalid("room_id is not the id of a room"))?;
+        Ok(Some(Self { kind, room_id, key_id: key_id.to_string(), reference: reference.to_owned() }))
+    }
+
+    /// What the log of the KeyBox at one end says of it, `peer` being at the other; `None` for what is not logged.
+    pub fn log_event(
+        &self,
+        direction: Direction,
+        keybox_id: &DeviceId,
+        (peer_user_id, peer_keybox_id): (&UserId, &DeviceId),
+        undelivered: bool,
+    ) -> Option<LogEvent> {
+        let event = match self.kind {
+            KeyMessageKind::Give => LogEvent::ResourceKeyGiven,
+            KeyMessageKind::Ask => LogEvent::ResourceKeyAsked,
+            KeyMessageKind::Refuse => LogEvent::ResourceKeyRefused,
+            KeyMessageKind::Acknowledge | KeyMessageKind::Cancel => return None,
+        };
+        Some(event(KeyExchange {
+            keybox_id: keybox_id.to_string(),
+            direction,
+            peer_user_id: peer_user_id.to_string(),
+            peer_keybox_id: peer_keybox_id.to_string(),
+            room_id: self.room_id.to_string(),
+            key_id: self.key_id.clone(),
+            reference: self.reference.clone(),
+            undelivered,
+        }))
+    }
+}
+
 /// Checks the content of a to-device message of `event_type` that the device `sender_device` sends.
 ///
-/// Returns the room if the message carries a resource key, which then needs permission ([`RoomFacts::permits`]); `None` for
-/// any other message.
+/// Returns what the message does if it is one of the profile's key messages, `None` for any other.
 ///
 /// # Errors
 /// [`KeyMessageRefusal`] if it is one of the profile's types, but not what the profile says.
@@ -78,7 +145,8 @@ pub fn check_key_message(
     event_type: &str,
     sender_device: &DeviceId,
     content: &str,
-) -> Result<Option<OwnedRoomId>, KeyMessageRefusal> {
+) -> Result<Option<CheckedKeyMessage>, KeyMessageRefusal> {
+    let checked = CheckedKeyMessage::new;
     match event_type {
         ResourceKeyContent::EVENT_TYPE => {
             let message: ResourceKeyContent = read(sender_device, content)?;
@@ -89,21 +157,28 @@ pub fn check_key_message(
                 return Err(invalid("wrap has a size that no suite gives"));
             }
             check_id("exchange_id", &message.exchange_id)?;
-            room_id(&message.room_id).map(Some)
+            checked(KeyMessageKind::Give, &message.room_id, &message.key_id, &message.exchange_id)
         }
         KeyRequest::EVENT_TYPE => {
             let message: KeyRequest = read(sender_device, content)?;
             check_id("request_id", &message.request_id)?;
-            room_id(&message.room_id).map(|_| None)
+            let kind = match message.action {
+                RequestAction::Request => KeyMessageKind::Ask,
+                RequestAction::Cancel => KeyMessageKind::Cancel,
+            };
+            checked(kind, &message.room_id, &message.key_id, &message.request_id)
         }
         Withheld::EVENT_TYPE => {
             let message: Withheld = read(sender_device, content)?;
-            room_id(&message.room_id).map(|_| None)
+            let code = serde_json::to_value(message.code).unwrap_or_default();
+            let code = code.as_str().unwrap_or_default();
+            checked(KeyMessageKind::Refuse, &message.room_id, &message.key_id, code)
         }
         Acknowledgement::EVENT_TYPE => {
             let message: Acknowledgement = read(sender_device, content)?;
             check_id("exchange_id", &message.exchange_id)?;
-            room_id(&message.room_id).map(|_| None)
+            let kind = KeyMessageKind::Acknowledge;
+            checked(kind, &message.room_id, &message.key_id, &message.exchange_id)
         }
         _ => Ok(None),
     }
@@ -171,10 +246,6 @@ fn read<M: KeyMessage>(sender_device: &DeviceId, content: &str) -> Result<M, Key
     Ok(message)
 }
 
-fn room_id(id: &str) -> Result<OwnedRoomId, KeyMessageRefusal> {
-    RoomId::parse(id).map_err(|_| invalid("room_id is not the id of a room"))
-}
-
 fn check_id(field: &str, id: &str) -> Result<(), KeyMessageRefusal> {
     if id.is_empty() || id.len() > MAX_ID_BYTES {
         return Err(KeyMessageRefusal::Invalid(format!("{field} must have 1 to 255 bytes")));
@@ -203,13 +274,15 @@ mod tests {
         })
     }
 
-    fn check(content: &Value) -> Result<Option<OwnedRoomId>, KeyMessageRefusal> {
+    fn check(content: &Value) -> Result<Option<CheckedKeyMessage>, KeyMessageRefusal> {
         check_key_message(ResourceKeyContent::EVENT_TYPE, device_id!("BOX"), &content.to_string())
     }
 
     #[test]
     fn a_resource_key_names_its_room() {
-        assert_eq!(check(&resource_key()).unwrap().unwrap(), "!r:x");
+        let checked = check(&resource_key()).unwrap().unwrap();
+        assert_eq!((checked.kind, &*checked.reference), (KeyMessageKind::Give, "e"));
+        assert_eq!(checked.room_id, "!r:x");
         assert_eq!(check_key_message("m.room_key", device_id!("BOX"), "{}"), Ok(None));
     }
 

@@ -20,6 +20,7 @@ use crate::{
     app::{App, StartError},
     config::Settings,
     http::error::ApiError,
+    keyboxes::Actor,
 };
 
 /// Characters of a password that is made up here: 120 random bits.
@@ -158,7 +159,7 @@ async fn reset_password(app: &Arc<App>, args: &ResetPassword) -> Result<(), Admi
         return Err(AdminError::NoSuchUser);
     }
     if !args.keep_sessions {
-        sessions::end(app, user_id, |_| true).await?;
+        sessions::end(app, user_id, Actor::administrator(app.clock.now()), |_| true).await?;
     }
     println!("Changed the password of {user_id}.");
     password.show_if_made_up();

@@ -27,6 +27,7 @@ pub mod filters;
 pub mod interactive_auth;
 pub mod jobs;
 pub mod key_backup;
+pub mod keybox_log;
 pub mod keys;
 pub mod login_failures;
 mod migrations;

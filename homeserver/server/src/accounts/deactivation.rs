@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keystead_store::{Error, cross_signing, devices, jobs, key_backup, keys, profiles, users};
+use keystead_store::{Error, cross_signing, devices, jobs, key_backup, keybox_log, keys, profiles, users};
 use ruma::{
     MilliSecondsSinceUnixEpoch, UserId,
     events::room::member::{MembershipState, RoomMemberEventContent},
@@ -38,6 +38,7 @@ pub async fn deactivate(
             cross_signing::delete_of_user(&tx, user_id).await?;
             key_backup::delete_of_user(&tx, user_id).await?;
             devices::delete(&tx, user_id, &devices).await?;
+            keybox_log::delete_of_user(&tx, user_id).await?;
             jobs::insert(&tx, new_job).await?;
             Ok::<_, Error>(())
         })

@@ -22,7 +22,14 @@ use keystead_store::{
 use openssl::sha::sha256;
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UInt, UserId};
 
-use crate::{app::App, context::Session, http::error::ApiError, streams::Item, telemetry::request};
+use crate::{
+    app::App,
+    context::Session,
+    http::error::ApiError,
+    keyboxes::{self, Actor},
+    streams::Item,
+    telemetry::request,
+};
 
 /// How long an access token is valid that can be refreshed.
 const REFRESHABLE_FOR: Duration = Duration::from_secs(60 * 60);
@@ -307,6 +314,7 @@ pub async fn refresh(
 pub async fn end(
     app: &App,
     user_id: &UserId,
+    actor: Actor<'_>,
     ends: impl Fn(&DeviceId) -> bool + Send + Sync,
 ) -> Result<(), ApiError> {
     let ends = &ends;
@@ -319,7 +327,10 @@ pub async fn end(
                 .map(|device| device.device_id)
                 .filter(|device_id| ends(device_id))
                 .collect();
-            if ended.is_empty() { Ok::<_, Error>(()) } else { devices::delete(&tx, user_id, &ended).await }
+            if ended.is_empty() {
+                return Ok::<_, Error>(());
+            }
+            keyboxes::delete_devices(&tx, user_id, &ended, actor).await
         })
         .await?;
     Ok(())

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::{
+    keybox::audit_log::LogEvent,
     keys::{self as rules, KeyRefusal, KeySignature},
     shard::Shards,
     token::SyncToken,
@@ -30,6 +31,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
+    keyboxes::Actor,
 };
 
 /// What a device uploads, checked.
@@ -46,6 +48,7 @@ pub(super) async fn upload_keys(
 ) -> Result<upload_keys::Response, ApiError> {
     let Session { user_id, device_id, .. } = &ctx.requester;
     let upload = &Upload::check(user_id, device_id, &request)?;
+    let actor = Actor::of(&ctx);
     let counts = if upload.is_empty() {
         ctx.app
             .store
@@ -56,7 +59,7 @@ pub(super) async fn upload_keys(
     } else {
         ctx.app
             .store
-            .write("upload_keys", |tx| async move { upload.store(&tx, user_id, device_id).await })
+            .write("upload_keys", |tx| async move { upload.store(&tx, user_id, device_id, actor).await })
             .await?
     };
     // Clients look at this algorithm's count to see whether to upload more.
@@ -99,6 +102,7 @@ impl Upload {
         tx: &WriteTx,
         user_id: &UserId,
         device_id: &DeviceId,
+        actor: Actor<'_>,
     ) -> Result<BTreeMap<String, u64>, ApiError> {
         let shards = if self.changes_device_keys(tx, user_id, device_id).await? {
             keys::device_list_shards(tx, user_id).await?
@@ -107,12 +111,16 @@ impl Upload {
         };
         tx.lock_shards(&shards).await?;
         // Whoever deletes devices holds the shard too.
-        if devices::find(tx, user_id, device_id).await?.is_none() {
+        let Some(device) = devices::find(tx, user_id, device_id).await? else {
             return Err(ApiError::unknown_token(false));
-        }
+        };
         if let Some(device_keys) = &self.device_keys
             && self.changes_device_keys(tx, user_id, device_id).await?
         {
+            if rules::is_keybox(device_keys) && keys::device_keys(tx, user_id, device_id).await?.is_none() {
+                let event = LogEvent::KeyboxRegistered(actor.on(device_id, device.display_name));
+                actor.note(tx, user_id, event).await?;
+            }
             keys::put_device_keys(tx, user_id, device_id, &rules::to_json(device_keys)).await?;
             keys::note_device_list_change(tx, user_id).await?;
         }

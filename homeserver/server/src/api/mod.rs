@@ -8,6 +8,7 @@ mod cross_signing;
 pub(crate) mod filter;
 mod guard;
 mod key_backup;
+mod keyboxes;
 mod keys;
 mod operations;
 mod profile;
@@ -17,6 +18,7 @@ mod receipts;
 pub(crate) mod room_aliases;
 mod room_directory;
 mod rooms;
+mod server_keys;
 mod sync;
 mod third_party;
 mod to_device;
@@ -38,6 +40,7 @@ pub fn routes() -> Router {
     accounts::routes(&mut router);
     directories(&mut router);
     discovery(&mut router);
+    keyboxes::routes(&mut router);
     keys(&mut router);
     notifications(&mut router);
     operations(&mut router);
@@ -72,7 +75,13 @@ fn discovery(router: &mut Router) {
         .route(capabilities::get_capabilities)
         .route(versions::get_supported_versions)
         .route(well_known::discover_homeserver)
-        .route(well_known::discover_support);
+        .route(well_known::discover_support)
+        .route_own::<NoAuthentication, _, _, _>(
+            Method::GET,
+            server_keys::PATH,
+            Options::UNFENCED,
+            server_keys::server_keys,
+        );
 }
 
 fn keys(router: &mut Router) {

@@ -9,12 +9,17 @@ use http::StatusCode;
 use keystead_core::{
     encryption,
     json::is_too_deep,
-    keybox::{self, KeyMessageRefusal, NotPermitted, RoomFacts},
+    keybox::{
+        self, CheckedKeyMessage, KeyMessageKind, KeyMessageRefusal, NotPermitted, RoomFacts,
+        audit_log::{Direction, LogEvent},
+    },
     keys as rules,
     shard::Shard,
 };
 use keystead_store::{
-    Error, ReadTx, WriteTx, devices, keys, rooms,
+    Error, ReadTx, WriteTx, devices,
+    keybox_log::{self, NewEntry},
+    keys, rooms,
     streams::ToDeviceMessage,
     to_device::{self, Appended},
     transactions::{self, ClientTransaction},
@@ -43,13 +48,34 @@ struct Target {
     user_id: OwnedUserId,
     device: DeviceIdOrAllDevices,
     content: String,
-    /// The room whose resource key it carries.
-    room_id: Option<OwnedRoomId>,
+    /// What it does, if it is one of the KeyBox profile's key messages.
+    key_message: Option<CheckedKeyMessage>,
 }
+
+impl Target {
+    /// The room whose resource key it carries.
+    fn room_of_given_key(&self) -> Option<&OwnedRoomId> {
+        let message = self.key_message.as_ref()?;
+        (message.kind == KeyMessageKind::Give).then_some(&message.room_id)
+    }
+
+    /// Those of the recipient's devices that it is for: `*` stands for all.
+    fn devices<'a>(&'a self, known: &'a Devices) -> impl Iterator<Item = &'a OwnedDeviceId> {
+        let devices = known.get(&self.user_id).map(Vec::as_slice).unwrap_or_default();
+        devices.iter().filter(|device| match &self.device {
+            DeviceIdOrAllDevices::DeviceId(wanted) => wanted == *device,
+            DeviceIdOrAllDevices::AllDevices => true,
+        })
+    }
+}
+
+/// The devices of users.
+type Devices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 
 /// A call, checked as far as it can be without the database.
 struct Call {
     sender: OwnedUserId,
+    sender_device: OwnedDeviceId,
     message_type: String,
     targets: Vec<Target>,
     transaction: ClientTransaction,
@@ -93,9 +119,14 @@ impl Call {
                 if content.len() > MAX_CONTENT_BYTES {
                     return Err(ApiError::too_large("A message must not be larger than 65,535 bytes"));
                 }
-                let room_id = keybox::check_key_message(&message_type, &session.device_id, &content)
+                let key_message = keybox::check_key_message(&message_type, &session.device_id, &content)
                     .map_err(malformed)?;
-                targets.push(Target { user_id: user_id.clone(), device, content, room_id });
+                if key_message.is_some() && has_odd_name(&device) {
+                    return Err(ApiError::invalid_param(
+                        "A device id must have 1 to 255 bytes and no control characters",
+                    ));
+                }
+                targets.push(Target { user_id: user_id.clone(), device, content, key_message });
             }
         }
         let transaction = ClientTransaction {
@@ -104,7 +135,8 @@ impl Call {
             kind: format!("sendToDevice {message_type}"),
             transaction_id: request.txn_id.to_string(),
         };
-        Ok(Self { sender: session.user_id.clone(), message_type, targets, transaction })
+        let (sender, sender_device) = (session.user_id.clone(), session.device_id.clone());
+        Ok(Self { sender, sender_device, message_type, targets, transaction })
     }
 
     /// Stores the messages, or nothing if the call was made before.
@@ -130,29 +162,22 @@ impl Call {
         let messages = self.messages(&known)?;
         self.check_permission(tx, &messages).await?;
         let appended = to_device::append(tx, &messages, &full).await?;
+        keybox_log::append(tx, self.log_entries(&known, &full), now).await?;
         transactions::insert(tx, vec![(self.transaction.clone(), String::new())], now).await?;
         Ok(appended)
     }
 
     /// The devices of all users that the call names.
-    async fn known_devices(&self, tx: &ReadTx) -> Result<BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>, Error> {
+    async fn known_devices(&self, tx: &ReadTx) -> Result<Devices, Error> {
         let users: BTreeSet<&UserId> = self.targets.iter().map(|target| &*target.user_id).collect();
         devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await
     }
 
     /// The messages to those devices that exist: `*` stands for all of a user's. What is for others is dropped.
-    fn messages(
-        &self,
-        known: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
-    ) -> Result<Vec<ToDeviceMessage>, ApiError> {
+    fn messages(&self, known: &Devices) -> Result<Vec<ToDeviceMessage>, ApiError> {
         let mut messages = Vec::new();
         for target in &self.targets {
-            let devices = known.get(&target.user_id).map(Vec::as_slice).unwrap_or_default();
-            let wanted = |device: &&OwnedDeviceId| match &target.device {
-                DeviceIdOrAllDevices::DeviceId(wanted) => wanted == *device,
-                DeviceIdOrAllDevices::AllDevices => true,
-            };
-            for device_id in devices.iter().filter(wanted) {
+            for device_id in target.devices(known) {
                 messages.push(ToDeviceMessage {
                     user_id: target.user_id.clone(),
                     device_id: device_id.clone(),
@@ -168,13 +193,42 @@ impl Call {
         Ok(messages)
     }
 
-    /// All shards that the call appends to, and those of the rooms that its permission depends on: while these are
+    /// What the logs say of the call: the sender's of all to whom it sent, a recipient's of what waits for it.
+    fn log_entries(&self, known: &Devices, full: &BTreeSet<(OwnedUserId, OwnedDeviceId)>) -> Vec<NewEntry> {
+        let mut entries = Vec::new();
+        let mut note = |user_id: &UserId, event: Option<LogEvent>| {
+            entries.extend(event.map(|event| NewEntry { user_id: user_id.to_owned(), event }));
+        };
+        let own = &*self.sender_device;
+        for target in &self.targets {
+            let Some(message) = &target.key_message else { continue };
+            let recipient = &*target.user_id;
+            for device_id in target.devices(known) {
+                let is_full = full.contains(&(recipient.to_owned(), device_id.clone()));
+                note(&self.sender, message.log_event(Direction::Sent, own, (recipient, device_id), is_full));
+                if !is_full {
+                    let peer = (&*self.sender, own);
+                    note(recipient, message.log_event(Direction::Received, device_id, peer, false));
+                }
+            }
+            if let DeviceIdOrAllDevices::DeviceId(device_id) = &target.device
+                && target.devices(known).next().is_none()
+            {
+                note(&self.sender, message.log_event(Direction::Sent, own, (recipient, device_id), true));
+            }
+        }
+        entries
+    }
+
+    /// All shards that the call appends to, the sender's own if the log has to say something, and those of the rooms that its permission depends on: while these are
     /// held, nobody comes or goes.
-    fn shards(&self, tx: &ReadTx, known: &BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>) -> Vec<Shard> {
+    fn shards(&self, tx: &ReadTx, known: &Devices) -> Vec<Shard> {
         let recipients = known.keys().map(|user_id| tx.shards().of_user(user_id));
-        let rooms = self.targets.iter().filter_map(|target| target.room_id.as_deref());
+        let messages = self.targets.iter().filter_map(|target| target.key_message.as_ref());
+        let logged = messages.map(|_| tx.shards().of_user(&self.sender));
+        let rooms = self.targets.iter().filter_map(Target::room_of_given_key);
         let rooms = rooms.map(|room_id| tx.shards().of_room(room_id));
-        recipients.chain(rooms).collect::<BTreeSet<_>>().into_iter().collect()
+        recipients.chain(logged).chain(rooms).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Checks that the sender may give the resource keys in the call to all for whom they are, whether their devices
@@ -182,7 +236,7 @@ impl Call {
     async fn check_permission(&self, tx: &WriteTx, messages: &[ToDeviceMessage]) -> Result<(), ApiError> {
         let mut recipients: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
         for target in &self.targets {
-            if let Some(room_id) = &target.room_id {
+            if let Some(room_id) = target.room_of_given_key() {
                 recipients.entry(room_id).or_default().insert(&target.user_id);
             }
         }
@@ -245,6 +299,18 @@ async fn check_keyboxes(tx: &ReadTx, messages: &[ToDeviceMessage]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Whether no device can have this id.
+fn has_odd_name(device: &DeviceIdOrAllDevices) -> bool {
+    match device {
+        DeviceIdOrAllDevices::DeviceId(id) => {
+            id.as_str().is_empty()
+                || id.as_str().len() > MAX_NAME_BYTES
+                || id.as_str().contains(char::is_control)
+        }
+        DeviceIdOrAllDevices::AllDevices => false,
+    }
 }
 
 fn not_permitted(refusal: &NotPermitted) -> ApiError {

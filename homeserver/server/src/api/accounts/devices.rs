@@ -2,9 +2,10 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#device-management>.
 
+use keystead_core::keybox::audit_log::LogEvent;
 use keystead_store::{Error, devices, keys};
 use ruma::{
-    OwnedDeviceId,
+    DeviceId, OwnedDeviceId,
     api::client::device::{self, delete_device, delete_devices, get_device, get_devices, update_device},
 };
 
@@ -12,6 +13,7 @@ use crate::{
     accounts::{interactive_auth, sessions},
     context::{Ctx, Session},
     http::error::ApiError,
+    keyboxes::{self, Actor},
 };
 
 /// `GET /_matrix/client/v3/devices`.
@@ -49,6 +51,7 @@ pub(super) async fn update_device(
         sessions::check_display_name(name)?;
     }
     let name = request.display_name.as_deref();
+    let actor = Actor::of(&ctx);
     let is_known = ctx
         .app
         .store
@@ -61,6 +64,10 @@ pub(super) async fn update_device(
             let is_known = devices::rename(&tx, user_id, device_id, name).await?;
             if is_known && keys::device_keys(&tx, user_id, device_id).await?.is_some() {
                 keys::note_device_list_change(&tx, user_id).await?;
+                if keyboxes::of_user(&tx, user_id).await?.contains_key(device_id) {
+                    let event = LogEvent::KeyboxRenamed(actor.on(device_id, name.map(str::to_owned)));
+                    actor.note(&tx, user_id, event).await?;
+                }
             }
             Ok::<_, Error>(is_known)
         })
@@ -75,7 +82,8 @@ pub(super) async fn delete_device(
 ) -> Result<delete_device::v3::Response, ApiError> {
     let operation = operation(std::slice::from_ref(&request.device_id));
     interactive_auth::require_password(&ctx, &operation, request.auth.as_ref()).await?;
-    sessions::end(&ctx.app, &ctx.requester.user_id, |device| *device == request.device_id).await?;
+    let ends = |device: &DeviceId| *device == request.device_id;
+    sessions::end(&ctx.app, &ctx.requester.user_id, Actor::of(&ctx), ends).await?;
     Ok(delete_device::v3::Response::new())
 }
 
@@ -86,10 +94,8 @@ pub(super) async fn delete_devices(
 ) -> Result<delete_devices::v3::Response, ApiError> {
     let operation = operation(&request.devices);
     interactive_auth::require_password(&ctx, &operation, request.auth.as_ref()).await?;
-    sessions::end(&ctx.app, &ctx.requester.user_id, |device| {
-        request.devices.iter().any(|deleted| deleted == device)
-    })
-    .await?;
+    let ends = |device: &DeviceId| request.devices.iter().any(|deleted| deleted == device);
+    sessions::end(&ctx.app, &ctx.requester.user_id, Actor::of(&ctx), ends).await?;
     Ok(delete_devices::v3::Response::new())
 }
 

@@ -25,6 +25,7 @@ use crate::{
     },
     context::{Ctx, Session},
     http::{error::ApiError, router::OwnRequest},
+    keyboxes::Actor,
     rate_limits::Limit,
 };
 
@@ -85,7 +86,7 @@ pub(super) async fn logout(
     _request: logout::v3::Request,
 ) -> Result<logout::v3::Response, ApiError> {
     let Session { user_id, device_id, .. } = &ctx.requester;
-    sessions::end(&ctx.app, user_id, |device| device == device_id).await?;
+    sessions::end(&ctx.app, user_id, Actor::of(&ctx), |device| device == device_id).await?;
     Ok(logout::v3::Response::new())
 }
 
@@ -94,7 +95,7 @@ pub(super) async fn logout_all(
     ctx: Ctx<Session>,
     _request: logout_all::v3::Request,
 ) -> Result<logout_all::v3::Response, ApiError> {
-    sessions::end(&ctx.app, &ctx.requester.user_id, |_| true).await?;
+    sessions::end(&ctx.app, &ctx.requester.user_id, Actor::of(&ctx), |_| true).await?;
     Ok(logout_all::v3::Response::new())
 }
 

@@ -9,6 +9,7 @@ use crate::{
     accounts::{deactivation, interactive_auth, password_policy, sessions},
     context::{Ctx, Session},
     http::{error::ApiError, reply::RawJson},
+    keyboxes::Actor,
 };
 
 /// `GET /_matrix/client/v3/account/whoami`.
@@ -36,7 +37,7 @@ pub(super) async fn change_password(
         .write("password", |tx| async move { users::set_password(&tx, user_id, hash).await })
         .await?;
     if request.logout_devices {
-        sessions::end(&ctx.app, user_id, |device| device != device_id).await?;
+        sessions::end(&ctx.app, user_id, Actor::of(&ctx), |device| device != device_id).await?;
     }
     Ok(change_password::v3::Response::new())
 }
