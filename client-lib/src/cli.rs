@@ -5,6 +5,7 @@ mod contacts;
 mod failure;
 mod output;
 mod people;
+mod policy;
 mod rooms;
 mod secrets;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::client::Client;
+use crate::engine::Decision;
 use failure::Failure;
 use output::Output;
 
@@ -153,6 +155,36 @@ enum Command {
         #[arg(long, requires = "keybox_id", conflicts_with = "fingerprint")]
         undo: bool,
     },
+    /// Show or set to whom this KeyBox gives resource keys: keybox policy [ROOM] [POLICY]
+    ///
+    /// Policies: automatic (to every KeyBox of the room), verified_only (to those that you have verified), ask (each waits for
+    /// `keybox approve`), never. For a room also: default (what holds for the account).
+    Policy {
+        /// Room id or name, policy, or both
+        #[arg(num_args = 0..=2, value_name = "ROOM|POLICY")]
+        words: Vec<String>,
+    },
+    /// List the KeyBoxes that wait for your approval to get resource keys
+    Approvals {
+        /// Those that were decided, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Give waiting KeyBoxes the resource keys that they wait for
+    Approve {
+        /// Numbers from `keybox approvals`
+        #[arg(required = true)]
+        ids: Vec<u64>,
+        /// Also those of the room that are yet to come
+        #[arg(long)]
+        always: bool,
+    },
+    /// Give KeyBoxes no resource keys of the room, now and later
+    Refuse {
+        /// Numbers from `keybox approvals`
+        #[arg(required = true)]
+        ids: Vec<u64>,
+    },
     /// Show this KeyBox's contact code, for others to scan
     Qr {
         /// Write it to this file, as PNG
@@ -240,6 +272,14 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         Command::Verify { user_id, keybox_id, fingerprint, undo } => {
             let marking = people::Marking { fingerprint: fingerprint.as_deref(), undo: *undo };
             people::verify(client, output, user_id, keybox_id.as_deref(), marking).await?;
+        }
+        Command::Policy { words } => policy::policy(client, output, words).await?,
+        Command::Approvals { all } => policy::approvals(client, output, *all).await?,
+        Command::Approve { ids, always } => {
+            policy::decide(client, output, ids, always.then_some(Decision::Approved)).await?;
+        }
+        Command::Refuse { ids } => {
+            policy::decide(client, output, ids, Some(Decision::Refused)).await?;
         }
         Command::Qr { png, svg, light } => {
             let file = contacts::CodeFile { png: png.as_deref(), svg: svg.as_deref(), light: *light };

@@ -6,6 +6,7 @@
 mod contacts;
 mod error;
 mod history;
+mod policy;
 mod session;
 
 use std::path::Path;

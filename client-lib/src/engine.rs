@@ -19,6 +19,7 @@ mod exchange;
 mod key_messages;
 mod notice;
 mod outgoing;
+mod policy;
 mod records;
 mod requests;
 mod resource_keys;
@@ -41,6 +42,7 @@ pub use directory::KnownKeyBox;
 pub use exchange::EngineError;
 pub use notice::Notice;
 pub use outgoing::Outgoing;
+pub use policy::{Approval, Decision, Policy};
 pub use records::{Record, RecordError};
 pub use resource_keys::ExportedKey;
 pub use room::{Membership, Room};
@@ -49,6 +51,7 @@ pub use sync::{Gap, Received};
 
 use directory::Directory;
 use exchange::Exchange;
+use policy::Policies;
 use records::RecordName;
 use resource_keys::KeyRecord;
 
@@ -93,6 +96,7 @@ pub struct Engine {
     rooms: BTreeMap<String, Room>,
     resource_keys: BTreeMap<KeyRef, KeyRecord>,
     exchange: Exchange,
+    policies: Policies,
     /// Resource keys that are open, in memory only.
     open: HashMap<KeyRef, ResourceKey>,
     changed: BTreeSet<RecordName>,
@@ -113,6 +117,7 @@ impl Engine {
             rooms: BTreeMap::new(),
             resource_keys: BTreeMap::new(),
             exchange: Exchange::default(),
+            policies: Policies::default(),
             open: HashMap::new(),
             changed: BTreeSet::from([RecordName::Directory, RecordName::Exchange]),
         })

@@ -10,6 +10,7 @@ mod keybox_contacts;
 mod keybox_key_sets;
 mod keybox_log;
 mod keybox_permission;
+mod keybox_policy;
 mod lifecycle;
 mod push_rules;
 mod rooms;

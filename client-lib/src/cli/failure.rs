@@ -30,10 +30,14 @@ pub(super) enum Failure {
     NoAccount,
     #[error("no KeyBox of {0} is here; `keybox login` makes one")]
     NoSuchAccount(String),
+    #[error("there is no approval {0}; keybox approvals --all lists them")]
+    NoSuchApproval(u64),
     #[error("no resource key for that message is here, or it is not a KeyBox message")]
     NoSuchKey,
     #[error("{0} is not known here")]
     NoSuchKeyBox(String),
+    #[error("{0:?} is no policy; there are automatic, verified_only, ask, never, and for a room default")]
+    NoSuchPolicy(String),
     #[error("no room {0:?} is known here")]
     NoSuchRoom(String),
     #[error("name the account with --user")]
@@ -52,7 +56,7 @@ impl Failure {
     /// The exit status; `keybox --help` lists them.
     pub(super) fn status(&self) -> u8 {
         match self {
-            Self::Ambiguous(_) | Self::NoUser => 2,
+            Self::Ambiguous(_) | Self::NoSuchPolicy(_) | Self::NoUser => 2,
             Self::Client(error) => client_status(error),
             Self::ContactCode(_)
             | Self::File { .. }
@@ -64,6 +68,7 @@ impl Failure {
             Self::LoginRefused(_) => 3,
             Self::NoAccount
             | Self::NoSuchAccount(_)
+            | Self::NoSuchApproval(_)
             | Self::NoSuchKey
             | Self::NoSuchKeyBox(_)
             | Self::NoSuchRoom(_) => 7,

@@ -75,7 +75,8 @@ impl Output {
 fn is_warning(notice: &Notice) -> bool {
     matches!(
         notice,
-        Notice::GapLeft { .. }
+        Notice::ApprovalNeeded { .. }
+            | Notice::GapLeft { .. }
             | Notice::Invited { .. }
             | Notice::KeyMessageDropped { .. }
             | Notice::KeySetChanged { .. }

@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The id of a room given by its id, or by the name of exactly one room; asks the server if that is not known yet.
-async fn find_room(client: &mut Client, room: &str) -> Result<String, Failure> {
+pub(super) async fn find_room(client: &mut Client, room: &str) -> Result<String, Failure> {
     if let Ok(known) = room_id(client, room) {
         return Ok(known);
     }

@@ -77,6 +77,9 @@ pub(super) struct Wanted {
     pub(super) sealed_by: KeyBoxAddress,
     pub(super) asked: BTreeSet<KeyBoxAddress>,
     pub(super) refused: BTreeSet<KeyBoxAddress>,
+    /// Those where a person has to decide first: the question stays open there.
+    #[serde(default)]
+    pub(super) awaiting: BTreeSet<KeyBoxAddress>,
     pub(super) rounds: u32,
     /// When to ask on, in milliseconds since the Unix epoch.
     pub(super) next_at: u64,

@@ -202,6 +202,7 @@ impl Engine {
             epoch,
             for_sending: false,
             holders: BTreeSet::from([sender.clone(), self.own.clone()]),
+            withheld: Vec::new(),
             next_counter: 0,
             seen: BTreeMap::new(),
         };
@@ -271,7 +272,7 @@ impl Engine {
         if record.for_sending || !settled {
             return;
         }
-        let audience = self.audience(&users, &record.suite);
+        let audience = self.admitted(&key.room_id, Some(&key.key_id), &self.readers(&users, &record.suite));
         let hash = audience_hash(
             audience.iter().map(|address| (address.user_id.as_str(), address.keybox_id.as_str())),
         );

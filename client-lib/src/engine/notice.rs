@@ -11,6 +11,15 @@ use super::{KeyBoxAddress, KeyRef};
 #[serde(tag = "notice", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Notice {
+    /// The policy is to ask: a person has to decide whether a KeyBox gets resource keys.
+    ApprovalNeeded {
+        /// Names the decision.
+        id: u64,
+        /// The room.
+        room_id: String,
+        /// Who would get the keys.
+        keybox: KeyBoxAddress,
+    },
     /// Events that a sync left out could not be read: the server refused.
     GapLeft {
         /// The room.
@@ -140,6 +149,10 @@ pub enum Notice {
 impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::ApprovalNeeded { id, room_id, keybox } => write!(
+                f,
+                "{keybox} waits for your approval to read {room_id}: keybox approve {id}, or keybox refuse {id}"
+            ),
             Self::GapLeft { room_id, errcode } => {
                 write!(f, "messages of {room_id} are missing: the server did not give them ({errcode})")
             }

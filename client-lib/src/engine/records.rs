@@ -43,6 +43,7 @@ pub(super) enum RecordName {
     Key(KeyRef),
     Room(String),
     Directory,
+    Policies,
     Exchange,
 }
 
@@ -53,6 +54,7 @@ impl RecordName {
             Self::Room(room_id) => format!("room {room_id}"),
             Self::Directory => "directory".to_owned(),
             Self::Exchange => "exchange".to_owned(),
+            Self::Policies => "policies".to_owned(),
         }
     }
 }
@@ -68,6 +70,7 @@ impl Engine {
                 RecordName::Room(room_id) => self.rooms.get(room_id).map(serde_json::to_vec),
                 RecordName::Directory => Some(serde_json::to_vec(&self.directory)),
                 RecordName::Exchange => Some(serde_json::to_vec(&self.exchange)),
+                RecordName::Policies => Some(serde_json::to_vec(&self.policies)),
             };
             if let Some(json) = json {
                 let json = json.map_err(|source| RecordError::Corrupt { name: name.text(), source })?;
@@ -96,6 +99,9 @@ impl Engine {
                 }
                 Some("exchange") => {
                     engine.exchange = serde_json::from_slice(&record.json).map_err(corrupt)?
+                }
+                Some("policies") => {
+                    engine.policies = serde_json::from_slice(&record.json).map_err(corrupt)?
                 }
                 _ => {}
             }

@@ -14,6 +14,10 @@ const FIRST_WAIT_MS: u64 = 5_000;
 const LONGEST_WAIT_MS: u64 = 60 * 60 * 1000;
 /// How many KeyBoxes of the room are asked at a time.
 const ASKED_AT_ONCE: usize = 5;
+/// How many questions go out in one round; the others follow a little later, so that a KeyBox that comes back after a long time
+/// does not shout.
+const QUESTIONS_AT_ONCE: usize = 50;
+const NEXT_QUESTIONS_MS: u64 = 1_000;
 /// How many keys are asked for at the same time: more are a member's attempt to make this KeyBox shout.
 const MAX_WANTED: usize = 1_000;
 /// The same question of the same KeyBox is answered once in this time.
@@ -49,6 +53,7 @@ impl Engine {
             sealed_by: KeyBoxAddress::new(&event.sender, &envelope.sender_keybox),
             asked: Default::default(),
             refused: Default::default(),
+            awaiting: Default::default(),
             rounds: 0,
             next_at: now,
         });
@@ -62,6 +67,7 @@ impl Engine {
         entropy: &mut dyn Entropy,
         notices: &mut Vec<Notice>,
     ) -> Result<(), EngineError> {
+        let mut asked = 0;
         for index in 0..self.exchange.wanted.len() {
             let due = self.exchange.wanted.get(index).filter(|wanted| wanted.next_at <= now).cloned();
             let Some(wanted) = due else { continue };
@@ -70,7 +76,16 @@ impl Engine {
                 // Which KeyBoxes there are to ask is being looked up in this very round.
                 continue;
             }
+            if asked >= QUESTIONS_AT_ONCE {
+                if let Some(wanted) = self.exchange.wanted.get_mut(index) {
+                    wanted.next_at = now.saturating_add(NEXT_QUESTIONS_MS);
+                }
+                self.changed.insert(RecordName::Exchange);
+                continue;
+            }
             let candidates = self.candidates(&wanted);
+            asked += usize::from(!candidates.is_empty());
+            let jitter = jitter(entropy)?;
             let request = self.request(&wanted, RequestAction::Request);
             let messages = candidates.iter().map(|address| (address.clone(), request.clone())).collect();
             self.enqueue(&wanted.key, messages, entropy)?;
@@ -83,7 +98,9 @@ impl Engine {
                 }
                 wanted.rounds = wanted.rounds.saturating_add(1);
                 let wait = FIRST_WAIT_MS.saturating_mul(1 << wanted.rounds.saturating_sub(1).min(10));
-                wanted.next_at = now.saturating_add(wait.min(LONGEST_WAIT_MS));
+                let wait = wait.min(LONGEST_WAIT_MS);
+                // Up to a quarter more, so that KeyBoxes which miss the same key do not ask in step.
+                wanted.next_at = now.saturating_add(wait + wait / 4 * jitter / 256);
                 wanted.asked.extend(candidates.iter().cloned());
             }
             if !candidates.is_empty() {
@@ -144,7 +161,8 @@ impl Engine {
         let request = self.request(&wanted, RequestAction::Cancel);
         let open: Vec<_> = wanted
             .asked
-            .difference(&wanted.refused)
+            .union(&wanted.awaiting)
+            .filter(|address| !wanted.refused.contains(address))
             .map(|address| (address.clone(), request.clone()))
             .collect();
         self.enqueue(key, open, entropy)
@@ -158,12 +176,28 @@ impl Engine {
         notices: &mut Vec<Notice>,
     ) {
         let key = KeyRef { room_id: withheld.room_id.clone(), key_id: withheld.key_id.clone() };
-        let Some(wanted) = self.exchange.wanted.iter_mut().find(|wanted| wanted.key == key) else { return };
-        if !wanted.asked.contains(sender) {
+        let Some(wanted) = self.exchange.wanted.iter_mut().find(|wanted| wanted.key == key) else {
+            // Said without being asked, by who seals with the key: a person should know why messages will not open.
+            let room = self.rooms.get(&key.room_id);
+            let of_member =
+                room.is_some_and(|room| room.membership_of(&sender.user_id) == Some(Membership::Join));
+            if of_member && !self.resource_keys.contains_key(&key) {
+                notices.push(Notice::KeyWithheld { key, keybox: sender.clone(), code: withheld.code });
+            }
+            return;
+        };
+        if !wanted.asked.contains(sender) && !wanted.awaiting.contains(sender) {
             return;
         }
-        wanted.refused.insert(sender.clone());
-        if wanted.asked.is_subset(&wanted.refused) {
+        if withheld.code == WithheldCode::AwaitingApproval {
+            wanted.awaiting.insert(sender.clone());
+        } else {
+            wanted.awaiting.remove(sender);
+            wanted.refused.insert(sender.clone());
+        }
+        let answered =
+            |address: &KeyBoxAddress| wanted.refused.contains(address) || wanted.awaiting.contains(address);
+        if wanted.asked.iter().all(answered) {
             // All who were asked have answered: no need to wait before asking others.
             wanted.next_at = wanted.next_at.min(now);
         }
@@ -181,7 +215,8 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let key = KeyRef { room_id: request.room_id.clone(), key_id: request.key_id.clone() };
         if request.action == RequestAction::Cancel {
-            // Answers leave with the round that brought the question: there is nothing to take back.
+            // Answers leave with the round that brought the question; what is left to take back is what waits for a person.
+            self.stop_awaiting(&key, sender);
             return Ok(());
         }
         let name = format!("{sender} {} {}", key.room_id, key.key_id);
@@ -191,22 +226,55 @@ impl Engine {
         }
         self.exchange.answered.insert(name, now);
         self.changed.insert(RecordName::Exchange);
-        match self.may_have(&key, &request.algorithm, sender) {
-            Ok(()) => self.give(&key, std::slice::from_ref(sender), now, entropy, notices),
+        self.answer(&key, Some(&request.algorithm), sender, now, entropy, notices)
+    }
+
+    /// Gives a KeyBox a resource key, or says why not. `suite` is what it asked with, if it did.
+    pub(super) fn answer(
+        &mut self,
+        key: &KeyRef,
+        suite: Option<&str>,
+        keybox: &KeyBoxAddress,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        let known_suite = self.resource_keys.get(key).map(|record| record.suite.clone());
+        let suite = suite.map(str::to_owned).or(known_suite).unwrap_or_default();
+        let verdict = self.may_have(key, &suite, keybox);
+        match verdict.and_then(|()| self.admits(&key.room_id, Some(&key.key_id), keybox)) {
+            Ok(()) => self.give(key, std::slice::from_ref(keybox), now, entropy, notices),
             Err(code) => {
-                let withheld = Withheld {
-                    algorithm: request.algorithm,
-                    room_id: key.room_id.clone(),
-                    key_id: key.key_id.clone(),
-                    code,
-                    reason: reason_of(code).to_owned(),
-                    sender_keybox: self.own.keybox_id.clone(),
-                };
-                self.enqueue(&key, vec![(sender.clone(), withheld)], entropy)?;
-                notices.push(Notice::KeyRefused { key, keybox: sender.clone(), code });
+                self.withhold(key, &suite, keybox, code, entropy, notices)?;
+                if code == WithheldCode::AwaitingApproval {
+                    self.await_approval(key, keybox, now, notices);
+                }
                 Ok(())
             }
         }
+    }
+
+    /// Tells a KeyBox that it does not get a resource key, and why.
+    pub(super) fn withhold(
+        &mut self,
+        key: &KeyRef,
+        suite: &str,
+        keybox: &KeyBoxAddress,
+        code: WithheldCode,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        let withheld = Withheld {
+            algorithm: suite.to_owned(),
+            room_id: key.room_id.clone(),
+            key_id: key.key_id.clone(),
+            code,
+            reason: reason_of(code).to_owned(),
+            sender_keybox: self.own.keybox_id.clone(),
+        };
+        self.enqueue(key, vec![(keybox.clone(), withheld)], entropy)?;
+        notices.push(Notice::KeyRefused { key: key.clone(), keybox: keybox.clone(), code });
+        Ok(())
     }
 
     /// Whether a KeyBox that asks may have a resource key: it is of a joined member, and the member may read what the
@@ -236,10 +304,17 @@ impl Engine {
     }
 }
 
+/// A random number from 0 to 255.
+fn jitter(entropy: &mut dyn Entropy) -> Result<u64, EngineError> {
+    let mut byte = [0];
+    entropy.fill(&mut byte)?;
+    Ok(byte.map(u64::from).into_iter().sum())
+}
+
 fn reason_of(code: WithheldCode) -> &'static str {
     match code {
         WithheldCode::AwaitingApproval => "A person has to approve this first.",
-        WithheldCode::Blacklisted => "This KeyBox was blocked.",
+        WithheldCode::Blacklisted => "This KeyBox gives its keys to nobody.",
         WithheldCode::NoDeviceKey => "This device has no valid KeyBox key set.",
         WithheldCode::Unauthorised => "This KeyBox may not read what the key opens.",
         WithheldCode::Unavailable => "This KeyBox does not have the key.",

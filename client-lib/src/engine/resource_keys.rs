@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use keystead_keybox::context::WrapContext;
 use keystead_keybox::encoding::{base64, from_base64, hex};
 use keystead_keybox::envelope::Envelope;
-use keystead_keybox::key_message::Origin;
+use keystead_keybox::key_message::{Origin, WithheldCode};
 use keystead_keybox::replay::ReplayGuard;
 use keystead_keybox::resource_key::ResourceKey;
 use keystead_keybox::{Entropy, suite};
@@ -35,6 +35,9 @@ pub(super) struct KeyRecord {
     pub(super) for_sending: bool,
     /// The KeyBoxes that have it, or for which it is on its way.
     pub(super) holders: BTreeSet<KeyBoxAddress>,
+    /// The KeyBoxes that were told why they do not get it.
+    #[serde(default)]
+    pub(super) withheld: Vec<(KeyBoxAddress, WithheldCode)>,
     /// The counter of the next message that this KeyBox seals with it.
     pub(super) next_counter: u64,
     /// What was opened with it: by user, by KeyBox.

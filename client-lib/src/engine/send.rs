@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use keystead_keybox::context::WrapContext;
 use keystead_keybox::envelope::{Envelope, Payload, SealError, SealRequest};
-use keystead_keybox::key_message::{Origin, ResourceKeyContent, audience_hash};
-use keystead_keybox::resource_key::ResourceKey;
+use keystead_keybox::key_message::{Origin, ResourceKeyContent, WithheldCode, audience_hash};
+use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
 use keystead_keybox::{CryptoError, Entropy, suite};
 
 use super::exchange::{EngineError, new_id};
 use super::resource_keys::KeyRecord;
-use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice};
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, Policy};
 
 /// Whether a message can be sealed for a room now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,12 @@ pub enum EncryptError {
     /// The resource key named is not one to send with.
     #[error("the resource key is not known")]
     NoKey,
+    /// The policy is to give resource keys to nobody, so that nobody could read the message: [`Engine::set_policy`].
+    #[error(
+        "the exchange policy of this room is `never`: nobody would get the key of what you send; \
+         change it with keybox policy"
+    )]
+    PolicyNever,
     /// The room does not use the KeyBox profile. Nothing is sent in the clear instead.
     #[error("the room does not use KeyBox encryption")]
     NotEncrypted,
@@ -90,19 +96,52 @@ impl Engine {
             return Ok(Readiness::KeySetsNeeded);
         }
         self.refuse_changed_keys(&users)?;
-        let audience = self.audience(&users, &suite);
-        let key = match self.current_key(room_id, &suite, now) {
+        let readers = self.readers(&users, &suite);
+        if self.policy(Some(room_id)) == Policy::Never && readers.len() > 1 {
+            return Err(EncryptError::PolicyNever);
+        }
+        let key = match self.current_key(room_id, &suite, &readers, now) {
             Some(key) => key,
             None => {
+                let audience = self.admitted(room_id, None, &readers);
                 let key = self.make_key(room_id, &suite, &audience, now, entropy)?;
                 notices.push(Notice::KeyMade { key: key.clone() });
                 key
             }
         };
+        let audience = self.admitted(room_id, Some(&key.key_id), &readers);
         let holders = self.resource_keys.get(&key).map(|record| record.holders.clone()).unwrap_or_default();
         let lacking: Vec<_> = audience.difference(&holders).cloned().collect();
         self.give(&key, &lacking, now, entropy, notices)?;
+        self.shut_out(&key, &suite, readers.difference(&audience), now, entropy, notices)?;
         Ok(Readiness::Ready(key))
+    }
+
+    /// Tells those whom the policy keeps out why, once for each key and reason.
+    fn shut_out<'a>(
+        &mut self,
+        key: &KeyRef,
+        suite: &str,
+        keyboxes: impl Iterator<Item = &'a KeyBoxAddress>,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), EngineError> {
+        for keybox in keyboxes {
+            let Err(code) = self.admits(&key.room_id, Some(&key.key_id), keybox) else { continue };
+            let told = (keybox.clone(), code);
+            let Some(record) = self.resource_keys.get_mut(key) else { continue };
+            if record.withheld.contains(&told) {
+                continue;
+            }
+            record.withheld.push(told);
+            self.key_changed(key);
+            self.withhold(key, suite, keybox, code, entropy, notices)?;
+            if code == WithheldCode::AwaitingApproval {
+                self.await_approval(key, keybox, now, notices);
+            }
+        }
+        Ok(())
     }
 
     /// Seals an event for its room: the content of an `m.room.encrypted` event. Store the changes before sending it.
@@ -124,8 +163,18 @@ impl Engine {
         Ok(Envelope::seal(request, &payload, entropy)?)
     }
 
-    /// The KeyBoxes that are to have what is sent now, this one included.
-    pub(super) fn audience(&self, users: &[String], suite: &str) -> BTreeSet<KeyBoxAddress> {
+    /// Those of `readers` that the policy lets have a resource key, or with `None` one that is to be made.
+    pub(super) fn admitted(
+        &self,
+        room_id: &str,
+        key_id: Option<&ResourceKeyId>,
+        readers: &BTreeSet<KeyBoxAddress>,
+    ) -> BTreeSet<KeyBoxAddress> {
+        readers.iter().filter(|keybox| self.admits(room_id, key_id, keybox).is_ok()).cloned().collect()
+    }
+
+    /// The KeyBoxes that may read what is sent now, this one included.
+    pub(super) fn readers(&self, users: &[String], suite: &str) -> BTreeSet<KeyBoxAddress> {
         let usable = users.iter().flat_map(|user_id| {
             self.directory
                 .usable(user_id, suite)
@@ -134,8 +183,15 @@ impl Engine {
         usable.chain([self.own.clone()]).collect()
     }
 
-    /// The resource key to send with: the newest that is of this suite and epoch, not used up, and not too old.
-    fn current_key(&mut self, room_id: &str, suite: &str, now: u64) -> Option<KeyRef> {
+    /// The resource key to send with: the newest that is of this suite and epoch, not used up, not too old, and with nobody
+    /// who would not be given it now.
+    fn current_key(
+        &mut self,
+        room_id: &str,
+        suite: &str,
+        readers: &BTreeSet<KeyBoxAddress>,
+        now: u64,
+    ) -> Option<KeyRef> {
         let of_room: Vec<_> =
             self.resource_keys.keys().filter(|key| key.room_id == room_id).cloned().collect();
         for key in &of_room {
@@ -150,6 +206,7 @@ impl Engine {
                 && record.epoch == room.epoch
                 && age < room.rotation_period_ms
                 && record.messages(&self.own) < room.rotation_period_msgs
+                && record.holders.is_subset(&self.admitted(room_id, Some(&record.key.key_id), readers))
         };
         let candidates = of_room.iter().filter_map(|key| self.resource_keys.get(key)).filter(fit);
         candidates
@@ -183,6 +240,7 @@ impl Engine {
             epoch: self.rooms.get(room_id).map(|room| room.epoch).unwrap_or_default(),
             for_sending: true,
             holders: BTreeSet::from([self.own.clone()]),
+            withheld: Vec::new(),
             next_counter: 0,
             seen: BTreeMap::new(),
         };
@@ -237,6 +295,7 @@ impl Engine {
         }
         if let Some(record) = self.resource_keys.get_mut(key) {
             record.holders.extend(messages.iter().map(|(address, _)| address.clone()));
+            record.withheld.retain(|(address, _)| !messages.iter().any(|(given, _)| given == address));
         }
         self.key_changed(key);
         self.enqueue(key, messages, entropy)

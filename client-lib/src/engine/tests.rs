@@ -2,6 +2,7 @@
 
 mod contacts;
 mod exchange;
+mod policy;
 mod refusals;
 mod rotation;
 mod world;
