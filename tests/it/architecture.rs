@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("keystead-core", &["keystead-keybox"]),
     ("keystead-store", &["keystead-core"]),
     ("keystead-server", &["keystead-core", "keystead-store"]),
+    ("keystead-load", &["keystead-keybox"]),
     (
         "keystead-tests",
         &["keystead-client", "keystead-core", "keystead-keybox", "keystead-server", "keystead-store"],

@@ -12,7 +12,6 @@ mod keybox_log;
 mod keybox_permission;
 mod keybox_policy;
 mod lifecycle;
-mod media;
 mod push_rules;
 mod rooms;
 mod routes;

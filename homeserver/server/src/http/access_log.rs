@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Response};
 use ruma::api::error::ErrorCode;
 
 use crate::{
-    http::{body::Body, client_address::Client, error::ErrorReport},
+    http::{client_address::Client, error::ErrorReport},
     telemetry::{metrics::Metrics, request::RequestRecord},
 };
 
@@ -17,7 +18,7 @@ pub(super) fn write(
     method: &Method,
     route: &'static str,
     client: &Client,
-    response: &Response<Body>,
+    response: &Response<Bytes>,
     record: &RequestRecord,
     took: Duration,
 ) {

@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use keystead_store::with_query_stats;
 use tokio::time::Instant;
@@ -12,8 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     app::App,
     http::{
-        access_log,
-        body::{self, Body, IncomingBody},
+        access_log, body,
         client_address::Client,
         cors,
         error::ApiError,
@@ -46,13 +46,13 @@ impl Service {
     }
 
     /// Answers one request that came in over a connection from `peer`.
-    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let started = Instant::now();
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let method = request.method().clone();
         let record = Arc::new(RequestRecord::default());
         let (route, response) = self.route(request, client.clone(), &record).await;
-        let mut response = response.unwrap_or_else(|error| error.into_response().map(Body::from));
+        let mut response = response.unwrap_or_else(ApiError::into_response);
         cors::allow_any_origin(response.headers_mut());
         let took = started.elapsed();
         self.app.metrics.http_request(route, &method, response.status(), took);
@@ -65,7 +65,7 @@ impl Service {
         request: Request<Incoming>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> (&'static str, Result<Response<Body>, ApiError>) {
+    ) -> (&'static str, Result<Response<Bytes>, ApiError>) {
         if request.method() == Method::OPTIONS {
             return (NO_ROUTE, Ok(cors::preflight()));
         }
@@ -92,23 +92,18 @@ impl Service {
         args: Vec<String>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> Result<Response<Body>, ApiError> {
+    ) -> Result<Response<Bytes>, ApiError> {
         let limits = &self.app.settings.limits;
         let (parts, incoming) = request.into_parts();
         let limit = endpoint.options.body_limit.unwrap_or(limits.max_body_bytes);
-        let (bytes, stream) = if endpoint.is_streaming() {
-            (Bytes::new(), Some(IncomingBody::new(&parts.headers, incoming, limits.body_timeout)))
-        } else {
-            (body::read(&parts.headers, incoming, limit, limits.body_timeout).await?, None)
-        };
+        let bytes = body::read(&parts.headers, incoming, limit, limits.body_timeout).await?;
         let request = Request::from_parts(parts, bytes);
 
         let long_poll = endpoint.options.long_poll;
         let app = Arc::clone(&self.app);
         let noted = Arc::clone(record);
         let task = self.app.shutdown.tasks().spawn(request::scope(Arc::clone(record), async move {
-            let (answer, stats) =
-                with_query_stats(endpoint.answer(app, (request, stream), args, client)).await;
+            let (answer, stats) = with_query_stats(endpoint.answer(app, request, args, client)).await;
             noted.set_database(stats);
             answer
         }));
@@ -122,8 +117,8 @@ impl Service {
     }
 }
 
-fn other_methods(methods: &[String]) -> Response<Body> {
-    let mut response = ApiError::method_not_allowed().into_response().map(Body::from);
+fn other_methods(methods: &[String]) -> Response<Bytes> {
+    let mut response = ApiError::method_not_allowed().into_response();
     if let Ok(value) = HeaderValue::try_from(methods.join(", ")) {
         response.headers_mut().insert(header::ALLOW, value);
     }
@@ -131,11 +126,11 @@ fn other_methods(methods: &[String]) -> Response<Body> {
 }
 
 /// A HEAD request gets the headers of the answer that GET would have got.
-fn finish(method: &Method, response: Response<Body>) -> Response<Body> {
-    if method != Method::HEAD {
-        return response;
-    }
+fn finish(method: &Method, response: Response<Bytes>) -> Response<Full<Bytes>> {
     let (mut parts, body) = response.into_parts();
-    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    Response::from_parts(parts, Bytes::new().into())
+    if method == Method::HEAD {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        return Response::from_parts(parts, Full::default());
+    }
+    Response::from_parts(parts, Full::new(body))
 }

@@ -1,0 +1,97 @@
+//! The check finds what is wrong: it is run against a server that drops, doubles, reorders and delays.
+
+// A fault of the server in here is the test's own.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod server;
+
+use std::time::Duration;
+
+use clap::Parser;
+use keystead_load::{
+    check::Verdict,
+    drive::{End, Pace},
+    scenarios::{Run, Scenario},
+};
+
+use self::server::Fault;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+async fn verdict(fault: Fault, scenario: &[&str]) -> Verdict {
+    let run = Run {
+        urls: vec![server::start(fault).await],
+        secret: None,
+        processes: Vec::new(),
+        pace: Pace::Open(20.0),
+        end: End::Count(40),
+        patience: Duration::from_secs(3),
+        label: "faulty".to_owned(),
+    };
+    let cli = Cli::parse_from([&["load"], scenario].concat());
+    let mut reports = cli.scenario.run(&run).await.expect("the run ends");
+    let report = reports.pop().expect("a report");
+    assert_eq!(report.failures.values().sum::<u64>(), 0, "{report:?}");
+    assert!(report.check.checked);
+    report.check
+}
+
+const FAN_OUT: [&str; 3] = ["fan-out", "--rooms=1", "--members=3"];
+const TO_DEVICE: [&str; 2] = ["to-device", "--devices=3"];
+
+#[tokio::test]
+async fn a_sound_server_is_found_sound() {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+        let verdict = verdict(Fault::None, scenario).await;
+        assert!(verdict.is_clean(), "{verdict:?}");
+        assert!(verdict.deliveries >= 40, "{verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_lost() {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+        let verdict = verdict(Fault::Drop, scenario).await;
+        assert!(verdict.lost > 0, "{verdict:?}");
+        assert_eq!((verdict.doubled, verdict.reordered, verdict.late), (0, 0, 0), "{verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_comes_twice_is_doubled() {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+        let verdict = verdict(Fault::Double, scenario).await;
+        assert!(verdict.doubled > 0, "{verdict:?}");
+        assert_eq!((verdict.lost, verdict.reordered, verdict.late), (0, 0, 0), "{verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_comes_after_a_later_one_is_reordered() {
+    // One lane, so that all messages have an order.
+    let url = server::start(Fault::Reorder).await;
+    let run = Run {
+        urls: vec![url],
+        secret: None,
+        processes: Vec::new(),
+        pace: Pace::Closed(1),
+        end: End::Count(40),
+        patience: Duration::from_secs(3),
+        label: "faulty".to_owned(),
+    };
+    let reports = Cli::parse_from([&["load"], &FAN_OUT[..]].concat()).scenario.run(&run).await;
+    let check = &reports.expect("the run ends")[0].check;
+    assert!(check.reordered > 0, "{check:?}");
+    assert_eq!((check.lost, check.doubled), (0, 0), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_long_poll_that_hangs_is_late() {
+    let verdict = verdict(Fault::Delay, &FAN_OUT).await;
+    assert!(verdict.late > 0, "{verdict:?}");
+    assert_eq!((verdict.lost, verdict.doubled, verdict.reordered), (0, 0, 0), "{verdict:?}");
+}
