@@ -5,11 +5,13 @@
 mod account;
 mod error;
 mod http;
+mod keyboxes;
 mod rooms;
 mod sync;
 
 pub use account::{LoggedIn, Registration};
 pub use error::{ApiError, ServerError};
+pub use keyboxes::{LogFilter, ServerKey};
 pub use rooms::{MessagesPage, NewRoom};
 
 use http::Http;

@@ -3,6 +3,7 @@
 mod account;
 mod contacts;
 mod failure;
+mod log;
 mod output;
 mod people;
 mod policy;
@@ -209,6 +210,23 @@ enum Command {
         /// User id
         user_id: String,
     },
+    /// Show what happened to your KeyBoxes, and which resource keys were given, asked for and refused
+    Log {
+        /// What the homeserver has noted of all your KeyBoxes, not what this one saw itself
+        #[arg(long)]
+        server: bool,
+        /// Only resource keys of this room: its id or name
+        #[arg(long)]
+        room: Option<String>,
+        /// Only what names this KeyBox, yours or somebody's
+        #[arg(long = "of", value_name = "KEYBOX_ID")]
+        of: Option<String>,
+        /// Only what happened since then: a date and time in UTC (2026-01-31 or 2026-01-31T12:00:00)
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+    },
+    /// Compare what this KeyBox saw with what the homeserver has noted, and name every difference
+    Audit,
     /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
     #[command(hide = true)]
     ExportMessage {
@@ -288,6 +306,11 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         Command::Scan { image } => contacts::scan(client, output, image).await?,
         Command::Contacts => contacts::list(client, output).await?,
         Command::Accept { user_id } => contacts::accept(client, output, user_id).await?,
+        Command::Log { server, room, of, since } => {
+            let wanted = log::Wanted { room: room.as_deref(), of: of.as_deref(), since: since.as_deref() };
+            log::show(client, output, *server, &wanted).await?;
+        }
+        Command::Audit => log::audit(client, output).await?,
         Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
     }
     Ok(Next::Done)

@@ -3,6 +3,7 @@
 //! Several processes may use the same store at the same time, such as one that listens and one that sends: each takes
 //! the store's lock for the moment that it changes something, and reads again what another has written.
 
+mod audit;
 mod contacts;
 mod error;
 mod history;
@@ -25,6 +26,7 @@ use crate::clock::now_ms;
 use crate::engine::{Engine, KeyBoxAddress, KnownKeyBox, Message, Notice, Outgoing, Readiness, Room};
 use crate::store::{Account, Lock, Store};
 
+pub use audit::{AuditReport, Difference};
 pub use error::ClientError;
 pub use history::HistoryItem;
 use session::Session;
@@ -186,6 +188,7 @@ impl Client {
             // Another process has taken in the same: it is in the store, and so here by now.
             return Ok(());
         }
+        self.engine.begin_batch(since.as_deref().unwrap_or_default());
         let received = self.engine.receive_sync(&response, now_ms(), &mut OpensslEntropy)?;
         self.notices.extend(received.notices);
         for gap in &received.gaps {

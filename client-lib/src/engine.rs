@@ -17,6 +17,7 @@ mod decrypt;
 mod directory;
 mod exchange;
 mod key_messages;
+mod log;
 mod notice;
 mod outgoing;
 mod policy;
@@ -40,6 +41,7 @@ pub use contacts::{Contact, ContactError};
 pub use decrypt::{DecryptError, Message};
 pub use directory::KnownKeyBox;
 pub use exchange::EngineError;
+pub(crate) use log::part_name;
 pub use notice::Notice;
 pub use outgoing::Outgoing;
 pub use policy::{Approval, Decision, Policy};
@@ -51,6 +53,7 @@ pub use sync::{Gap, Received};
 
 use directory::Directory;
 use exchange::Exchange;
+use log::OwnLog;
 use policy::Policies;
 use records::RecordName;
 use resource_keys::KeyRecord;
@@ -99,6 +102,7 @@ pub struct Engine {
     policies: Policies,
     /// Resource keys that are open, in memory only.
     open: HashMap<KeyRef, ResourceKey>,
+    log: OwnLog,
     changed: BTreeSet<RecordName>,
 }
 
@@ -119,6 +123,7 @@ impl Engine {
             exchange: Exchange::default(),
             policies: Policies::default(),
             open: HashMap::new(),
+            log: OwnLog::default(),
             changed: BTreeSet::from([RecordName::Directory, RecordName::Exchange]),
         })
     }

@@ -6,6 +6,7 @@ mod directory;
 mod encryption;
 mod hostile;
 mod keybox;
+mod keybox_audit;
 mod keybox_contacts;
 mod keybox_key_sets;
 mod keybox_log;

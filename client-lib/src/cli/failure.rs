@@ -22,6 +22,12 @@ pub(super) enum Failure {
     File { path: PathBuf, source: std::io::Error },
     #[error("the fingerprint of {0} is another one; do not trust this KeyBox")]
     Fingerprint(String),
+    #[error(
+        "{0} difference(s) between what this KeyBox saw and what the homeserver says; do not rely on it before they are explained"
+    )]
+    Differences(usize),
+    #[error("{0:?} is not a time; write it as 2026-01-31 or 2026-01-31T12:00:00, in UTC")]
+    NotATime(String),
     #[error("cannot read from the terminal")]
     Input(#[source] std::io::Error),
     #[error("the user name or the password is wrong, or the account may not log in")]
@@ -56,9 +62,10 @@ impl Failure {
     /// The exit status; `keybox --help` lists them.
     pub(super) fn status(&self) -> u8 {
         match self {
-            Self::Ambiguous(_) | Self::NoSuchPolicy(_) | Self::NoUser => 2,
+            Self::Ambiguous(_) | Self::NoSuchPolicy(_) | Self::NoUser | Self::NotATime(_) => 2,
             Self::Client(error) => client_status(error),
             Self::ContactCode(_)
+            | Self::Differences(_)
             | Self::File { .. }
             | Self::Fingerprint(_)
             | Self::Input(_)

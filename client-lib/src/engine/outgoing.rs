@@ -69,12 +69,14 @@ impl Engine {
 
     /// This KeyBox's key set is on the server.
     pub fn keys_uploaded(&mut self) {
+        self.log_registered();
         self.exchange.published.clone_from(&self.public.algorithms);
         self.changed.insert(RecordName::Exchange);
     }
 
     /// The server has taken a to-device request.
     pub fn to_device_sent(&mut self, txn_id: &str) {
+        self.log_sent(txn_id);
         self.exchange.outbox.retain(|queued| queued.txn_id != txn_id);
         self.changed.insert(RecordName::Exchange);
     }

@@ -40,6 +40,11 @@ pub enum RecordError {
 /// Records in the order in which they are stored: what is needed to read comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RecordName {
+    /// A finished part of the log.
+    LogPart(u64),
+    /// The log's newest part, and how far it reaches. Before what the entries tell of: a crash between the two makes that happen
+    /// again, and the log knows it then.
+    Log,
     Key(KeyRef),
     Room(String),
     Directory,
@@ -50,6 +55,8 @@ pub(super) enum RecordName {
 impl RecordName {
     fn text(&self) -> String {
         match self {
+            Self::LogPart(part) => super::log::part_name(*part),
+            Self::Log => super::log::NAME.to_owned(),
             Self::Key(key) => format!("key {} {}", key.room_id, key.key_id),
             Self::Room(room_id) => format!("room {room_id}"),
             Self::Directory => "directory".to_owned(),
@@ -66,6 +73,8 @@ impl Engine {
         let mut records = Vec::with_capacity(changed.len());
         for name in &changed {
             let json = match name {
+                RecordName::LogPart(part) => self.log.take_part(*part).map(|part| serde_json::to_vec(&part)),
+                RecordName::Log => Some(serde_json::to_vec(&self.log)),
                 RecordName::Key(key) => self.resource_keys.get(key).map(serde_json::to_vec),
                 RecordName::Room(room_id) => self.rooms.get(room_id).map(serde_json::to_vec),
                 RecordName::Directory => Some(serde_json::to_vec(&self.directory)),
@@ -96,6 +105,9 @@ impl Engine {
                 }
                 Some("directory") => {
                     engine.directory = serde_json::from_slice(&record.json).map_err(corrupt)?
+                }
+                Some(super::log::NAME) => {
+                    engine.log = serde_json::from_slice(&record.json).map_err(corrupt)?;
                 }
                 Some("exchange") => {
                     engine.exchange = serde_json::from_slice(&record.json).map_err(corrupt)?

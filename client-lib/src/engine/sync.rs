@@ -56,6 +56,7 @@ impl Engine {
         for (room_id, joined) in &sync.rooms.join {
             self.apply_room(room_id, Membership::Join, joined, &mut received);
         }
+        self.log_received(&sync.to_device.events);
         for event in &sync.to_device.events {
             self.receive_to_device(event.clone(), now, true, entropy, &mut received.notices)?;
         }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::canonical_json::{JsonSignatureError, NotCanonical, canonical_json, verify_json};
 use crate::encoding::base64;
+use crate::key_message::{KeyMessage as _, KeyRequest, ResourceKeyContent, Withheld};
 use crate::primitives::sha256;
 
 /// What happened.
@@ -136,6 +137,40 @@ impl From<NotCanonical> for ChainError {
 }
 
 impl LogEvent {
+    /// What the log of `keybox_id` says of a to-device message between it and `peer`; `None` for what is not logged, or is no
+    /// key message.
+    pub fn of_message(
+        message_type: &str,
+        content: &Value,
+        direction: Direction,
+        keybox_id: &str,
+        (peer_user_id, peer_keybox_id): (&str, &str),
+    ) -> Option<Self> {
+        let event = match message_type {
+            ResourceKeyContent::EVENT_TYPE => Self::ResourceKeyGiven,
+            KeyRequest::EVENT_TYPE => Self::ResourceKeyAsked,
+            Withheld::EVENT_TYPE => Self::ResourceKeyRefused,
+            _ => return None,
+        };
+        let text = |name: &str| content.get(name).and_then(Value::as_str).map(str::to_owned);
+        let reference = match message_type {
+            ResourceKeyContent::EVENT_TYPE => text("exchange_id")?,
+            KeyRequest::EVENT_TYPE if text("action")? == "request" => text("request_id")?,
+            Withheld::EVENT_TYPE => text("code")?,
+            _ => return None,
+        };
+        Some(event(KeyExchange {
+            keybox_id: keybox_id.to_owned(),
+            direction,
+            peer_user_id: peer_user_id.to_owned(),
+            peer_keybox_id: peer_keybox_id.to_owned(),
+            room_id: text("room_id")?,
+            key_id: text("key_id")?,
+            reference,
+            undelivered: false,
+        }))
+    }
+
     /// The user's KeyBox that it is about.
     pub fn keybox_id(&self) -> &str {
         match self {

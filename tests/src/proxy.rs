@@ -1,0 +1,79 @@
+//! A server in between that alters what it pleases: the malicious homeserver of tests.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::{TestCluster, http::Request};
+
+/// Changes the JSON of an answer; gets the path and query that were asked for.
+type Alter = Box<dyn FnMut(&str, &mut Value) + Send>;
+
+/// A proxy before one replica, on an address of its own.
+pub struct Proxy {
+    /// Its address: `http://HOST:PORT`.
+    pub url: String,
+    alter: Arc<Mutex<Alter>>,
+}
+
+impl Proxy {
+    /// Begins to pass on what replica 0 says, unaltered.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start(cluster: &Arc<TestCluster>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let alter: Arc<Mutex<Alter>> = Arc::new(Mutex::new(Box::new(|_, _| {})));
+        let (cluster, altered) = (Arc::clone(cluster), Arc::clone(&alter));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (cluster, altered) = (Arc::clone(&cluster), Arc::clone(&altered));
+                let service =
+                    service_fn(move |request| pass_on(Arc::clone(&cluster), Arc::clone(&altered), request));
+                tokio::spawn(async move {
+                    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+                });
+            }
+        });
+        Self { url, alter }
+    }
+
+    /// From now on answers are changed like this.
+    pub fn alter(&self, alter: impl FnMut(&str, &mut Value) + Send + 'static) {
+        *self.alter.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(alter);
+    }
+}
+
+async fn pass_on(
+    cluster: Arc<TestCluster>,
+    alter: Arc<Mutex<Alter>>,
+    request: hyper::Request<Incoming>,
+) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let mut passed = Request::new(parts.method, &path);
+    let token = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    passed.token = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
+    let body = body.collect().await.expect("a body").to_bytes();
+    if !body.is_empty() {
+        passed = passed.bytes("application/json", body);
+    }
+    let answer = cluster.send_to(0, passed).await;
+    let mut value = answer.body;
+    alter.lock().unwrap_or_else(PoisonError::into_inner)(&path, &mut value);
+    let response = hyper::Response::builder()
+        .status(answer.status)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(value.to_string())))
+        .expect("a response");
+    Ok(response)
+}
