@@ -15,7 +15,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use keystead_keybox::encoding::hex;
 use keystead_keybox::key_set::PrivateKeySet;
@@ -85,7 +85,7 @@ pub struct Lock {
 }
 
 /// A record on disk: sealed under the name of its file, which tells nothing.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 struct Sealed {
     name: String,
     json: String,
@@ -204,9 +204,10 @@ impl Store {
             .vault
             .open(file, &sealed)
             .map_err(|error: NotOurs| StoreError::Corrupt { path: path.clone(), source: error.into() })?;
-        let record: Sealed = serde_json::from_slice(&plain)
+        let mut record: Sealed = serde_json::from_slice(&plain)
             .map_err(|source| StoreError::Corrupt { path: path.clone(), source: source.into() })?;
-        Ok(Some(Record { name: record.name, json: Zeroizing::new(record.json.into_bytes()) }))
+        let (name, json) = (std::mem::take(&mut record.name), std::mem::take(&mut record.json));
+        Ok(Some(Record { name, json: Zeroizing::new(json.into_bytes()) }))
     }
 
     /// Removes the folder with the private keys: what was sealed for this KeyBox can never be opened here again.

@@ -12,6 +12,7 @@ mod keybox_key_sets;
 mod keybox_log;
 mod keybox_permission;
 mod keybox_policy;
+mod keybox_rotation;
 mod lifecycle;
 mod push_rules;
 mod rooms;

@@ -12,7 +12,7 @@ use super::{Engine, KeyBoxAddress, KeyRef};
 use crate::events::RoomEvent;
 
 /// A message that can be read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// The room.
     pub room_id: String,
@@ -33,6 +33,17 @@ pub struct Message {
     pub encrypted: bool,
     /// Whether a person has compared the fingerprint of the KeyBox that sent it.
     pub verified: bool,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Message")
+            .field("room_id", &self.room_id)
+            .field("event_id", &self.event_id)
+            .field("sender", &self.sender)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Message {

@@ -278,8 +278,8 @@ impl Engine {
     }
 
     /// Whether a KeyBox that asks may have a resource key: it is of a joined member, and the member may read what the
-    /// key opens: as a KeyBox that had it before, as another of our own user, because it is what is sent with now, or because
-    /// the room lets new members read back.
+    /// key opens: as a KeyBox that had it before, as another of our own user, because it is what is sent with now, or by the room's
+    /// history visibility.
     fn may_have(&self, key: &KeyRef, suite: &str, sender: &KeyBoxAddress) -> Result<(), WithheldCode> {
         let room = self.rooms.get(&key.room_id).ok_or(WithheldCode::Unavailable)?;
         if room.membership_of(&sender.user_id) != Some(Membership::Join) {
@@ -296,7 +296,7 @@ impl Engine {
         let same_user = |holder: &KeyBoxAddress| holder.user_id == sender.user_id;
         let had_it = record.holders.iter().any(same_user);
         let is_current = record.for_sending && record.epoch == room.epoch;
-        if had_it || is_current || room.history_is_shared() {
+        if had_it || is_current || room.lets_read(&sender.user_id, record.origin.created_at) {
             Ok(())
         } else {
             Err(WithheldCode::Unauthorised)

@@ -13,6 +13,8 @@ const DEFAULT_ROTATION_MESSAGES: u64 = 100;
 const DEFAULT_ROTATION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// How much unread and unreadable material is kept for a room; the oldest goes first, and stays on the server.
 const MAX_KEPT: usize = 10_000;
+/// A visibility that is set this soon after a room was made has held from its beginning. Clocks of members may differ by less.
+const BEGINNING_MS: u64 = 60_000;
 
 /// What a user is to a room. <https://spec.matrix.org/v1.19/client-server-api/#mroommember>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,13 @@ pub enum Membership {
     Knock,
     /// Left, or removed.
     Leave,
+}
+
+/// Since when a user may be in the know, by the server's clock. <https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility>
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Access {
+    invited_at: Option<u64>,
+    joined_at: Option<u64>,
 }
 
 /// A room as this KeyBox sees it.
@@ -51,6 +60,15 @@ pub struct Room {
     pub rotation_period_msgs: u64,
     /// After how many milliseconds a resource key is replaced.
     pub rotation_period_ms: u64,
+    /// Since when members have access.
+    #[serde(default)]
+    access: BTreeMap<String, Access>,
+    /// When the room was made.
+    #[serde(default)]
+    created_at: u64,
+    /// Since when `history_visibility` has let new members read back, if it does.
+    #[serde(default)]
+    shared_since: Option<u64>,
     /// Counts departures of users and KeyBoxes: a resource key of an earlier epoch is not sent with.
     pub(super) epoch: u64,
     /// When the last user left, by the server's clock.
@@ -76,6 +94,9 @@ impl Room {
             history_visibility: "shared".to_owned(),
             rotation_period_msgs: DEFAULT_ROTATION_MESSAGES,
             rotation_period_ms: DEFAULT_ROTATION_MS,
+            access: BTreeMap::new(),
+            created_at: 0,
+            shared_since: Some(0),
             epoch: 0,
             last_departure_at: 0,
             newest_event: None,
@@ -95,23 +116,39 @@ impl Room {
     }
 
     /// Whether a member may read what was sent before joining.
-    pub(super) fn history_is_shared(&self) -> bool {
+    fn history_is_shared(&self) -> bool {
         matches!(self.history_visibility.as_str(), "shared" | "world_readable")
+    }
+
+    /// Whether a member may read what a resource key made at `created_at` opens, by the room's history visibility:
+    /// where it lets members read back, what was sent since it does; else what was sent since the member's own invitation
+    /// (`invited`) or joining (`joined`, and whatever is not known).
+    pub(super) fn lets_read(&self, user_id: &str, created_at: u64) -> bool {
+        let of_member = self.access.get(user_id).and_then(|access| match self.history_visibility.as_str() {
+            "invited" => access.invited_at.or(access.joined_at),
+            _ => access.joined_at,
+        });
+        let since = [of_member, self.shared_since].into_iter().flatten().min();
+        since.is_some_and(|since| created_at >= since)
     }
 
     /// The users whose KeyBoxes are given resource keys: joined ones, and invited ones where they may read already.
     pub(super) fn audience_users(&self) -> Vec<String> {
-        let reads = |membership: &Membership| match membership {
+        self.members
+            .iter()
+            .filter(|(_, membership)| self.reads(**membership))
+            .map(|(user_id, _)| user_id.clone())
+            .collect()
+    }
+
+    /// Whether a user of that membership is given resource keys.
+    fn reads(&self, membership: Membership) -> bool {
+        match membership {
             Membership::Join => true,
             // https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility: all but `joined`
             Membership::Invite => self.history_visibility != "joined",
             Membership::Ban | Membership::Knock | Membership::Leave => false,
-        };
-        self.members
-            .iter()
-            .filter(|(_, membership)| reads(membership))
-            .map(|(user_id, _)| user_id.clone())
-            .collect()
+        }
     }
 
     /// Takes in a state event. Returns whether it was an attempt to weaken the encryption.
@@ -125,6 +162,7 @@ impl Room {
                 }
             }
             "m.room.create" => {
+                self.created_at = event.origin_server_ts;
                 return text("com.trustner.encryption_algorithm").is_some_and(|id| !self.take_suite(id));
             }
             "m.room.encryption" => {
@@ -136,7 +174,7 @@ impl Room {
             }
             "m.room.history_visibility" => {
                 if let Some(visibility) = text("history_visibility") {
-                    visibility.clone_into(&mut self.history_visibility);
+                    self.set_visibility(visibility, event.origin_server_ts);
                 }
             }
             "m.room.name" => self.name = text("name").filter(|name| !name.is_empty()).map(str::to_owned),
@@ -149,10 +187,14 @@ impl Room {
         let before = self.members.insert(user_id.to_owned(), membership);
         let had_access = matches!(before, Some(Membership::Join | Membership::Invite));
         let has_access = matches!(membership, Membership::Join | Membership::Invite);
-        if had_access && !has_access {
+        // Where members do not read back, what was said before someone came must not open with a key that they get.
+        let read_before = before.is_some_and(|before| self.reads(before));
+        let comes = self.reads(membership) && !read_before && !self.history_is_shared();
+        if had_access && !has_access || comes {
             self.depart();
             self.last_departure_at = self.last_departure_at.max(event.origin_server_ts);
         }
+        self.note_access(user_id, membership, event.origin_server_ts);
         if user_id == own_user {
             self.membership = membership;
             if membership == Membership::Invite {
@@ -161,7 +203,32 @@ impl Room {
         }
     }
 
-    /// Somebody who may hold resource keys is gone: those that exist are not sent with any more.
+    fn set_visibility(&mut self, visibility: &str, at: u64) {
+        if self.history_visibility != visibility {
+            // What was said under one visibility must not open with a key that is given under another.
+            self.depart();
+            self.last_departure_at = self.last_departure_at.max(at);
+        }
+        visibility.clone_into(&mut self.history_visibility);
+        let from_beginning = at <= self.created_at.saturating_add(BEGINNING_MS);
+        let since = if from_beginning { 0 } else { at };
+        // Reading back reaches to when it was last allowed, not to what was sent while it was not.
+        let shared = self.history_is_shared();
+        self.shared_since = shared.then(|| self.shared_since.unwrap_or(since));
+    }
+
+    fn note_access(&mut self, user_id: &str, membership: Membership, at: u64) {
+        let access = self.access.entry(user_id.to_owned()).or_default();
+        match membership {
+            Membership::Join => access.joined_at = Some(access.joined_at.unwrap_or(at)),
+            Membership::Invite => *access = Access { invited_at: Some(at), joined_at: None },
+            Membership::Ban | Membership::Knock | Membership::Leave => {
+                self.access.remove(user_id);
+            }
+        }
+    }
+
+    /// Those who may hold resource keys are not those who may read from now on: the keys that exist are not sent with any more.
     pub(super) fn depart(&mut self) {
         self.epoch += 1;
     }

@@ -130,7 +130,12 @@ fn no_secret_shows_in_debug() {
     let event = world.events.last().unwrap().clone();
     let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
     let key = engine.export_key(ROOM, &event).unwrap().resource_key;
-    assert!(!format!("{engine:?}").contains(key.as_str()));
+    let shown = format!("{engine:?}");
+    assert!(!shown.contains(key.as_str()));
+    // What it says about others' messages is no more than whose they are.
+    let unread = &world.boxes["B1"].engine;
+    assert_eq!(unread.unread(None, 1)[0].body(), Some("text"));
+    assert!(!format!("{unread:?}").contains("\"text\""));
 }
 
 #[test]

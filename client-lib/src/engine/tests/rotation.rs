@@ -1,8 +1,10 @@
 use serde_json::json;
 
+use keystead_keybox::encoding::base64;
+use keystead_keybox::resource_key::ResourceKey;
 use keystead_keybox::suite;
 
-use super::world::{World, user};
+use super::world::{ROOM, World, user};
 
 #[test]
 fn who_has_left_cannot_read_what_is_said_afterwards() {
@@ -16,6 +18,136 @@ fn who_has_left_cannot_read_what_is_said_afterwards() {
     assert_eq!(world.texts("B1"), ["for three", "for two"]);
     // C still gets the ciphertext in this test, as a malicious server could arrange.
     assert_eq!(world.texts("C1"), ["for three"]);
+}
+
+#[test]
+fn each_way_to_go_takes_a_new_key() {
+    for (by, before, after) in [
+        ("C1", "join", "leave"),
+        ("A1", "join", "leave"),
+        ("A1", "join", "ban"),
+        ("A1", "invite", "leave"),
+        ("C1", "invite", "leave"),
+    ] {
+        let what = format!("{by}: {before} to {after}");
+        let mut world = World::new(&["A1", "B1"]);
+        world.add("C1");
+        world.membership_by(&user("A1"), &user("C1"), "invite");
+        if before == "join" {
+            world.membership(&user("C1"), "join");
+        }
+        world.settle();
+        world.say("A1", "for three");
+        world.membership_by(&user(by), &user("C1"), after);
+        world.settle();
+        world.say("A1", "for two");
+        world.say("B1", "for two again");
+        assert_eq!(world.keys_in_use(), 2, "{what}");
+        assert!(!world.texts("C1").iter().any(|text| text.contains("two")), "{what}");
+    }
+}
+
+#[test]
+fn an_invitation_that_is_accepted_takes_no_new_key() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.add("C1");
+    world.membership_by(&user("A1"), &user("C1"), "invite");
+    world.settle();
+    world.say("A1", "one");
+    world.membership(&user("C1"), "join");
+    world.settle();
+    world.say("A1", "two");
+    assert_eq!(world.keys_in_use(), 1);
+    assert_eq!(world.texts("C1"), ["one", "two"]);
+}
+
+/// Sets who reads back, long after the room was made.
+fn visibility(world: &mut World, visibility: &str) {
+    world.now += 60 * 60 * 1000;
+    let content = json!({ "history_visibility": visibility });
+    world.state(&user("A1"), "m.room.history_visibility", "", content);
+    world.settle();
+}
+
+#[test]
+fn where_members_do_not_read_back_a_newcomer_takes_a_new_key() {
+    for (set, invited_reads) in [("joined", false), ("invited", true)] {
+        let mut world = World::new(&["A1", "B1"]);
+        visibility(&mut world, set);
+        world.say("A1", "before the invitation");
+        world.add("C1");
+        world.membership_by(&user("A1"), &user("C1"), "invite");
+        world.settle();
+        world.say("A1", "before joining");
+        world.membership(&user("C1"), "join");
+        world.settle();
+        world.say("A1", "after joining");
+        for _ in 0..3 {
+            world.now += 60_000;
+            world.settle();
+        }
+        let expected: &[&str] =
+            if invited_reads { &["before joining", "after joining"] } else { &["after joining"] };
+        assert_eq!(world.texts("C1"), expected, "{set}");
+        assert_eq!(world.texts("B1").len(), 3, "{set}");
+        assert_eq!(world.keys_in_use(), 2, "{set}");
+    }
+}
+
+#[test]
+fn who_was_invited_before_having_a_keybox_reads_from_the_invitation_on() {
+    let mut world = World::new(&["A1", "B1"]);
+    visibility(&mut world, "invited");
+    world.say("A1", "before the invitation");
+    world.membership_by(&user("A1"), &user("C1"), "invite");
+    world.settle();
+    world.say("A1", "since the invitation");
+    // Rotated meanwhile, so that this is not the key that is sent with now.
+    world.membership(&user("B1"), "leave");
+    world.settle();
+    world.membership(&user("C1"), "join");
+    world.add("C1");
+    world.settle();
+    assert_eq!(world.texts("C1"), ["since the invitation"]);
+}
+
+#[test]
+fn what_was_said_while_nobody_read_back_stays_closed_when_that_changes() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "open");
+    visibility(&mut world, "joined");
+    world.say("A1", "closed, for two");
+    world.membership(&user("B1"), "leave");
+    world.settle();
+    world.say("A1", "closed");
+    visibility(&mut world, "shared");
+    world.membership(&user("B1"), "join");
+    world.membership(&user("C1"), "join");
+    world.add("C1");
+    world.settle();
+    let read = world.texts("C1");
+    assert!(!read.contains(&"closed".to_owned()), "{read:?}");
+    world.say("A1", "open again");
+    assert_eq!(world.texts("C1"), ["open again"]);
+}
+
+#[test]
+fn resource_keys_are_stored_as_wraps_only() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "text");
+    let event = world.events.last().unwrap().clone();
+    for name in ["A1", "B1"] {
+        let engine = &mut world.boxes.get_mut(name).unwrap().engine;
+        let hex = engine.export_key(ROOM, &event).unwrap().resource_key;
+        let key = ResourceKey::from_hex(&hex).unwrap();
+        let forms = [hex.as_str().to_owned(), base64(key.as_bytes()), format!("{:?}", key.as_bytes())];
+        let forms = forms.map(|form| form.trim_matches(['[', ']']).replace(' ', ""));
+        assert!(world.stored(name).any(|record| String::from_utf8_lossy(record).contains("\"wrap\"")));
+        for record in world.stored(name) {
+            let record = String::from_utf8_lossy(record);
+            assert!(!forms.iter().any(|form| record.contains(form.as_str())), "{name}");
+        }
+    }
 }
 
 #[test]

@@ -78,6 +78,12 @@ impl World {
         self.state(user_id, "m.room.member", user_id, json!({ "membership": membership }));
     }
 
+    /// `sender` changes the membership of another user: invites, kicks, bans.
+    pub(super) fn membership_by(&mut self, sender: &str, user_id: &str, membership: &str) {
+        self.members.insert(user_id.to_owned(), membership.to_owned());
+        self.state(sender, "m.room.member", user_id, json!({ "membership": membership }));
+    }
+
     pub(super) fn event(
         &mut self,
         sender: &str,
@@ -133,6 +139,11 @@ impl World {
     pub(super) fn change_keys(&mut self, name: &'static str) {
         self.add(name);
         self.round(name);
+    }
+
+    /// Everything that a KeyBox has stored.
+    pub(super) fn stored(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.boxes[name].stored.values().map(Vec::as_slice)
     }
 
     /// One round of a KeyBox: sync, then send until nothing is left, storing in between. Then it is started anew from what it
