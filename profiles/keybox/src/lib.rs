@@ -22,6 +22,8 @@ mod primitives;
 pub mod replay;
 pub mod resource_key;
 pub mod sealed_keys;
+#[cfg(test)]
+mod secrecy_tests;
 pub mod suite;
 pub mod vault;
 #[cfg(test)]

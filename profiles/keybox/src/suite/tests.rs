@@ -1,5 +1,11 @@
 //! What every suite of the table must do.
 
+use std::sync::LazyLock;
+
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 use crate::OpensslEntropy;
 use crate::resource_key::ResourceKeyId;
@@ -119,5 +125,83 @@ fn content_opens_for_its_context_and_key_only() {
                 assert!(matches!(suite.open(&key, b"here", altered), Err(OpenError::NotAuthentic)));
             }
         }
+    }
+}
+
+/// One wrap of each suite with its keys: what the properties below alter and move.
+struct Wrapped {
+    suite: &'static Suite,
+    keys: PrivateKeySet,
+    key: ResourceKey,
+    wrap: Vec<u8>,
+}
+
+static WRAPPED: LazyLock<Vec<Wrapped>> = LazyLock::new(|| {
+    let wrapped = |suite: &'static Suite| {
+        let (keys, key) = (keybox(), ResourceKey::generate(&mut OpensslEntropy).unwrap());
+        let (id, public) = (key.id("!r"), keys.public().unwrap());
+        let wrap = suite.wrap(&key, &public, &context(suite, &id), &mut OpensslEntropy).unwrap();
+        Wrapped { suite, keys, key, wrap }
+    };
+    SUITES.iter().map(wrapped).collect()
+});
+
+#[test]
+fn every_flipped_bit_of_a_wrap_is_refused() {
+    for Wrapped { suite, keys, key, wrap } in &*WRAPPED {
+        let id = key.id("!r");
+        for position in 0..wrap.len() * 8 {
+            let mut altered = wrap.clone();
+            altered[position / 8] ^= 1 << (position % 8);
+            let refused = suite.unwrap(&altered, keys, &context(suite, &id));
+            // X25519 ignores the highest bit of a public key (RFC 7748, section 5), but the key schedule covers it.
+            assert!(matches!(refused, Err(OpenError::NotAuthentic)), "{} bit {position}", suite.id);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_wrap_moved_anywhere_is_refused(
+        one in select((0..SUITES.len()).collect::<Vec<_>>()),
+        suite in option::weighted(0.2, ".{0,60}"),
+        room in option::weighted(0.3, "!?.{0,10}"),
+        key_bytes in option::weighted(0.3, any::<[u8; 32]>()),
+        users in (option::weighted(0.3, "@?.{0,10}"), option::weighted(0.3, "@?.{0,10}")),
+        keyboxes in (option::weighted(0.3, ".{0,10}"), option::weighted(0.3, ".{0,10}")),
+        opened_with in select((0..SUITES.len()).collect::<Vec<_>>()),
+    ) {
+        let Wrapped { suite: made_with, keys, key, wrap } = &WRAPPED[one];
+        let id = key.id("!r");
+        let here = context(made_with, &id);
+        let room = room.as_deref().unwrap_or(here.room_id);
+        // The id of the same key in the other room, or that of another key.
+        let id = key_bytes.map_or_else(|| key.id(room), |bytes| ResourceKey::from_bytes(&bytes).unwrap().id(room));
+        let moved = WrapContext {
+            suite: suite.as_deref().unwrap_or(here.suite),
+            room_id: room,
+            key_id: &id,
+            sender: users.0.as_deref().unwrap_or(here.sender),
+            sender_keybox: keyboxes.0.as_deref().unwrap_or(here.sender_keybox),
+            recipient: users.1.as_deref().unwrap_or(here.recipient),
+            recipient_keybox: keyboxes.1.as_deref().unwrap_or(here.recipient_keybox),
+        };
+        let same_place = moved.to_bytes() == here.to_bytes() && opened_with == one;
+        prop_assert_eq!(SUITES[opened_with].unwrap(wrap, keys, &moved).is_ok(), same_place);
+    }
+
+    #[test]
+    fn a_wrap_cut_grown_or_made_up_is_refused(
+        one in select((0..SUITES.len()).collect::<Vec<_>>()),
+        length in 0..300_usize,
+        tail in proptest::collection::vec(any::<u8>(), 0..100),
+    ) {
+        let Wrapped { suite, keys, key, wrap } = &WRAPPED[one];
+        let id = key.id("!r");
+        let altered = [&wrap[..length.min(wrap.len())], &tail].concat();
+        prop_assume!(altered != *wrap);
+        prop_assert!(suite.unwrap(&altered, keys, &context(suite, &id)).is_err());
     }
 }
