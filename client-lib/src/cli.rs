@@ -15,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use keystead_keybox::suite::Suite;
+
 use crate::client::Client;
 use crate::engine::Decision;
 use failure::Failure;
@@ -90,6 +92,9 @@ enum Command {
         /// A user to invite; may be repeated
         #[arg(long, value_name = "USER_ID")]
         invite: Vec<String>,
+        /// How it is encrypted: v1 (RSA, AES-OFB) or v2 (elliptic curves, AES-GCM)
+        #[arg(long, default_value = "v1", value_parser = rooms::suite, value_name = "VERSION")]
+        suite: &'static Suite,
     },
     /// Invite a user to a room
     Invite {
@@ -227,6 +232,14 @@ enum Command {
     },
     /// Compare what this KeyBox saw with what the homeserver has noted, and name every difference
     Audit,
+    /// Take a room to the best suite, for good; older messages stay readable
+    UpgradeSuite {
+        /// Room id or name
+        room: String,
+        /// Do so even where KeyBoxes of members do not speak that suite: they read nothing of what comes after
+        #[arg(long)]
+        leave_behind: bool,
+    },
     /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
     #[command(hide = true)]
     ExportMessage {
@@ -277,7 +290,9 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         Command::Register { .. } | Command::Login { .. } => {}
         Command::Logout => return Ok(Next::Logout),
         Command::Rooms => rooms::list(client, output).await?,
-        Command::Create { name, invite } => rooms::create(client, output, name.as_deref(), invite).await?,
+        Command::Create { name, invite, suite } => {
+            rooms::create(client, output, name.as_deref(), suite, invite).await?;
+        }
         Command::Invite { room, user_id } => rooms::invite(client, output, room, user_id).await?,
         Command::Join { room } => rooms::join(client, output, room).await?,
         Command::Leave { room } => rooms::leave(client, output, room).await?,
@@ -311,6 +326,9 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
             log::show(client, output, *server, &wanted).await?;
         }
         Command::Audit => log::audit(client, output).await?,
+        Command::UpgradeSuite { room, leave_behind } => {
+            rooms::upgrade_suite(client, output, room, *leave_behind).await?;
+        }
         Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
     }
     Ok(Next::Done)

@@ -9,6 +9,7 @@ mod error;
 mod history;
 mod policy;
 mod session;
+mod suites;
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use zeroize::Zeroizing;
 use keystead_keybox::OpensslEntropy;
 use keystead_keybox::encoding::base64_url;
 use keystead_keybox::key_set::PrivateKeySet;
-use keystead_keybox::suite;
+use keystead_keybox::suite::Suite;
 
 use crate::api::{Api, ApiError, LoggedIn, NewRoom, Registration};
 use crate::clock::now_ms;
@@ -30,6 +31,7 @@ pub use audit::{AuditReport, Difference};
 pub use error::ClientError;
 pub use history::HistoryItem;
 use session::Session;
+pub use suites::{UpgradeError, Upgraded};
 
 /// How long to wait for another process that is at the store.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -161,13 +163,14 @@ impl Client {
         self.engine.rooms().values()
     }
 
-    /// Makes an encrypted room. Returns its id.
+    /// Makes a room that is encrypted with a suite. Returns its id.
     pub async fn create_room(
         &mut self,
         name: Option<&str>,
+        suite: &Suite,
         invite: &[String],
     ) -> Result<String, ClientError> {
-        Ok(self.api.create_room(&NewRoom { name, suite: suite::V1, invite }).await?)
+        Ok(self.api.create_room(&NewRoom { name, suite: suite.id, invite }).await?)
     }
 
     /// Takes in what has happened, waiting up to `wait` for something to happen, and does what follows from it: answers

@@ -110,6 +110,18 @@ impl Api {
         self.call(Call::get(path)).await
     }
 
+    /// The content of a room's state of a type, under the empty state key.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidstateeventtypestatekey>
+    pub async fn state(&self, room_id: &str, event_type: &str) -> Result<Value, ApiError> {
+        self.call(Call::get(state_path(room_id, event_type))).await
+    }
+
+    /// Sets a room's state of a type, under the empty state key.
+    pub async fn set_state(&self, room_id: &str, event_type: &str, content: Value) -> Result<(), ApiError> {
+        self.call::<Value>(Call::put(state_path(room_id, event_type), content)).await.map(drop)
+    }
+
     /// One event of a room.
     pub async fn event(&self, room_id: &str, event_id: &str) -> Result<RoomEvent, ApiError> {
         let path = format!("/_matrix/client/v3/rooms/{}/event/{}", segment(room_id), segment(event_id));
@@ -121,4 +133,8 @@ impl Api {
         let path = format!("/_matrix/client/v3/rooms/{}/members", segment(room_id));
         Ok(self.call::<MessagesPage>(Call::get(path)).await?.events())
     }
+}
+
+fn state_path(room_id: &str, event_type: &str) -> String {
+    format!("/_matrix/client/v3/rooms/{}/state/{}", segment(room_id), segment(event_type))
 }

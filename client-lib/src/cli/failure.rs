@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use keystead_keybox::contact_code::ContactCodeError;
 
 use crate::api::ApiError;
-use crate::client::ClientError;
+use crate::client::{ClientError, UpgradeError};
 use crate::engine::EncryptError;
 use crate::qr::{QrReadError, QrWriteError};
 
@@ -54,6 +54,8 @@ pub(super) enum Failure {
     QrRead(#[from] QrReadError),
     #[error(transparent)]
     QrWrite(#[from] QrWriteError),
+    #[error(transparent)]
+    Upgrade(UpgradeError),
     #[error("{shown} of {wanted} messages came in time")]
     TimedOut { shown: usize, wanted: usize },
 }
@@ -71,7 +73,8 @@ impl Failure {
             | Self::Input(_)
             | Self::NothingToAccept(_)
             | Self::QrRead(_)
-            | Self::QrWrite(_) => 1,
+            | Self::QrWrite(_)
+            | Self::Upgrade(_) => 1,
             Self::LoginRefused(_) => 3,
             Self::NoAccount
             | Self::NoSuchAccount(_)
@@ -103,6 +106,15 @@ fn client_status(error: &ClientError) -> u8 {
         ClientError::Encrypt(EncryptError::NotJoined) => 7,
         ClientError::NotLoggedIn => 3,
         _ => 1,
+    }
+}
+
+impl From<UpgradeError> for Failure {
+    fn from(error: UpgradeError) -> Self {
+        match error {
+            UpgradeError::Client(error) => Self::Client(error),
+            error => Self::Upgrade(error),
+        }
     }
 }
 

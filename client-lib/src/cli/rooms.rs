@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::output::{Output, date_time};
+use keystead_keybox::suite::{SUITES, Suite, V1};
+
 use crate::client::Client;
 use crate::engine::{Membership, Room};
 
@@ -70,11 +72,40 @@ pub(super) async fn create(
     client: &mut Client,
     output: &Output,
     name: Option<&str>,
+    suite: &Suite,
     invite: &[String],
 ) -> Result<(), Failure> {
-    let room_id = client.create_room(name, invite).await?;
+    let room_id = client.create_room(name, suite, invite).await?;
     client.sync(Duration::ZERO).await?;
-    output.result(&room_id, &json!({ "room_id": room_id }));
+    output.result(&room_id, &json!({ "room_id": room_id, "suite": suite.id }));
+    Ok(())
+}
+
+/// A suite by its version, as in `v1`, or by its identifier.
+pub(super) fn suite(text: &str) -> Result<&'static Suite, String> {
+    let known = |suite: &&Suite| suite.id == text || format!("v{}", suite.version) == text;
+    let versions = || SUITES.iter().map(|suite| format!("v{}", suite.version)).collect::<Vec<_>>();
+    SUITES.iter().find(known).ok_or_else(|| format!("there is {}", versions().join(", ")))
+}
+
+pub(super) async fn upgrade_suite(
+    client: &mut Client,
+    output: &Output,
+    room: &str,
+    leave_behind: bool,
+) -> Result<(), Failure> {
+    let room_id = find_room(client, room).await?;
+    let upgraded = client.upgrade_suite(&room_id, leave_behind).await?;
+    for keybox in &upgraded.left_behind {
+        output.progress(&format!(
+            "WARNING: {keybox} does not speak the new suite and reads nothing from now on."
+        ));
+    }
+    let text = format!("{room_id} is encrypted with {} from now on.", upgraded.to);
+    let value = json!({
+        "room_id": room_id, "from": upgraded.from, "suite": upgraded.to, "left_behind": upgraded.left_behind,
+    });
+    output.result(&text, &value);
     Ok(())
 }
 
@@ -203,13 +234,22 @@ pub(super) async fn export(
     let exported = client.export_message(&room_id, event_id).await?.ok_or(Failure::NoSuchKey)?;
     output.progress("WARNING: whoever has this key reads every message that was sealed with it.");
     let key = exported.resource_key.as_str();
-    let text = format!(
-        "resource key  {}\nkey           {key}\niv            {}\nciphertext    {}\n\nprintf %s '{}' | openssl enc -d \
-         -aes-256-ofb -a -A -K {key} -iv {}",
-        exported.key_id, exported.iv, exported.ciphertext, exported.ciphertext, exported.iv
+    let mut text = format!(
+        "resource key  {}\nkey           {key}\niv            {}\nciphertext    {}\nmac           {}\n\n",
+        exported.key_id, exported.iv, exported.ciphertext, exported.mac
     );
+    text.push_str(&match exported.suite.as_str() {
+        V1 => format!(
+            "printf %s '{}' | openssl enc -d -aes-256-ofb -a -A -K {key} -iv {}",
+            exported.ciphertext, exported.iv
+        ),
+        suite => {
+            format!("The openssl command line does not open {suite}; profiles/keybox/SPEC.md says what does.")
+        }
+    });
     let value = json!({
         "key_id": exported.key_id, "resource_key": key, "iv": exported.iv, "ciphertext": exported.ciphertext,
+        "mac": exported.mac, "suite": exported.suite,
     });
     output.result(&text, &value);
     Ok(())

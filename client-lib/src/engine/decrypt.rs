@@ -69,6 +69,9 @@ pub enum DecryptError {
     /// Posted again under another event id.
     #[error("the message was posted before")]
     Replayed(#[source] Replayed),
+    /// It claims another suite than the one that the resource key was made for.
+    #[error("the message does not use the suite of its resource key")]
+    WrongSuite,
     /// The key set of the KeyBox that it names has not been seen yet.
     #[error("the KeyBox {0} is not known")]
     UnknownKeyBox(KeyBoxAddress),
@@ -99,6 +102,10 @@ impl Engine {
         let (sender_keys, verified) = self.sender_of(&sender, &key, &envelope)?;
         envelope.check_signature(room_id, &sender_keys).map_err(DecryptError::Refused)?;
         let open = self.open_key(&key).ok_or_else(|| DecryptError::MissingKey(key.clone()))?;
+        // A resource key serves one suite.
+        if self.resource_keys.get(&key).is_some_and(|record| record.suite != envelope.algorithm) {
+            return Err(DecryptError::WrongSuite);
+        }
         let payload = envelope.open(room_id, &sender_keys, &open).map_err(DecryptError::Refused)?;
         self.accept_counter(&key, &sender, envelope.counter, &event.event_id)?;
         Ok(Message {

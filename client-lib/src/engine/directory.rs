@@ -104,6 +104,16 @@ impl Directory {
         self.users.get(user_id).into_iter().flat_map(|user| user.keyboxes.values())
     }
 
+    /// The KeyBoxes of a user that do not speak a suite.
+    pub(super) fn not_speaking<'a>(
+        &'a self,
+        user_id: &str,
+        suite: &'a str,
+    ) -> impl Iterator<Item = &'a KnownKeyBox> {
+        let speaks = move |known: &KnownKeyBox| known.keys.algorithms.iter().any(|spoken| spoken == suite);
+        self.all(user_id).filter(move |known| !known.gone && !speaks(known))
+    }
+
     /// The KeyBoxes of a user that may be given resource keys of `suite`.
     pub(super) fn usable<'a>(
         &'a self,

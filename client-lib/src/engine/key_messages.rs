@@ -226,7 +226,8 @@ impl Engine {
         sender: &KeyBoxAddress,
         entropy: &mut dyn Entropy,
     ) -> Result<Outcome, EngineError> {
-        if self.unwrap_and_keep(key, content, sender, entropy).is_none() {
+        let same_suite = self.resource_keys.get(key).is_some_and(|record| record.suite == content.algorithm);
+        if !same_suite || self.unwrap_and_keep(key, content, sender, entropy).is_none() {
             return Ok(Outcome::Dropped("it does not open".to_owned()));
         }
         if let Some(record) = self.resource_keys.get_mut(key) {

@@ -139,6 +139,21 @@ pub enum Notice {
         /// Which.
         keybox: KeyBoxAddress,
     },
+    /// A new resource key was made without this KeyBox of a member: it does not speak the room's suite, and will not read
+    /// what is sealed with the key.
+    SuiteNotSpoken {
+        /// The key.
+        key: KeyRef,
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
+    /// A room has gone to a better suite.
+    SuiteUpgraded {
+        /// The room.
+        room_id: String,
+        /// Identifier of the suite.
+        suite: String,
+    },
     /// Somebody tried to take a room's encryption back, or to weaken it; it stays as it was.
     SuiteDowngrade {
         /// The room.
@@ -201,6 +216,15 @@ impl std::fmt::Display for Notice {
                 "WARNING: your account has a new KeyBox, {}; if that is not you, change your password and log it out",
                 keybox.keybox_id
             ),
+            Self::SuiteNotSpoken { key, keybox } => write!(
+                f,
+                "WARNING: {keybox} does not speak the suite of {} and cannot read what is sent there; its owner has to \
+                 update the software, or log in anew",
+                key.room_id
+            ),
+            Self::SuiteUpgraded { room_id, suite } => {
+                write!(f, "{room_id} is encrypted with {suite} from now on")
+            }
             Self::SuiteDowngrade { room_id } => {
                 write!(f, "WARNING: somebody tried to weaken the encryption of {room_id}; it stays as it was")
             }

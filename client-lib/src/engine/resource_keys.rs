@@ -58,14 +58,18 @@ impl KeyRecord {
 
 /// Everything that is needed to open one message by hand with the `openssl` command line.
 pub struct ExportedKey {
+    /// Identifier of the message's suite.
+    pub suite: String,
     /// The resource key's id.
     pub key_id: String,
     /// The resource key: 64 hexadecimal characters. Whoever has it reads every message under it.
     pub resource_key: Zeroizing<String>,
-    /// The message's IV: 32 hexadecimal characters.
+    /// The message's IV in hexadecimal: 32 characters in suite v1, 24 in v2.
     pub iv: String,
     /// The message's ciphertext, padded base64 as `openssl base64 -d -A` reads it.
     pub ciphertext: String,
+    /// The message's MAC or tag, in hexadecimal.
+    pub mac: String,
 }
 
 impl Engine {
@@ -121,6 +125,8 @@ impl Engine {
             ciphertext.push('=');
         }
         Some(ExportedKey {
+            mac: hex(&envelope.mac),
+            suite: envelope.algorithm,
             key_id: envelope.key_id.to_string(),
             resource_key: open.to_hex(),
             iv: hex(&envelope.iv),

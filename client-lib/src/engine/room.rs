@@ -163,7 +163,10 @@ impl Room {
             }
             "m.room.create" => {
                 self.created_at = event.origin_server_ts;
-                return text("com.trustner.encryption_algorithm").is_some_and(|id| !self.take_suite(id));
+                // Where the room began: it may have gone on to a better suite, and the server may show that first.
+                if let Some(id) = text("com.trustner.encryption_algorithm") {
+                    self.take_suite(id);
+                }
             }
             "m.room.encryption" => {
                 let number = |field: &str| event.content.get(field).and_then(|value| value.as_u64());

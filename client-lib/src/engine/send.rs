@@ -12,7 +12,7 @@ use keystead_keybox::{CryptoError, Entropy, suite};
 
 use super::exchange::{EngineError, new_id};
 use super::resource_keys::KeyRecord;
-use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, Policy};
+use super::{Engine, KeyBoxAddress, KeyRef, Membership, Notice, Policy, Room};
 
 /// Whether a message can be sealed for a room now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,9 @@ impl Engine {
                 let audience = self.admitted(room_id, None, &readers);
                 let key = self.make_key(room_id, &suite, &audience, now, entropy)?;
                 notices.push(Notice::KeyMade { key: key.clone() });
+                for keybox in self.not_speaking(room_id, &suite) {
+                    notices.push(Notice::SuiteNotSpoken { key: key.clone(), keybox });
+                }
                 key
             }
         };
@@ -181,6 +184,24 @@ impl Engine {
                 .map(|known| KeyBoxAddress::new(user_id, &known.keys.keybox_id))
         });
         usable.chain([self.own.clone()]).collect()
+    }
+
+    /// The KeyBoxes of those who get a room's resource keys that do not speak a suite.
+    pub fn not_speaking(&self, room_id: &str, suite: &str) -> Vec<KeyBoxAddress> {
+        let users = self.rooms.get(room_id).map(Room::audience_users).unwrap_or_default();
+        let of_user = |user_id: &String| {
+            let keyboxes = self.directory.not_speaking(user_id, suite);
+            keyboxes.map(|known| KeyBoxAddress::new(user_id, &known.keys.keybox_id)).collect::<Vec<_>>()
+        };
+        users.iter().flat_map(of_user).collect()
+    }
+
+    /// Makes sure that the next [`Self::outgoing`] asks for the key sets of everybody who gets a room's resource keys.
+    pub fn follow_members(&mut self, room_id: &str) {
+        let users = self.rooms.get(room_id).map(Room::audience_users).unwrap_or_default();
+        for user_id in users {
+            self.follow(&user_id);
+        }
     }
 
     /// The resource key to send with: the newest that is of this suite and epoch, not used up, not too old, and with nobody

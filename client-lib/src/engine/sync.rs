@@ -190,10 +190,17 @@ impl Engine {
         notices: &mut Vec<Notice>,
     ) {
         let room = self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::new(room_id, membership));
+        let suite_before = room.suite.clone();
         for event in events {
             if room.apply_state(event, &self.own.user_id) {
                 notices.push(Notice::SuiteDowngrade { room_id: room_id.to_owned() });
             }
+        }
+        if let (Some(before), Some(suite)) = (suite_before, &room.suite)
+            && before != *suite
+        {
+            let (room_id, suite) = (room_id.to_owned(), suite.clone());
+            notices.push(Notice::SuiteUpgraded { room_id, suite });
         }
         room.membership = membership;
         if room.suite.is_some() {

@@ -5,4 +5,5 @@ mod exchange;
 mod policy;
 mod refusals;
 mod rotation;
+mod suites;
 mod world;

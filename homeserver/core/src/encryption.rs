@@ -3,6 +3,7 @@
 //! The suite of a KeyBox room stands in `m.room.encryption` and, frozen, in the content of `m.room.create`. Nobody
 //! takes it away or steps down; from v1 to v2 is the one change. Ordinary rooms keep Matrix's behaviour.
 
+use keystead_keybox::suite::{self, SUITES, Suite};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -11,37 +12,15 @@ pub const CREATE_CONTENT_KEY: &str = "com.trustner.encryption_algorithm";
 /// What the identifier of every KeyBox suite starts with.
 const SUITE_PREFIX: &str = "com.trustner.keybox.";
 
-/// A KeyBox suite; a later one is the stronger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Suite {
-    /// RSA-OAEP and AES-256-OFB with HMAC.
-    V1,
-    /// HPKE over X25519 and AES-256-GCM.
-    V2,
-}
-
-impl Suite {
-    /// All suites, weakest first.
-    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
-
-    /// The suite's identifier, as it stands in `algorithm`.
-    pub const fn identifier(self) -> &'static str {
-        match self {
-            Self::V1 => "com.trustner.keybox.v1.rsa2048-oaep-sha256.aes256-ofb-hmac-sha256",
-            Self::V2 => "com.trustner.keybox.v2.x25519-hpke.aes256-gcm",
-        }
-    }
-
-    /// The suite that an `algorithm` names: `None` for an algorithm of somebody else.
-    ///
-    /// # Errors
-    ///
-    /// [`EncryptionRefusal::UnknownSuite`] for an identifier of the KeyBox name space that names no suite.
-    pub fn of(algorithm: &str) -> Result<Option<Self>, EncryptionRefusal> {
-        match Self::ALL.into_iter().find(|suite| suite.identifier() == algorithm) {
-            None if algorithm.starts_with(SUITE_PREFIX) => Err(EncryptionRefusal::UnknownSuite),
-            suite => Ok(suite),
-        }
+/// The suite that an `algorithm` names: `None` for an algorithm of somebody else.
+///
+/// # Errors
+///
+/// [`EncryptionRefusal::UnknownSuite`] for an identifier of the KeyBox name space that names no suite.
+pub fn suite_of(algorithm: &str) -> Result<Option<&'static Suite>, EncryptionRefusal> {
+    match suite::find(algorithm) {
+        None if algorithm.starts_with(SUITE_PREFIX) => Err(EncryptionRefusal::UnknownSuite),
+        found => Ok(found),
     }
 }
 
@@ -90,14 +69,14 @@ pub fn algorithm(content: &RawValue) -> Result<String, EncryptionRefusal> {
 ///
 /// A room whose create content names a suite that this server does not know is still a KeyBox room: the
 /// strongest suite that is known stands for it, so that nothing weaker gets in.
-pub fn frozen_suite(create_content: &RawValue) -> Option<Suite> {
+pub fn frozen_suite(create_content: &RawValue) -> Option<&'static Suite> {
     #[derive(Deserialize)]
     struct Content {
         #[serde(rename = "com.trustner.encryption_algorithm")]
         algorithm: Option<String>,
     }
     let algorithm = serde_json::from_str::<Content>(create_content.get()).ok()?.algorithm?;
-    Suite::of(&algorithm).unwrap_or(Some(Suite::V2))
+    suite_of(&algorithm).unwrap_or(SUITES.last())
 }
 
 /// Checks a new `m.room.encryption` event of an existing room.
@@ -109,21 +88,21 @@ pub fn frozen_suite(create_content: &RawValue) -> Option<Suite> {
 ///
 /// The reason for the refusal, fit to be shown to the user.
 pub fn check_change(
-    frozen: Option<Suite>,
+    frozen: Option<&'static Suite>,
     current: Option<&RawValue>,
     new: &RawValue,
 ) -> Result<(), EncryptionRefusal> {
     let Some(frozen) = frozen else {
         // Matrix lets an ordinary room change its encryption event freely, even to nonsense.
-        return match algorithm(new).map(|name| Suite::of(&name)) {
+        return match algorithm(new).map(|name| suite_of(&name)) {
             Ok(Ok(Some(_)) | Err(_)) => Err(EncryptionRefusal::NotAKeyBoxRoom),
             _ => Ok(()),
         };
     };
     let floor = current
-        .and_then(|content| Suite::of(&algorithm(content).ok()?).ok()?)
+        .and_then(|content| suite_of(&algorithm(content).ok()?).ok()?)
         .map_or(frozen, |current| current.max(frozen));
-    match Suite::of(&algorithm(new)?)? {
+    match suite_of(&algorithm(new)?)? {
         None => Err(EncryptionRefusal::LeavesProfile),
         Some(suite) if suite < floor => Err(EncryptionRefusal::StepDown),
         Some(_) => Ok(()),
@@ -135,7 +114,7 @@ pub fn check_change(
 /// # Errors
 ///
 /// [`EncryptionRefusal::Redaction`] if it is the `m.room.encryption` event of a KeyBox room.
-pub fn check_redaction(frozen: Option<Suite>, event_type: &str) -> Result<(), EncryptionRefusal> {
+pub fn check_redaction(frozen: Option<&'static Suite>, event_type: &str) -> Result<(), EncryptionRefusal> {
     if frozen.is_some() && event_type == "m.room.encryption" {
         return Err(EncryptionRefusal::Redaction);
     }
@@ -153,19 +132,19 @@ pub fn check_redaction(frozen: Option<Suite>, event_type: &str) -> Result<(), En
 pub fn settle_new_room(
     create_algorithm: Option<&str>,
     encryption: Option<&RawValue>,
-) -> Result<Option<Suite>, EncryptionRefusal> {
+) -> Result<Option<&'static Suite>, EncryptionRefusal> {
     let wanted = match encryption {
         None => None,
         // An ordinary room may hold any content; only a KeyBox room has to name its suite.
         Some(content) if create_algorithm.is_none() => match algorithm(content) {
-            Ok(name) => Suite::of(&name)?,
+            Ok(name) => suite_of(&name)?,
             Err(_) => None,
         },
-        Some(content) => Suite::of(&algorithm(content)?)?,
+        Some(content) => suite_of(&algorithm(content)?)?,
     };
     match create_algorithm {
         None => Ok(wanted),
-        Some(name) => match Suite::of(name)? {
+        Some(name) => match suite_of(name)? {
             None => Err(EncryptionRefusal::UnknownSuite),
             suite if suite == wanted => Ok(suite),
             Some(_) => Err(EncryptionRefusal::SuiteMismatch),
@@ -184,21 +163,21 @@ mod tests {
         serde_json::value::to_raw_value(&json!({ "algorithm": algorithm })).unwrap()
     }
 
-    const V1: &str = Suite::V1.identifier();
-    const V2: &str = Suite::V2.identifier();
+    const V1: &str = suite::V1;
+    const V2: &str = suite::V2;
     const MEGOLM: &str = "m.megolm.v1.aes-sha2";
 
     #[test]
     fn a_keybox_room_never_steps_down_or_off() {
         let table = [
-            (Some(Suite::V1), Some(V1), V1, Ok(())),
-            (Some(Suite::V1), Some(V1), V2, Ok(())),
-            (Some(Suite::V1), Some(V2), V1, Err(StepDown)),
-            (Some(Suite::V1), Some(V2), V2, Ok(())),
-            (Some(Suite::V2), Some(V2), V1, Err(StepDown)),
-            (Some(Suite::V2), None, V1, Err(StepDown)),
-            (Some(Suite::V1), Some(V1), MEGOLM, Err(LeavesProfile)),
-            (Some(Suite::V1), Some(V1), "com.trustner.keybox.v9", Err(UnknownSuite)),
+            (suite::find(V1), Some(V1), V1, Ok(())),
+            (suite::find(V1), Some(V1), V2, Ok(())),
+            (suite::find(V1), Some(V2), V1, Err(StepDown)),
+            (suite::find(V1), Some(V2), V2, Ok(())),
+            (suite::find(V2), Some(V2), V1, Err(StepDown)),
+            (suite::find(V2), None, V1, Err(StepDown)),
+            (suite::find(V1), Some(V1), MEGOLM, Err(LeavesProfile)),
+            (suite::find(V1), Some(V1), "com.trustner.keybox.v9", Err(UnknownSuite)),
             (None, None, MEGOLM, Ok(())),
             (None, Some(MEGOLM), "org.example.other", Ok(())),
             (None, Some(MEGOLM), V1, Err(NotAKeyBoxRoom)),
@@ -215,7 +194,7 @@ mod tests {
     fn content_without_algorithm_is_refused_in_a_keybox_room_only() {
         for text in [r"{}", r#"{"algorithm":7}"#, r#"{"algorithm":null}"#] {
             let raw = RawValue::from_string(text.to_owned()).unwrap();
-            assert_eq!(check_change(Some(Suite::V1), None, &raw), Err(NoAlgorithm));
+            assert_eq!(check_change(suite::find(V1), None, &raw), Err(NoAlgorithm));
             assert_eq!(check_change(None, None, &raw), Ok(()));
         }
     }
@@ -225,9 +204,9 @@ mod tests {
         let table = [
             (None, None, Ok(None)),
             (None, Some(MEGOLM), Ok(None)),
-            (None, Some(V1), Ok(Some(Suite::V1))),
-            (Some(V1), Some(V1), Ok(Some(Suite::V1))),
-            (Some(V2), Some(V2), Ok(Some(Suite::V2))),
+            (None, Some(V1), Ok(suite::find(V1))),
+            (Some(V1), Some(V1), Ok(suite::find(V1))),
+            (Some(V2), Some(V2), Ok(suite::find(V2))),
             (Some(V1), None, Err(SuiteMismatch)),
             (Some(V1), Some(V2), Err(SuiteMismatch)),
             (Some(V1), Some(MEGOLM), Err(SuiteMismatch)),
@@ -243,15 +222,15 @@ mod tests {
     #[test]
     fn an_unknown_frozen_suite_lets_nothing_weaker_in() {
         let create = |value| serde_json::value::to_raw_value(&json!({ CREATE_CONTENT_KEY: value })).unwrap();
-        assert_eq!(frozen_suite(&create(V1)), Some(Suite::V1));
-        assert_eq!(frozen_suite(&create("com.trustner.keybox.v9")), Some(Suite::V2));
+        assert_eq!(frozen_suite(&create(V1)), suite::find(V1));
+        assert_eq!(frozen_suite(&create("com.trustner.keybox.v9")), suite::find(V2));
         assert_eq!(frozen_suite(&RawValue::from_string("{}".to_owned()).unwrap()), None);
     }
 
     #[test]
     fn the_suite_is_not_redacted_away() {
-        assert_eq!(check_redaction(Some(Suite::V1), "m.room.encryption"), Err(Redaction));
-        assert_eq!(check_redaction(Some(Suite::V1), "m.room.message"), Ok(()));
+        assert_eq!(check_redaction(suite::find(V1), "m.room.encryption"), Err(Redaction));
+        assert_eq!(check_redaction(suite::find(V1), "m.room.message"), Ok(()));
         assert_eq!(check_redaction(None, "m.room.encryption"), Ok(()));
     }
 }

@@ -306,7 +306,7 @@ fn freeze_suite(create: &mut CanonicalJsonObject, state: &InitialState) -> Resul
     let encryption = state.get("m.room.encryption").map(to_raw_value).transpose();
     let encryption = encryption.map_err(|_| bad_json("initial_state", "it cannot be written"))?;
     if let Some(suite) = encryption::settle_new_room(asked, encryption.as_deref())? {
-        let identifier = CanonicalJsonValue::String(suite.identifier().to_owned());
+        let identifier = CanonicalJsonValue::String(suite.id.to_owned());
         create.insert(encryption::CREATE_CONTENT_KEY.to_owned(), identifier);
     }
     Ok(())

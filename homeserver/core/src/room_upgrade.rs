@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_listed_state_goes_over_and_nothing_else() {
-        let suite = encryption::Suite::V1.identifier();
+        let suite = keystead_keybox::suite::V1;
         let old = room(&[
             (
                 OLD_CREATE,

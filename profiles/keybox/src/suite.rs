@@ -6,6 +6,8 @@ mod tests;
 pub(crate) mod v1;
 pub(crate) mod v2;
 
+use std::cmp::Ordering;
+
 use zeroize::Zeroizing;
 
 pub use v1::ID as V1;
@@ -84,6 +86,27 @@ pub fn find(id: &str) -> Option<&'static Suite> {
 pub fn is_keybox_suite(id: &str) -> bool {
     id.starts_with("com.trustner.keybox.v")
 }
+
+/// Suites are ordered by version, which is unique.
+impl Ord for Suite {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.version.cmp(&other.version)
+    }
+}
+
+impl PartialOrd for Suite {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Suite {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version
+    }
+}
+
+impl Eq for Suite {}
 
 impl Suite {
     /// Whether the KeyBox with that key set speaks the suite.

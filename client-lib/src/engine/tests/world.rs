@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use keystead_keybox::canonical_json::sign_json;
 use keystead_keybox::key_message::{KeyMessage, ResourceKeyContent};
 use keystead_keybox::key_set::PrivateKeySet;
 use keystead_keybox::{OpensslEntropy, suite};
@@ -28,6 +29,8 @@ pub(super) struct World {
     pub(super) events: Vec<RoomEvent>,
     device_keys: BTreeMap<String, Map<String, Value>>,
     members: BTreeMap<String, String>,
+    /// KeyBoxes of earlier software: their key sets name suite v1 only.
+    old: Vec<&'static str>,
     pub(super) now: u64,
 }
 
@@ -35,17 +38,24 @@ impl World {
     /// A room that uses suite v1, made by the user of the first KeyBox; the others are joined. Each KeyBox is called as
     /// its id; its user is the id's first letter.
     pub(super) fn new(names: &[&'static str]) -> Self {
+        Self::with(suite::V1, names, &[])
+    }
+
+    /// The same with another suite, and with KeyBoxes (of those named) whose software knows v1 only.
+    pub(super) fn with(suite: &str, names: &[&'static str], old: &[&'static str]) -> Self {
         let mut world = Self {
             boxes: BTreeMap::new(),
             events: Vec::new(),
             device_keys: BTreeMap::new(),
             members: BTreeMap::new(),
+            old: Vec::new(),
             now: 1_000_000,
         };
         let founder = user(names[0]);
-        world.state(&founder, "m.room.create", "", json!({ "com.trustner.encryption_algorithm": suite::V1 }));
+        world.state(&founder, "m.room.create", "", json!({ "com.trustner.encryption_algorithm": suite }));
         world.membership(&founder, "join");
-        world.state(&founder, "m.room.encryption", "", json!({ "algorithm": suite::V1 }));
+        world.state(&founder, "m.room.encryption", "", json!({ "algorithm": suite }));
+        world.old.extend(old);
         for name in names {
             world.membership(&user(name), "join");
             world.add(name);
@@ -114,6 +124,17 @@ impl World {
         self.boxes.remove(name);
         self.device_keys.get_mut(&user(name)).unwrap().remove(name);
         self.device_keys_changed(&user(name));
+    }
+
+    /// A KeyBox gets the present software: it starts anew and publishes what it speaks now.
+    pub(super) fn update_software(&mut self, name: &str) {
+        self.old.retain(|old| *old != name);
+        let one = self.boxes.get_mut(name).unwrap();
+        let exchange = one.stored.get_mut("exchange").unwrap();
+        let mut record: Value = serde_json::from_slice(exchange).unwrap();
+        record["published"] = json!([suite::V1]);
+        *exchange = serde_json::to_vec(&record).unwrap();
+        self.restart(name);
     }
 
     /// Replaces what the server shows as a KeyBox's key set.
@@ -225,7 +246,11 @@ impl World {
     fn carry_out(&mut self, name: &str, request: Outgoing) {
         let now = self.now;
         match request {
-            Outgoing::UploadKeys { device_keys } => {
+            Outgoing::UploadKeys { mut device_keys } => {
+                if self.old.contains(&name) {
+                    device_keys.insert("algorithms".to_owned(), json!([suite::V1]));
+                    sign_json(&self.boxes[name].keys, &mut device_keys).unwrap();
+                }
                 let devices = self.device_keys.entry(user(name)).or_default();
                 devices.insert(name.to_owned(), device_keys.into());
                 self.device_keys_changed(&user(name));

@@ -3,8 +3,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const V1: &str = encryption::Suite::V1.identifier();
-const V2: &str = encryption::Suite::V2.identifier();
+const V1: &str = keystead_keybox::suite::V1;
+const V2: &str = keystead_keybox::suite::V2;
 
 fn plan_of(request: Value) -> Result<RoomPlan, CreationRefusal> {
     plan(
