@@ -12,11 +12,8 @@ mod keybox_key_sets;
 mod keybox_log;
 mod keybox_permission;
 mod keybox_policy;
-<<<<<<< HEAD
 mod keybox_rotation;
-=======
 mod keybox_suites;
->>>>>>> 4471c40 (Read the suites of rooms from the profile's table, and test the way to v2)
 mod lifecycle;
 mod push_rules;
 mod rooms;
