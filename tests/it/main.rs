@@ -15,6 +15,7 @@ mod keybox_policy;
 mod keybox_rotation;
 mod keybox_suites;
 mod lifecycle;
+mod media;
 mod push_rules;
 mod rooms;
 mod routes;

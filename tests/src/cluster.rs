@@ -57,6 +57,8 @@ impl TestCluster {
             let database = tokio::task::spawn_blocking(postgres::create_database);
             (2, database.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
         };
+        // Shared, as every deployment of several replicas must have it.
+        let media = folder.path().join("media").display().to_string();
         let replicas: Vec<_> = (0..count)
             .map(|number| {
                 let name = char::from(b'a' + u8::try_from(number).expect("few"));
@@ -65,6 +67,7 @@ impl TestCluster {
                     ("KEYSTEAD_SERVER_NAME".to_owned(), SERVER_NAME.to_owned()),
                     ("KEYSTEAD_DATABASE_URL".to_owned(), url.clone()),
                     ("KEYSTEAD_DATA_DIR".to_owned(), data.display().to_string()),
+                    ("KEYSTEAD_MEDIA_FOLDER".to_owned(), media.clone()),
                     ("KEYSTEAD_REGISTRATION_OPEN".to_owned(), "true".to_owned()),
                     ("KEYSTEAD_REGISTRATION_SHARED_SECRET".to_owned(), SHARED_SECRET.to_owned()),
                     ("KEYSTEAD_LIMITS_RATE_LIMITS".to_owned(), "false".to_owned()),

@@ -25,17 +25,25 @@ pub struct Request {
     pub token: Option<String>,
     /// The body and its content type.
     pub body: Option<(String, Bytes)>,
+    /// More headers.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Request {
     /// A request without token and body.
     pub fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), token: None, body: None }
+        Self { method, path: path.into(), token: None, body: None, headers: Vec::new() }
     }
 
     /// With an access token.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -64,6 +72,8 @@ pub struct Response {
     pub body: Value,
     /// The body as text.
     pub text: String,
+    /// The body as it came.
+    pub bytes: Bytes,
 }
 
 impl Response {
@@ -89,6 +99,11 @@ impl Response {
         self.body
     }
 
+    /// A header, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
     /// The `errcode`, or nothing.
     pub fn errcode(&self) -> &str {
         self.body["errcode"].as_str().unwrap_or_default()
@@ -109,6 +124,9 @@ impl Client {
         if let Some(token) = &request.token {
             builder = builder.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
+        for (name, value) in &request.headers {
+            builder = builder.header(*name, value);
+        }
         if let Some((content_type, _)) = &request.body {
             builder = builder.header(header::CONTENT_TYPE, content_type);
         }
@@ -124,6 +142,7 @@ impl Client {
                 headers: parts.headers,
                 body: serde_json::from_slice(&bytes).unwrap_or_default(),
                 text: String::from_utf8_lossy(&bytes).into_owned(),
+                bytes,
             })
         };
         tokio::time::timeout(TIME_OUT, exchange).await.map_err(|_| format!("no answer in {TIME_OUT:?}"))?

@@ -17,6 +17,7 @@ use crate::{
     entropy::{Entropy, SystemEntropy},
     http::error::ApiError,
     lifecycle::Shutdown,
+    media::{Media, objects::ObjectsError},
     rate_limits::RateLimits,
     rooms::Writer,
     streams::{Fence, Listener, Tail},
@@ -51,6 +52,8 @@ pub struct App {
     pub store: Store,
     /// Signs in the server's name.
     pub signer: Arc<Signer>,
+    /// The files that users upload.
+    pub media: Media,
     /// What this replica has read of the streams, and the caches that it keeps right.
     pub tail: Arc<Tail>,
     /// Appends events to rooms.
@@ -65,6 +68,9 @@ pub struct App {
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The folder of the media cannot be used.
+    #[error("the folder of the media cannot be used (setting media.folder)")]
+    Media(#[from] ObjectsError),
     /// Two metrics have the same name, or one has a malformed name.
     #[error("the metrics could not be registered")]
     Metrics(#[source] prometheus::Error),
@@ -115,6 +121,7 @@ impl App {
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
+        let media = Media::open(&settings.media).await?;
         let fence = Fence::new(Arc::clone(&tail));
         Ok(Arc::new(Self {
             passwords: Passwords::new(settings.auth.bcrypt_cost, metrics.bcrypt_queue().clone(), &*entropy)?,
@@ -127,6 +134,7 @@ impl App {
             metrics,
             store,
             signer,
+            media,
             tail,
             writer,
             devices,

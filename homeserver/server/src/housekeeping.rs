@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keystead_store::transactions;
+use keystead_store::{Error, media, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::app::App;
@@ -14,6 +14,9 @@ const FORGET_EVERY: Duration = Duration::from_secs(1_800);
 /// How long a client's transaction id is remembered: longer than any client goes on trying.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long an address for an upload stays known after it has lapsed: an upload that began in time may take this long.
+const LAPSED_FOR: Duration = Duration::from_secs(24 * 3_600);
+
 /// Clears away until the server stops.
 pub async fn run(app: Arc<App>) {
     let mut typing = tokio::time::interval(TYPING_EVERY);
@@ -21,15 +24,17 @@ pub async fn run(app: Arc<App>) {
     loop {
         tokio::select! {
             _ = typing.tick() => app.tail.expire_typing(app.clock.now()),
-            _ = forget.tick() => forget_transactions(&app).await,
+            _ = forget.tick() => {
+                forget_transactions(&app).await;
+                forget_lapsed_media(&app).await;
+            }
             () = app.shutdown.draining() => return,
         }
     }
 }
 
 async fn forget_transactions(app: &App) {
-    let age = UInt::try_from(REMEMBERED.as_millis()).unwrap_or(UInt::MAX);
-    let before = MilliSecondsSinceUnixEpoch(app.clock.now().0.saturating_sub(age));
+    let before = ago(app, REMEMBERED);
     let forgotten = app
         .store
         .write("forget_transactions", |tx| async move { transactions::delete_before(&tx, before).await })
@@ -37,4 +42,20 @@ async fn forget_transactions(app: &App) {
     if let Err(error) = forgotten {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old transaction ids");
     }
+}
+
+async fn forget_lapsed_media(app: &App) {
+    let before = ago(app, LAPSED_FOR);
+    let forgotten: Result<u64, Error> = app
+        .store
+        .write("forget_lapsed_media", |tx| async move { media::delete_lapsed(&tx, before).await })
+        .await;
+    if let Err(error) = forgotten {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget lapsed addresses of media");
+    }
+}
+
+fn ago(app: &App, age: Duration) -> MilliSecondsSinceUnixEpoch {
+    let age = UInt::try_from(age.as_millis()).unwrap_or(UInt::MAX);
+    MilliSecondsSinceUnixEpoch(app.clock.now().0.saturating_sub(age))
 }

@@ -11,7 +11,13 @@ use keystead_store::{
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::{
-    accounts::deactivation, app::App, entropy::Entropy, http::error::ApiError, profiles, rooms::WriteError,
+    accounts::deactivation,
+    app::App,
+    entropy::Entropy,
+    http::error::ApiError,
+    media::{objects::ObjectsError, upload},
+    profiles,
+    rooms::WriteError,
 };
 
 /// How long whoever wrote a job, or took it, has it alone.
@@ -38,6 +44,9 @@ pub(crate) enum JobError {
     /// This replica cannot find out whether it has seen everything.
     #[error("the replica cannot catch up")]
     Fence(#[source] ApiError),
+    /// The objects of a medium could not be removed.
+    #[error("the objects of a medium cannot be removed")]
+    Media(#[source] ObjectsError),
     /// A room could not be written to.
     #[error("a room could not be written to")]
     Write(#[from] WriteError),
@@ -130,6 +139,7 @@ async fn finish(app: &Arc<App>, job: &Job) {
 async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
         deactivation::JOB => deactivation::leave_rooms(app, &job.payload).await,
+        upload::JOB => upload::discard(app, &job.payload).await,
         profiles::JOB => profiles::carry_into_rooms(app, &job.payload).await,
         kind => Err(JobError::UnknownKind(kind.to_owned())),
     }

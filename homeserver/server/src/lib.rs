@@ -15,6 +15,7 @@ pub mod http;
 pub mod jobs;
 pub mod keyboxes;
 mod lifecycle;
+pub mod media;
 mod profiles;
 mod push_rules;
 pub mod rate_limits;

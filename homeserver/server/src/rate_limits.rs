@@ -27,6 +27,8 @@ pub enum Limit {
     Registration,
     /// Requests that the specification calls rate-limited, by user or, without one, by address.
     Requests,
+    /// Files that a user uploads.
+    Uploads,
 }
 
 impl Limit {
@@ -37,6 +39,7 @@ impl Limit {
             Self::Messages => (100.0, 20.0),
             Self::Registration => (20.0, 0.2),
             Self::Requests => (300.0, 30.0),
+            Self::Uploads => (50.0, 1.0),
         }
     }
 }

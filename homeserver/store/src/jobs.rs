@@ -97,6 +97,24 @@ pub async fn delete(tx: &WriteTx, job_id: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Puts off a job that nobody has taken yet: it becomes necessary at `run_at`. `false` if somebody has.
+///
+/// # Errors
+/// The database's own.
+pub async fn put_off(tx: &WriteTx, job_id: &str, run_at: MilliSecondsSinceUnixEpoch) -> Result<bool, Error> {
+    let sql = "UPDATE jobs SET created_ts = $1, run_at = $1 WHERE job_id = $2 AND attempts = 0";
+    Ok(tx.execute(sql, [i64::from(run_at.0).into(), job_id.into()]).await? > 0)
+}
+
+/// Takes back a job that nobody has taken yet: what it was for did not come to pass. `false` if somebody has taken it.
+///
+/// # Errors
+/// The database's own.
+pub async fn withdraw(tx: &WriteTx, job_id: &str) -> Result<bool, Error> {
+    let sql = "DELETE FROM jobs WHERE job_id = $1 AND attempts = 0";
+    Ok(tx.execute(sql, [job_id.into()]).await? > 0)
+}
+
 /// When the oldest job became necessary, if there is any.
 ///
 /// # Errors
@@ -140,15 +158,27 @@ mod tests {
                     ids
                 };
                 assert_eq!(oldest(&tx).await?, Some(at(10)));
+                assert!(put_off(&tx, "late", at(60)).await?);
                 assert_eq!(ids(lease(&tx, at(30), at(100), 1).await?), [("a".to_owned(), 1)]);
                 assert_eq!(ids(lease(&tx, at(30), at(100), 9).await?), [("b".to_owned(), 1)]);
                 assert!(lease(&tx, at(30), at(100), 9).await?.is_empty());
+                assert!(!withdraw(&tx, "a").await? && !put_off(&tx, "a", at(1_000)).await?);
                 delete(&tx, "a").await?;
                 let again = [("b".to_owned(), 2), ("late".to_owned(), 1)];
                 assert_eq!(ids(lease(&tx, at(100), at(200), 9).await?), again);
                 delete(&tx, "b").await?;
                 delete(&tx, "late").await?;
                 assert_eq!(oldest(&tx).await?, None);
+                let job = NewJob {
+                    job_id: "w".to_owned(),
+                    kind: "k",
+                    payload: String::new(),
+                    created_ts: at(1),
+                    run_at: at(1),
+                };
+                insert(&tx, &job).await?;
+                assert!(withdraw(&tx, "w").await?);
+                assert!(lease(&tx, at(30), at(100), 9).await?.is_empty());
                 Ok::<_, Error>(())
             })
             .await

@@ -30,6 +30,7 @@ pub mod key_backup;
 pub mod keybox_log;
 pub mod keys;
 pub mod login_failures;
+pub mod media;
 mod migrations;
 pub mod profiles;
 pub mod pushers;

@@ -10,6 +10,7 @@ mod guard;
 mod key_backup;
 mod keyboxes;
 mod keys;
+mod media;
 mod operations;
 mod profile;
 mod push_rules;
@@ -29,7 +30,10 @@ mod voip;
 mod well_known;
 
 use http::Method;
-use ruma::api::auth_scheme::{AccessToken, NoAuthentication};
+use ruma::api::{
+    auth_scheme::{AccessToken, NoAuthentication},
+    client::media::{get_content, get_content_as_filename, get_content_thumbnail},
+};
 
 use crate::http::router::{Options, Router};
 
@@ -42,6 +46,7 @@ pub fn routes() -> Router {
     discovery(&mut router);
     keyboxes::routes(&mut router);
     keys(&mut router);
+    content_repository(&mut router);
     notifications(&mut router);
     operations(&mut router);
     rooms::routes(&mut router);
@@ -49,6 +54,21 @@ pub fn routes() -> Router {
     reading(&mut router);
     user_data(&mut router);
     router
+}
+
+#[expect(deprecated, reason = "clients that know no others get a proper refusal")]
+fn content_repository(router: &mut Router) {
+    router
+        .route(media::create_mxc_uri)
+        .route(media::frozen::<get_content::v3::Request>)
+        .route(media::frozen::<get_content_as_filename::v3::Request>)
+        .route(media::frozen::<get_content_thumbnail::v3::Request>)
+        .route(media::get_media_config)
+        .route(media::get_media_config_legacy)
+        .route_streaming(Options::NORMAL, media::create_content)
+        .route_streaming(Options::NORMAL, media::create_content_async)
+        .route_streaming(Options::LONG_POLL, media::get_content)
+        .route_streaming(Options::LONG_POLL, media::get_content_as_filename);
 }
 
 fn directories(router: &mut Router) {

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod database;
 pub mod limits;
 pub mod log;
+pub mod media;
 pub mod reader;
 pub mod registration;
 pub mod rooms;
@@ -24,6 +25,7 @@ use self::{
     database::DatabaseSettings,
     limits::LimitSettings,
     log::LogSettings,
+    media::MediaSettings,
     reader::{Environment, Reader},
     registration::RegistrationSettings,
     rooms::RoomSettings,
@@ -44,6 +46,8 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// Log lines.
     pub log: LogSettings,
+    /// Files that users upload.
+    pub media: MediaSettings,
     /// Who may register, and how.
     pub registration: RegistrationSettings,
     /// Rooms.
@@ -116,16 +120,18 @@ impl Settings {
 
     fn read(table: toml::Table, environment: Environment) -> Result<Self, Problems> {
         let mut reader = Reader::new(table, environment);
+        let data_dir: PathBuf = reader.section("").value("data_dir", || "data".into());
         let settings = Self {
-            data_dir: reader.section("").value("data_dir", || "data".into()),
             auth: AuthSettings::read(&mut reader.section("auth")),
             database: DatabaseSettings::read(&mut reader.section("database")),
             limits: LimitSettings::read(&mut reader.section("limits")),
             log: LogSettings::read(&mut reader.section("log")),
+            media: MediaSettings::read(&mut reader.section("media"), &data_dir),
             registration: RegistrationSettings::read(&mut reader.section("registration")),
             rooms: RoomSettings::read(&mut reader.section("rooms")),
             server: ServerSettings::read(&mut reader.section("server")),
             support: SupportSettings::read(&mut reader.section("support")),
+            data_dir,
         };
         let problems = reader.finish();
         if problems.is_empty() { Ok(settings) } else { Err(Problems(problems)) }

@@ -13,6 +13,8 @@ fn the_defaults_are_those_that_tools_rely_on() {
     assert_eq!(settings.server.public_base_url, "http://127.0.0.1:8008");
     assert_eq!(settings.database.url.expose(), "sqlite:data/keystead.db");
     assert_eq!(settings.data_dir, Path::new("data"));
+    assert_eq!(settings.media.folder, Path::new("data/media"));
+    assert_eq!(settings.media.max_upload_bytes, 1 << 30);
     assert!(!settings.registration.open);
     assert_eq!(settings.registration.password_policy, registration::PasswordPolicy::Bsi);
     assert!(settings.limits.rate_limits);

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Method, Response};
 use ruma::api::error::ErrorCode;
 
 use crate::{
-    http::{client_address::Client, error::ErrorReport},
+    http::{body::Body, client_address::Client, error::ErrorReport},
     telemetry::{metrics::Metrics, request::RequestRecord},
 };
 
@@ -18,7 +17,7 @@ pub(super) fn write(
     method: &Method,
     route: &'static str,
     client: &Client,
-    response: &Response<Bytes>,
+    response: &Response<Body>,
     record: &RequestRecord,
     took: Duration,
 ) {

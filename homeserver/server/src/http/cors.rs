@@ -5,6 +5,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use crate::http::body::Body;
+
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
     (
@@ -24,8 +26,8 @@ pub(super) fn allow_any_origin(headers: &mut HeaderMap) {
 }
 
 /// The answer to a browser that asks before it sends the request proper.
-pub(super) fn preflight() -> Response<Bytes> {
-    let mut response = Response::new(Bytes::new());
+pub(super) fn preflight() -> Response<Body> {
+    let mut response = Response::new(Body::from(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     // A day, after which the browser asks again.
     response.headers_mut().insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));

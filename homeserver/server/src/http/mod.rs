@@ -2,7 +2,7 @@
 
 mod access_log;
 pub mod auth;
-mod body;
+pub mod body;
 pub mod client_address;
 mod cors;
 pub mod error;

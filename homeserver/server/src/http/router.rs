@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use percent_encoding::percent_decode_str;
 use ruma::{
     UserId,
@@ -16,6 +16,7 @@ use crate::{
     context::Ctx,
     http::{
         auth::{AuthKind, Authenticate},
+        body::{Body, IncomingBody},
         client_address::Client,
         error::ApiError,
         reply::Reply,
@@ -41,6 +42,8 @@ pub struct Endpoint {
     /// How it is run.
     pub options: Options,
     handler: Box<dyn Handle>,
+    /// Whether the handler reads the body itself, part by part.
+    is_streaming: bool,
 }
 
 /// How an endpoint is run.
@@ -96,6 +99,17 @@ pub enum Found {
     Nothing,
     /// A parameter of the path is not valid percent-encoded UTF-8.
     BadEncoding,
+}
+
+/// What a streaming endpoint gets of a request besides ruma's type, whose own body is empty.
+#[derive(Debug)]
+pub struct Streaming {
+    /// GET or HEAD, POST or PUT.
+    pub method: Method,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: IncomingBody,
 }
 
 /// A request to an endpoint for which ruma has no type.
@@ -165,7 +179,24 @@ impl Router {
     {
         let paths: Vec<&'static str> = Req::PATH_BUILDER.all_paths().collect();
         let handler = Typed { handler: Arc::new(handler), request: PhantomData::<fn(Req)> };
-        self.add(Req::METHOD, &paths, <Req::Authentication as Authenticate>::KIND, options, Box::new(handler))
+        let (auth, handler) = (<Req::Authentication as Authenticate>::KIND, Box::new(handler));
+        self.add(Req::METHOD, &paths, auth, Endpoint::new(options, handler))
+    }
+
+    /// Like [`Router::route_with`], for files: the handler reads the body itself, part by part and with a limit of its
+    /// own, and sees the headers.
+    pub fn route_streaming<Req, F, Fut, Rep>(&mut self, options: Options, handler: F) -> &mut Self
+    where
+        Req: IncomingRequest + Metadata<Authentication: Authenticate> + Send + Sync + 'static,
+        F: Fn(Ctx<<Req::Authentication as Authenticate>::Requester>, Req, Streaming) -> Fut,
+        F: Send + Sync + 'static,
+        Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+        Rep: Reply + 'static,
+    {
+        let paths: Vec<&'static str> = Req::PATH_BUILDER.all_paths().collect();
+        let handler = Box::new(Streamed { handler: Arc::new(handler), request: PhantomData::<fn(Req)> });
+        let endpoint = Endpoint { is_streaming: true, ..Endpoint::new(options, handler) };
+        self.add(Req::METHOD, &paths, <Req::Authentication as Authenticate>::KIND, endpoint)
     }
 
     /// Registers an endpoint for which ruma has no request type. `Auth` says who may call it.
@@ -183,7 +214,7 @@ impl Router {
         Rep: Reply + 'static,
     {
         let handler = Own { handler: Arc::new(handler), auth: PhantomData::<fn(Auth)> };
-        self.add(method, &[path], Auth::KIND, options, Box::new(handler))
+        self.add(method, &[path], Auth::KIND, Endpoint::new(options, Box::new(handler)))
     }
 
     /// The route table, sorted by path.
@@ -216,11 +247,10 @@ impl Router {
         method: Method,
         paths: &[&'static str],
         auth: AuthKind,
-        options: Options,
-        handler: Box<dyn Handle>,
+        endpoint: Endpoint,
     ) -> &mut Self {
         let Some(template) = paths.last().copied() else { return self };
-        let endpoint = Arc::new(Endpoint { template, options, handler });
+        let endpoint = Arc::new(Endpoint { template, ..endpoint });
         for path in paths {
             self.routes.push(RouteInfo { path, method: method.to_string(), auth: auth.name(), template });
             for variant in variants(path) {
@@ -253,7 +283,19 @@ impl Router {
 }
 
 impl Endpoint {
-    /// Checks who asks, reads the request and runs the handler.
+    /// An endpoint that has no path yet.
+    fn new(options: Options, handler: Box<dyn Handle>) -> Self {
+        Self { template: "", options, handler, is_streaming: false }
+    }
+
+    /// Whether the handler reads the body itself, part by part.
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        self.is_streaming
+    }
+
+    /// Checks who asks, reads the request and runs the handler. The body is in the request, or, for a streaming
+    /// endpoint, beside it.
     ///
     /// # Errors
     ///
@@ -261,18 +303,20 @@ impl Endpoint {
     pub async fn answer(
         &self,
         app: Arc<App>,
-        request: Request<Bytes>,
+        (request, body): (Request<Bytes>, Option<IncomingBody>),
         path_args: Vec<String>,
         client: Client,
-    ) -> Result<Response<Bytes>, ApiError> {
+    ) -> Result<Response<Body>, ApiError> {
         let fence = self.options.fence || (self.options.long_poll && !asks_to_wait(request.uri().query()));
-        self.handler.handle(Call { app, request, path_args, client, fence }).await
+        self.handler.handle(Call { app, request, body, path_args, client, fence }).await
     }
 }
 
 struct Call {
     app: Arc<App>,
     request: Request<Bytes>,
+    /// The body of a request to a streaming endpoint.
+    body: Option<IncomingBody>,
     path_args: Vec<String>,
     client: Client,
     fence: bool,
@@ -288,6 +332,27 @@ impl Call {
         Auth::authenticate(&self.app, &self.request, &self.client).await
     }
 
+    /// Slows down who calls an endpoint that the specification calls rate-limited too often.
+    fn limit<Req>(&self, requester: &<Req::Authentication as Authenticate>::Requester) -> Result<(), ApiError>
+    where
+        Req: Metadata<Authentication: Authenticate>,
+    {
+        if !Req::RATE_LIMITED {
+            return Ok(());
+        }
+        let address = self.client.address.to_string();
+        let subject = Req::Authentication::user(requester).map_or(address.as_str(), UserId::as_str);
+        self.app.rate_limits.take(Limit::Requests, subject, self.app.clock.now())
+    }
+
+    /// The request as ruma's type.
+    fn read<Req: IncomingRequest>(self) -> Result<Req, ApiError> {
+        let args: Vec<&str> = self.path_args.iter().map(String::as_str).collect();
+        let (parts, body) = self.request.into_parts();
+        let body = if asks_without_body(&parts, &body) { b"{}" } else { body.as_ref() };
+        Ok(Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?)
+    }
+
     fn ctx<R>(&self, requester: R) -> Ctx<R> {
         Ctx {
             now: self.app.clock.now(),
@@ -299,7 +364,7 @@ impl Call {
     }
 }
 
-type HandleFuture<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, ApiError>> + Send + 'a>>;
+type HandleFuture<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send + 'a>>;
 
 trait Handle: Send + Sync {
     fn handle(&self, call: Call) -> HandleFuture<'_>;
@@ -321,19 +386,35 @@ where
     fn handle(&self, call: Call) -> HandleFuture<'_> {
         Box::pin(async move {
             let requester = call.requester::<Req::Authentication>().await?;
-            if Req::RATE_LIMITED {
-                let address = call.client.address.to_string();
-                let subject = Req::Authentication::user(&requester).map_or(address.as_str(), UserId::as_str);
-                call.app.rate_limits.take(Limit::Requests, subject, call.app.clock.now())?;
-            }
+            call.limit::<Req>(&requester)?;
             let ctx = call.ctx(requester);
-            let request = {
-                let args: Vec<&str> = call.path_args.iter().map(String::as_str).collect();
-                let (parts, body) = call.request.into_parts();
-                let body = if asks_without_body(&parts, &body) { b"{}" } else { body.as_ref() };
-                Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?
-            };
-            (self.handler)(ctx, request).await?.into_response()
+            (self.handler)(ctx, call.read()?).await?.into_response()
+        })
+    }
+}
+
+/// A handler whose request type is ruma's and that reads the body itself.
+struct Streamed<Req, F> {
+    handler: Arc<F>,
+    request: PhantomData<fn(Req)>,
+}
+
+impl<Req, F, Fut, Rep> Handle for Streamed<Req, F>
+where
+    Req: IncomingRequest + Metadata<Authentication: Authenticate> + Send + Sync + 'static,
+    F: Fn(Ctx<<Req::Authentication as Authenticate>::Requester>, Req, Streaming) -> Fut,
+    F: Send + Sync + 'static,
+    Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
+    Rep: Reply + 'static,
+{
+    fn handle(&self, mut call: Call) -> HandleFuture<'_> {
+        Box::pin(async move {
+            let requester = call.requester::<Req::Authentication>().await?;
+            call.limit::<Req>(&requester)?;
+            let ctx = call.ctx(requester);
+            let body = call.body.take().ok_or_else(|| ApiError::internal("The body was read already"))?;
+            let (method, headers) = (call.request.method().clone(), call.request.headers().clone());
+            (self.handler)(ctx, call.read()?, Streaming { method, headers, body }).await?.into_response()
         })
     }
 }

@@ -4,7 +4,6 @@ use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use keystead_store::with_query_stats;
 use tokio::time::Instant;
@@ -13,7 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     app::App,
     http::{
-        access_log, body,
+        access_log,
+        body::{self, Body, IncomingBody},
         client_address::Client,
         cors,
         error::ApiError,
@@ -46,13 +46,13 @@ impl Service {
     }
 
     /// Answers one request that came in over a connection from `peer`.
-    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
+    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let started = Instant::now();
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let method = request.method().clone();
         let record = Arc::new(RequestRecord::default());
         let (route, response) = self.route(request, client.clone(), &record).await;
-        let mut response = response.unwrap_or_else(ApiError::into_response);
+        let mut response = response.unwrap_or_else(|error| error.into_response().map(Body::from));
         cors::allow_any_origin(response.headers_mut());
         let took = started.elapsed();
         self.app.metrics.http_request(route, &method, response.status(), took);
@@ -65,7 +65,7 @@ impl Service {
         request: Request<Incoming>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> (&'static str, Result<Response<Bytes>, ApiError>) {
+    ) -> (&'static str, Result<Response<Body>, ApiError>) {
         if request.method() == Method::OPTIONS {
             return (NO_ROUTE, Ok(cors::preflight()));
         }
@@ -92,18 +92,23 @@ impl Service {
         args: Vec<String>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> Result<Response<Bytes>, ApiError> {
+    ) -> Result<Response<Body>, ApiError> {
         let limits = &self.app.settings.limits;
         let (parts, incoming) = request.into_parts();
         let limit = endpoint.options.body_limit.unwrap_or(limits.max_body_bytes);
-        let bytes = body::read(&parts.headers, incoming, limit, limits.body_timeout).await?;
+        let (bytes, stream) = if endpoint.is_streaming() {
+            (Bytes::new(), Some(IncomingBody::new(&parts.headers, incoming, limits.body_timeout)))
+        } else {
+            (body::read(&parts.headers, incoming, limit, limits.body_timeout).await?, None)
+        };
         let request = Request::from_parts(parts, bytes);
 
         let long_poll = endpoint.options.long_poll;
         let app = Arc::clone(&self.app);
         let noted = Arc::clone(record);
         let task = self.app.shutdown.tasks().spawn(request::scope(Arc::clone(record), async move {
-            let (answer, stats) = with_query_stats(endpoint.answer(app, request, args, client)).await;
+            let (answer, stats) =
+                with_query_stats(endpoint.answer(app, (request, stream), args, client)).await;
             noted.set_database(stats);
             answer
         }));
@@ -117,8 +122,8 @@ impl Service {
     }
 }
 
-fn other_methods(methods: &[String]) -> Response<Bytes> {
-    let mut response = ApiError::method_not_allowed().into_response();
+fn other_methods(methods: &[String]) -> Response<Body> {
+    let mut response = ApiError::method_not_allowed().into_response().map(Body::from);
     if let Ok(value) = HeaderValue::try_from(methods.join(", ")) {
         response.headers_mut().insert(header::ALLOW, value);
     }
@@ -126,11 +131,11 @@ fn other_methods(methods: &[String]) -> Response<Bytes> {
 }
 
 /// A HEAD request gets the headers of the answer that GET would have got.
-fn finish(method: &Method, response: Response<Bytes>) -> Response<Full<Bytes>> {
-    let (mut parts, body) = response.into_parts();
-    if method == Method::HEAD {
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-        return Response::from_parts(parts, Full::default());
+fn finish(method: &Method, response: Response<Body>) -> Response<Body> {
+    if method != Method::HEAD {
+        return response;
     }
-    Response::from_parts(parts, Full::new(body))
+    let (mut parts, body) = response.into_parts();
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    Response::from_parts(parts, Bytes::new().into())
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use ruma::{
     OwnedRoomId, RoomId,
     api::client::sync::sync_events::{DeviceLists, v3 as sync_events},
@@ -11,6 +10,7 @@ use serde::Serialize;
 use sync_events::{JoinedRoom, LeftRoom, Response, Rooms, State, Timeline};
 
 use crate::http::{
+    body,
     error::ApiError,
     reply::{RawJson, Reply},
 };
@@ -21,7 +21,7 @@ use crate::http::{
 pub struct SyncReply(pub Response);
 
 impl Reply for SyncReply {
-    fn into_response(self) -> Result<http::Response<Bytes>, ApiError> {
+    fn into_response(self) -> Result<http::Response<body::Body>, ApiError> {
         let body = serde_json::to_vec(&Body::new(&self.0)).map_err(ApiError::internal)?;
         RawJson(body.into()).into_response()
     }
@@ -125,6 +125,8 @@ impl<'a, R> WithSections<'a, R> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+    use http_body_util::BodyExt as _;
     use ruma::{api::client::sync::sync_events::v3::StateEvents, owned_room_id};
     use serde_json::{Value, json};
 
@@ -132,7 +134,8 @@ mod tests {
 
     fn written(response: Response) -> Value {
         let response = SyncReply(response).into_response().expect("JSON");
-        serde_json::from_slice(response.body()).expect("JSON")
+        let body = response.into_body().collect().now_or_never().expect("it is there").expect("whole");
+        serde_json::from_slice(&body.to_bytes()).expect("JSON")
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Metrics {
     http_errors: IntCounterVec,
     http_panics: IntCounter,
     key_messages: IntCounterVec,
+    media_bytes: IntCounterVec,
+    media_uploads: IntCounterVec,
     to_device_messages: IntCounterVec,
     http_connections: IntGauge,
     http_connection_errors: IntCounterVec,
@@ -194,6 +196,18 @@ impl Metrics {
                 "KeyBox key messages, by type and outcome: messages stored, or calls refused.",
                 &["type", "outcome"],
             )?,
+            media_bytes: counters(
+                &registry,
+                "keystead_media_bytes_total",
+                "Bytes of media, by direction (received, sent).",
+                &["direction"],
+            )?,
+            media_uploads: counters(
+                &registry,
+                "keystead_media_uploads_total",
+                "Uploads of media that ended, by outcome (received, broken: too large, too slow, or broken off).",
+                &["outcome"],
+            )?,
             to_device_messages: counters(
                 &registry,
                 "keystead_to_device_messages_total",
@@ -225,6 +239,22 @@ impl Metrics {
             let count = u64::try_from(count).unwrap_or_default();
             self.to_device_messages.with_label_values(&[outcome]).inc_by(count);
         }
+    }
+
+    /// Counts bytes of media that a client sent.
+    pub fn media_received(&self, bytes: usize) {
+        self.media_bytes.with_label_values(&["received"]).inc_by(bytes.try_into().unwrap_or_default());
+    }
+
+    /// Counts bytes of media that were sent to a client.
+    pub fn media_sent(&self, bytes: usize) {
+        self.media_bytes.with_label_values(&["sent"]).inc_by(bytes.try_into().unwrap_or_default());
+    }
+
+    /// Counts an upload that ended: whether all of it came.
+    pub fn media_upload(&self, received: bool) {
+        let outcome = if received { "received" } else { "broken" };
+        self.media_uploads.with_label_values(&[outcome]).inc();
     }
 
     /// All series in the Prometheus text format.
@@ -336,7 +366,11 @@ fn counters(
 /// The part of the API that a route belongs to: few enough to have a histogram each.
 fn area(route: &'static str) -> &'static str {
     let Some(path) = route.strip_prefix("/_matrix/client/") else {
-        return if route.starts_with("/_synapse/") { "admin" } else { "other" };
+        return match route {
+            route if route.starts_with("/_matrix/media/") => "media",
+            route if route.starts_with("/_synapse/") => "admin",
+            _ => "other",
+        };
     };
     // After the version.
     let mut segments = path.split('/').skip(1);

@@ -23,6 +23,7 @@ impl MigratorTrait for Migrator {
             step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
             step("m0005_memberships_by_position", include_str!("m0005_memberships_by_position.sql")),
             step("m0006_signatures_by_signer", include_str!("m0006_signatures_by_signer.sql")),
+            step("m0007_media", include_str!("m0007_media.sql")),
             step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
         ]
     }

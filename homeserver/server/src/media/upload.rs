@@ -1,0 +1,211 @@
+//! Uploads: bytes come in part by part, and become a medium all at once or not at all.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_store::{
+    jobs::{self as job_store, NewJob},
+    media::{self as store, Content},
+};
+use ruma::{MilliSecondsSinceUnixEpoch, UInt, UserId};
+use tokio::time::Instant;
+
+use super::{Media, headers};
+use crate::{
+    app::App,
+    context::{Ctx, Session},
+    http::{body::IncomingBody, error::ApiError},
+    jobs::{self, JobError},
+    rate_limits::Limit,
+};
+
+/// The kind of job that discards the objects of an upload that came to nothing; its payload is their name.
+pub(crate) const JOB: &str = "discard_media";
+/// So long after its last sign of life an upload counts as broken off, whatever became of its replica.
+const LEASE: Duration = Duration::from_secs(600);
+/// How often an upload gives a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
+
+/// Where an upload goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    /// To a new address.
+    New(&'a str),
+    /// To an address that was reserved.
+    Reserved(&'a str),
+}
+
+/// What an uploader says about the bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    /// Their media type.
+    pub(crate) content_type: Option<String>,
+    /// The name of the file.
+    pub(crate) file_name: Option<String>,
+}
+
+/// Receives a file and makes a medium of it.
+///
+/// # Errors
+///
+/// 413 `M_TOO_LARGE`, 429 `M_LIMIT_EXCEEDED`, 409 `M_CANNOT_OVERWRITE_MEDIA` when the address has got its content meanwhile, and
+/// what is wrong with the body. Nothing is left behind then.
+pub(crate) async fn receive(
+    ctx: &Ctx<Session>,
+    target: Target<'_>,
+    description: Description,
+    body: IncomingBody,
+) -> Result<(), ApiError> {
+    let media = &ctx.app.media;
+    if body.announced().is_some_and(|length| length > media.max_upload_bytes) {
+        return Err(too_large(media));
+    }
+    ctx.app.rate_limits.take(Limit::Uploads, ctx.requester.user_id.as_str(), ctx.now)?;
+    let _permit =
+        media.uploads.try_acquire().map_err(|_| ApiError::limit_exceeded(Duration::from_secs(1)))?;
+
+    let mut upload = Upload::begin(ctx).await?;
+    let received = upload.receive(body).await;
+    ctx.app.metrics.media_upload(received.is_ok());
+    let size = match received {
+        Ok(size) => size,
+        Err(error) => {
+            upload.give_up().await;
+            return Err(error);
+        }
+    };
+    let content = Content {
+        object: upload.name().to_owned(),
+        content_type: headers::clean_content_type(description.content_type.as_deref()),
+        file_name: description.file_name.as_deref().and_then(headers::clean_file_name),
+        size,
+    };
+    upload.finish(target, &ctx.requester.user_id, &content).await
+}
+
+/// An upload under way, and the job that discards its objects unless it is taken back.
+struct Upload {
+    app: Arc<App>,
+    job: NewJob,
+    last_sign: Instant,
+}
+
+impl Upload {
+    async fn begin(ctx: &Ctx<Session>) -> Result<Self, ApiError> {
+        let app = Arc::clone(&ctx.app);
+        let mut job = jobs::new(app.entropy.as_ref(), JOB, &app.entropy.token(), ctx.now);
+        // It is not overdue while the upload lives.
+        (job.created_ts, job.run_at) = (end_of_lease(ctx.now), end_of_lease(ctx.now));
+        let new = &job;
+        app.store.write("begin_upload", |tx| async move { job_store::insert(&tx, new).await }).await?;
+        Ok(Self { app, job, last_sign: Instant::now() })
+    }
+
+    fn name(&self) -> &str {
+        &self.job.payload
+    }
+
+    /// Receives all bytes into the object and returns how many there were.
+    async fn receive(&mut self, mut body: IncomingBody) -> Result<u64, ApiError> {
+        let app = Arc::clone(&self.app);
+        let mut object = app.media.objects.create(self.name()).await.map_err(ApiError::internal)?;
+        let mut size = 0_u64;
+        while let Some(part) = body.next().await? {
+            size = size.saturating_add(part.len().try_into().unwrap_or(u64::MAX));
+            if size > app.media.max_upload_bytes {
+                return Err(too_large(&app.media));
+            }
+            object.write(&part).await.map_err(ApiError::internal)?;
+            app.metrics.media_received(part.len());
+            if self.last_sign.elapsed() >= SIGN_OF_LIFE {
+                self.give_sign_of_life().await?;
+            }
+        }
+        object.finish().await.map_err(ApiError::internal)?;
+        Ok(size)
+    }
+
+    async fn give_sign_of_life(&mut self) -> Result<(), ApiError> {
+        let (job_id, until) = (&*self.job.job_id, end_of_lease(self.app.clock.now()));
+        let put_off = self
+            .app
+            .store
+            .write("upload_lives", |tx| async move { job_store::put_off(&tx, job_id, until).await })
+            .await?;
+        self.last_sign = Instant::now();
+        if put_off { Ok(()) } else { Err(lease_lost()) }
+    }
+
+    /// Makes a medium of the object: takes the job back and writes the row, or neither.
+    async fn finish(self, target: Target<'_>, user_id: &UserId, content: &Content) -> Result<(), ApiError> {
+        let (job_id, now) = (&*self.job.job_id, self.app.clock.now());
+        let written: Result<(), ApiError> = self
+            .app
+            .store
+            .write("finish_upload", |tx| async move {
+                if !job_store::withdraw(&tx, job_id).await? {
+                    return Err(lease_lost());
+                }
+                match target {
+                    Target::New(media_id) => store::insert(&tx, media_id, user_id, now, content).await?,
+                    Target::Reserved(media_id) => {
+                        if !store::fill(&tx, media_id, content).await? {
+                            return Err(cannot_overwrite());
+                        }
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        // Where the database did not tell whether it committed, only the job knows whether the object is of use.
+        if written.as_ref().is_err_and(|error| error.status().is_client_error()) {
+            self.give_up().await;
+        }
+        written
+    }
+
+    /// Discards what has arrived. If that fails, the job will.
+    async fn give_up(self) {
+        let (app, job_id) = (&self.app, &*self.job.job_id);
+        let withdraw =
+            || app.store.write("give_up_upload", |tx| async move { job_store::withdraw(&tx, job_id).await });
+        let given_up = match app.media.objects.discard(self.name()).await {
+            Ok(()) => withdraw().await.map(drop).map_err(JobError::from),
+            Err(error) => Err(JobError::Media(error)),
+        };
+        if let Err(error) = given_up {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "an upload is left to be discarded later"
+            );
+        }
+    }
+}
+
+/// Discards the objects of an upload that came to nothing.
+///
+/// # Errors
+///
+/// When they cannot be removed; the job is tried again then.
+pub(crate) async fn discard(app: &App, name: &str) -> Result<(), JobError> {
+    app.media.objects.discard(name).await.map_err(JobError::Media)
+}
+
+/// 409 `M_CANNOT_OVERWRITE_MEDIA`.
+pub(crate) fn cannot_overwrite() -> ApiError {
+    let text = "This address has its content already";
+    ApiError::new(http::StatusCode::CONFLICT, ruma::api::error::ErrorCode::CannotOverwriteMedia, text)
+}
+
+fn too_large(media: &Media) -> ApiError {
+    ApiError::too_large(format!("A file must not be larger than {} bytes", media.max_upload_bytes))
+}
+
+/// The upload gave no sign of life for so long that its object counts as left behind.
+fn lease_lost() -> ApiError {
+    ApiError::unavailable("The upload was held up for so long that it was given up")
+}
+
+fn end_of_lease(now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
+    let lease = UInt::try_from(LEASE.as_millis()).unwrap_or(UInt::MAX);
+    MilliSecondsSinceUnixEpoch(now.0.saturating_add(lease))
+}
