@@ -6,12 +6,14 @@ mod account;
 mod error;
 mod http;
 mod keyboxes;
+mod media;
 mod rooms;
 mod sync;
 
 pub use account::{LoggedIn, Registration};
 pub use error::{ApiError, ServerError};
 pub use keyboxes::{LogFilter, ServerKey};
+pub use media::Download;
 pub use rooms::{MessagesPage, NewRoom};
 
 use http::Http;
@@ -36,6 +38,10 @@ impl Api {
     pub fn with_token(mut self, token: Zeroizing<String>) -> Self {
         self.token = Some(token);
         self
+    }
+
+    fn token(&self) -> Option<&str> {
+        self.token.as_ref().map(|token| token.as_str())
     }
 
     /// The homeserver's address, without a slash at its end.

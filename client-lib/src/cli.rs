@@ -3,6 +3,7 @@
 mod account;
 mod contacts;
 mod failure;
+mod files;
 mod log;
 mod output;
 mod people;
@@ -119,6 +120,26 @@ enum Command {
         room: String,
         /// The text; `-` reads it from standard input
         text: String,
+    },
+    /// Send a file to a room, encrypted for everybody in it
+    SendFile {
+        /// Room id or name
+        room: String,
+        /// The file
+        path: PathBuf,
+    },
+    /// Receive the file of a message; goes on where an earlier call broke off
+    Download {
+        /// Room id or name
+        room: String,
+        /// Event id of the message
+        event_id: String,
+        /// The file to write, or a folder [default: the sender's name for it, in the working folder]
+        #[arg(long, short, value_name = "PATH")]
+        output: Option<PathBuf>,
+        /// How many seconds to wait for a missing resource key
+        #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+        wait: u64,
     },
     /// Show messages as they arrive, beginning with those not shown yet
     Listen {
@@ -297,6 +318,10 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         Command::Join { room } => rooms::join(client, output, room).await?,
         Command::Leave { room } => rooms::leave(client, output, room).await?,
         Command::Send { room, text } => rooms::send(client, output, room, text).await?,
+        Command::SendFile { room, path } => files::send(client, output, room, path).await?,
+        Command::Download { room, event_id, output: to, wait } => {
+            files::download(client, output, (room, event_id), to.as_deref(), *wait).await?;
+        }
         Command::Listen { room, until_messages, timeout } => {
             rooms::listen(client, output, room.as_deref(), *until_messages, *timeout).await?;
         }

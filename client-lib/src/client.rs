@@ -3,6 +3,7 @@
 //! Several processes may use the same store at the same time, such as one that listens and one that sends: each takes
 //! the store's lock for the moment that it changes something, and reads again what another has written.
 
+mod attachments;
 mod audit;
 mod contacts;
 mod error;
@@ -24,9 +25,10 @@ use keystead_keybox::suite::Suite;
 
 use crate::api::{Api, ApiError, LoggedIn, NewRoom, Registration};
 use crate::clock::now_ms;
-use crate::engine::{Engine, KeyBoxAddress, KnownKeyBox, Message, Notice, Outgoing, Readiness, Room};
+use crate::engine::{Engine, KeyBoxAddress, KeyRef, KnownKeyBox, Message, Notice, Outgoing, Readiness, Room};
 use crate::store::{Account, Lock, Store};
 
+pub use attachments::{FileError, Progress, SavedFile, SentFile, Transfer};
 pub use audit::{AuditReport, Difference};
 pub use error::ClientError;
 pub use history::HistoryItem;
@@ -231,19 +233,31 @@ impl Client {
         // Who has left in the meantime must not get the message.
         self.sync(Duration::ZERO).await?;
         let _lock = self.begin().await?;
-        let entropy = &mut OpensslEntropy;
-        let key = loop {
-            match self.engine.prepare(room_id, now_ms(), entropy, &mut self.notices)? {
-                Readiness::Ready(key) => break key,
-                Readiness::KeySetsNeeded => self.flush().await?,
-            }
-        };
-        let envelope = self.engine.encrypt(&key, event_type, content, entropy)?;
+        let key = self.sending_key(room_id).await?;
+        let envelope = self.engine.encrypt(&key, event_type, content, &mut OpensslEntropy)?;
         // Stores the counter and sends the keys before the message that they open.
         self.flush().await?;
         let content = serde_json::to_value(&envelope).map_err(|error| ApiError::Malformed(error.into()))?;
         let txn_id = base64_url(&envelope.hash(room_id, &self.account().user_id));
         Ok(self.api.send(room_id, "m.room.encrypted", &txn_id, content).await?)
+    }
+
+    /// Finds out whether a message to the room would be sent now.
+    async fn check_sending(&mut self, room_id: &str) -> Result<(), ClientError> {
+        self.sync(Duration::ZERO).await?;
+        let _lock = self.begin().await?;
+        self.sending_key(room_id).await?;
+        self.flush().await
+    }
+
+    /// The resource key that the next message of a room goes under. Only under the lock.
+    async fn sending_key(&mut self, room_id: &str) -> Result<KeyRef, ClientError> {
+        loop {
+            match self.engine.prepare(room_id, now_ms(), &mut OpensslEntropy, &mut self.notices)? {
+                Readiness::Ready(key) => return Ok(key),
+                Readiness::KeySetsNeeded => self.flush().await?,
+            }
+        }
     }
 
     /// The KeyBoxes of a user, as the server shows them now, with those that are gone.

@@ -8,6 +8,7 @@ mod hostile;
 mod keybox;
 mod keybox_audit;
 mod keybox_contacts;
+mod keybox_files;
 mod keybox_key_sets;
 mod keybox_log;
 mod keybox_permission;

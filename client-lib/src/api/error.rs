@@ -9,6 +9,9 @@ pub enum ApiError {
     /// The homeserver's address is not an `http` or `https` URL.
     #[error("{0:?} is not the address of a homeserver, such as http://127.0.0.1:8008")]
     Address(String),
+    /// The connection broke in the middle of a file.
+    #[error("the connection to the homeserver broke off")]
+    Interrupted(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The answer is not what the Matrix specification says.
     #[error("the homeserver's answer cannot be understood")]
     Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -73,7 +76,7 @@ impl ApiError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Server(error) => error.status >= 500 || error.status == 429,
-            Self::Timeout | Self::Unreachable { .. } => true,
+            Self::Interrupted(_) | Self::Timeout | Self::Unreachable { .. } => true,
             _ => false,
         }
     }

@@ -1,11 +1,14 @@
-//! Requests over HTTP and HTTPS: one JSON body there, one back.
+//! Requests over HTTP and HTTPS: one JSON body there, one back; and the ground on which files are streamed.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
-use hyper::{Method, Request, Uri};
+use hyper::http::request;
+use hyper::{Method, Request, Response, Uri};
 use hyper_openssl::client::legacy::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -26,9 +29,21 @@ const ATTEMPTS: u32 = 4;
 /// The longest wait that a server may ask for before the error goes to the caller.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
+/// The body of a request: bytes, or a stream of them.
+pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// The body of a request that has none.
+pub(super) fn empty() -> Body {
+    full(Bytes::new())
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
 #[derive(Clone)]
 pub(super) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Body>,
     server: String,
 }
 
@@ -114,26 +129,37 @@ impl Http {
         &self.server
     }
 
-    async fn once(&self, call: &Call, token: Option<&str>) -> Result<Bytes, ApiError> {
-        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| ApiError::Unreachable {
-            server: self.server.clone(),
-            source,
-        };
-        let mut request =
-            Request::builder().method(&call.method).uri(format!("{}{}", self.server, call.path));
-        if let Some(token) = token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    /// The beginning of a request.
+    pub(super) fn request(&self, method: Method, path: &str, token: Option<&str>) -> request::Builder {
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.server));
+        match token {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
         }
+    }
+
+    /// Sends a request; the answer's body is still to come.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ApiError> {
+        self.client.request(request).await.map_err(|error| self.unreachable(error.into()))
+    }
+
+    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> ApiError {
+        ApiError::Unreachable { server: self.server.clone(), source }
+    }
+
+    async fn once(&self, call: &Call, token: Option<&str>) -> Result<Bytes, ApiError> {
+        let mut request = self.request(call.method.clone(), &call.path, token);
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = call.body.as_ref().map(Value::to_string).unwrap_or_default();
         let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| unreachable(error.into()))?;
+            request.body(full(Bytes::from(body))).map_err(|error| self.unreachable(error.into()))?;
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| unreachable(error.into()))?;
+            let response = self.send(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(unreachable)?;
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| self.unreachable(error))?;
             Ok::<_, ApiError>((status, body.to_bytes()))
         };
         let (status, body) =
@@ -151,8 +177,7 @@ impl Api {
     pub(super) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ApiError> {
         let mut attempt = 1;
         let body = loop {
-            let token = self.token.as_ref().map(|token| token.as_str());
-            match self.http.once(&call, token).await {
+            match self.http.once(&call, self.token()).await {
                 Ok(body) => break body,
                 Err(error) => match wait_before_repeating(&call, &error, attempt) {
                     Some(wait) => tokio::time::sleep(wait).await,

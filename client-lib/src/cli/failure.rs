@@ -103,6 +103,7 @@ fn client_status(error: &ClientError) -> u8 {
             _ => 4,
         },
         ClientError::Api(ApiError::Timeout | ApiError::Unreachable { .. }) => 5,
+        ClientError::Decrypt(error) if error.is_temporary() => 6,
         ClientError::Encrypt(EncryptError::NotJoined) => 7,
         ClientError::NotLoggedIn => 3,
         _ => 1,

@@ -39,7 +39,11 @@ impl Output {
     }
 
     pub(super) fn message(&self, message: &Message) {
+        let is_file = message.content.get("file").is_some();
         let text = match message.body() {
+            Some(body) if is_file => {
+                format!("[file] {body} (keybox download '{}' '{}')", message.room_id, message.event_id)
+            }
             Some(body) => body.to_owned(),
             None => format!("[{}] {}", message.event_type, message.content),
         };

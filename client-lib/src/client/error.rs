@@ -3,8 +3,9 @@
 use keystead_keybox::CryptoError;
 use keystead_keybox::sealed_keys::SealedKeysError;
 
+use super::attachments::FileError;
 use crate::api::ApiError;
-use crate::engine::{ContactError, EncryptError, EngineError, RecordError};
+use crate::engine::{ContactError, DecryptError, EncryptError, EngineError, RecordError};
 use crate::store::StoreError;
 
 /// Why a KeyBox could not do what it was asked to.
@@ -17,12 +18,18 @@ pub enum ClientError {
     /// A contact code does not verify what it names.
     #[error(transparent)]
     Contact(#[from] ContactError),
+    /// The message cannot be read.
+    #[error(transparent)]
+    Decrypt(DecryptError),
     /// The message cannot be encrypted for this room.
     #[error(transparent)]
     Encrypt(#[from] EncryptError),
     /// The KeyBox itself failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A file cannot be sent or saved.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// New keys could not be made.
     #[error("the KeyBox's keys could not be made")]
     Keys(#[from] CryptoError),

@@ -34,9 +34,32 @@ impl Client {
     ) -> Result<Vec<HistoryItem>, ClientError> {
         self.sync(Duration::ZERO).await?;
         let events = self.read_back(room_id, limit).await?;
+        self.open_within(room_id, &events, wait).await
+    }
+
+    /// One message of a room. A missing resource key is asked for, and waited for up to `wait`.
+    pub async fn message(
+        &mut self,
+        room_id: &str,
+        event_id: &str,
+        wait: Duration,
+    ) -> Result<Message, ClientError> {
+        self.sync(Duration::ZERO).await?;
+        let event = self.api.event(room_id, event_id).await?;
+        let item = self.open_within(room_id, &[event], wait).await?.pop();
+        item.ok_or_else(|| ApiError::Malformed("no event".into()))?.message.map_err(ClientError::Decrypt)
+    }
+
+    /// Opens events; asks for missing resource keys and waits for them up to `wait`.
+    async fn open_within(
+        &mut self,
+        room_id: &str,
+        events: &[RoomEvent],
+        wait: Duration,
+    ) -> Result<Vec<HistoryItem>, ClientError> {
         let started = Instant::now();
         loop {
-            let items = self.open_all(room_id, &events).await?;
+            let items = self.open_all(room_id, events).await?;
             let waiting =
                 items.iter().any(|item| item.message.as_ref().is_err_and(DecryptError::is_temporary));
             let left = wait.saturating_sub(started.elapsed());

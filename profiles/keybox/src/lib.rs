@@ -8,6 +8,7 @@
 //! It is the only user of OpenSSL's ciphers in this product. Randomness comes in through [`Entropy`], except for
 //! RSA key generation and the OAEP seed, which OpenSSL draws from the same generator itself.
 
+pub mod attachment;
 pub mod audit_log;
 pub mod canonical_json;
 pub mod contact_code;

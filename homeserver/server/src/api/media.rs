@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// > The recommended default expiration is 24 hours.
+/// The specification recommends 24 hours.
 const RESERVED_FOR: Duration = Duration::from_secs(24 * 3_600);
 /// How many addresses a user may have reserved without using them.
 const MAX_RESERVED: i64 = 100;
@@ -56,7 +56,7 @@ pub(super) async fn create_mxc_uri(
     ctx.app
         .store
         .write("reserve_media", |tx| async move {
-            // > The server SHOULD limit the number of pending media uploads.
+            // The specification wants pending uploads limited.
             if store::count_reserved(&tx, user_id, now).await? >= MAX_RESERVED {
                 let text = "Too many addresses are reserved and not used";
                 return Err(ApiError::limit_exceeded(Duration::from_secs(3_600)).saying(text));
@@ -130,7 +130,7 @@ pub(super) async fn get_media_config_legacy(
 /// The deprecated endpoints that want no access token: they know none of this server's media, all of which were uploaded after
 /// the freeze.
 ///
-/// > Servers SHOULD "freeze" new content for unauthenticated access […]: 404 `M_NOT_FOUND`.
+/// So new media are out of the reach of strangers, as the specification's freeze demands.
 pub(super) async fn frozen<Req>(_ctx: Ctx<()>, _request: Req) -> Result<RawJson, ApiError> {
     Err(ApiError::not_found("Media are served to logged-in users only, at /_matrix/client/v1/media"))
 }

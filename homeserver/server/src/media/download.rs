@@ -147,7 +147,7 @@ fn with(status: StatusCode, headers: HeaderMap, body: Body) -> Custom {
     Custom(response)
 }
 
-/// > A server generating a 416 response to a byte-range request SHOULD generate a Content-Range header field specifying
+/// > A server that generates a 416 response to a byte-range request SHOULD generate a Content-Range header field specifying
 /// > the current length of the selected representation.
 fn not_satisfiable(size: u64) -> Custom {
     let text = format!("The file has {size} bytes: there is no such part");

@@ -37,7 +37,7 @@ const INLINE: [&str; 26] = [
     "video/webm",
 ];
 
-/// > [Servers should] provide a Content-Security-Policy header […] when serving content. The recommended policy is:
+/// The policy that the specification recommends.
 const CONTENT_SECURITY_POLICY: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
                                        style-src 'unsafe-inline'; object-src 'self';";
 /// The longest name that is kept, in characters: that of most file systems.
@@ -66,7 +66,7 @@ pub(super) fn of(content_type: &str, file_name: Option<&str>, etag: &str) -> Hea
     headers
 }
 
-/// > Content-Disposition: […] MUST be `inline` or `attachment`, and SHOULD contain a file name.
+/// `inline` for what is harmless, `attachment` for all else, with the file's name where there is one.
 fn disposition(content_type: &str, file_name: Option<&str>) -> ContentDisposition {
     // "text/plain; charset=utf-8" is a text, too.
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
