@@ -6,7 +6,10 @@ use keystead_client::{
     api::Registration,
     client::{AuditReport, Client, Difference},
 };
-use keystead_keybox::audit_log::{LogEvent, entry_hash};
+use keystead_keybox::{
+    audit_log::{LogEvent, entry_hash},
+    suite::SUITES,
+};
 use keystead_tests::{TestCluster, cluster::PASSWORD, proxy::Proxy};
 use serde_json::{Map, Value, json};
 
@@ -28,7 +31,8 @@ async fn talk(cluster: &Arc<TestCluster>) -> (Client, Proxy) {
     let mut alice = register(cluster, &proxy.url, "alice").await;
     let mut bob = register(cluster, &cluster.url(1), "bob").await;
     let bob_id = bob.account().user_id.clone();
-    let room = alice.create_room(Some("tea"), std::slice::from_ref(&bob_id)).await.expect("a room");
+    let room =
+        alice.create_room(Some("tea"), &SUITES[0], std::slice::from_ref(&bob_id)).await.expect("a room");
     bob.api().join(&room).await.expect("joined");
     alice.send_text(&room, "hello").await.expect("sent");
     let deadline = std::time::Instant::now() + keystead_tests::PATIENCE;
@@ -172,7 +176,7 @@ async fn a_head_that_is_forged_or_goes_back_is_found_out() {
         }
     });
     assert_eq!(audit(&mut alice).await.differences, []);
-    let room = alice.create_room(None, &[]).await.expect("a room");
+    let room = alice.create_room(None, &SUITES[0], &[]).await.expect("a room");
     alice.sync(Duration::ZERO).await.expect("synced");
     proxy.alter(|_, _| {});
     let mut second =
