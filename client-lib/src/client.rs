@@ -276,7 +276,7 @@ impl Client {
     ) -> Result<bool, ClientError> {
         let _lock = self.begin().await?;
         let known = self.engine.set_verified(keybox, verified);
-        self.commit()?;
+        self.flush().await?;
         Ok(known)
     }
 
@@ -337,8 +337,24 @@ impl Client {
                 self.engine.keys_uploaded();
             }
             Outgoing::QueryKeys { users } => {
-                let device_keys = self.api.query_keys(&users).await?;
-                self.notices.extend(self.engine.receive_key_sets(&users, &device_keys, now_ms(), entropy)?);
+                let query = self.api.query_keys(&users).await?;
+                self.notices.extend(self.engine.receive_key_sets(&users, &query, now_ms(), entropy)?);
+            }
+            Outgoing::UploadIdentity { objects } => match self.api.upload_identity(&objects).await {
+                Ok(()) => self.engine.identity_uploaded(),
+                // The account has an identity already, and another one would take the password.
+                Err(ApiError::Server(error)) if is_final(&error) || error.asks_for_authentication() => {
+                    self.engine.identity_refused();
+                }
+                Err(error) => return Err(error.into()),
+            },
+            Outgoing::UploadSignatures { signatures } => {
+                match self.api.upload_signatures(&signatures).await {
+                    Ok(()) => {}
+                    Err(ApiError::Server(error)) if is_final(&error) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                self.engine.signatures_uploaded();
             }
             Outgoing::SendToDevice { txn_id, event_type, messages } => {
                 match self.api.send_to_device(&event_type, &txn_id, &messages).await {

@@ -16,6 +16,7 @@ mod contacts;
 mod decrypt;
 mod directory;
 mod exchange;
+mod identity;
 mod key_messages;
 mod log;
 mod notice;
@@ -37,10 +38,11 @@ use serde::{Deserialize, Serialize};
 use keystead_keybox::key_set::{KeySetError, PrivateKeySet, PublicKeySet};
 use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
 
-pub use contacts::{Contact, ContactError};
+pub use contacts::{Accepted, Contact, ContactError};
 pub use decrypt::{DecryptError, Message};
 pub use directory::KnownKeyBox;
 pub use exchange::EngineError;
+pub use identity::KeyQuery;
 pub(crate) use log::part_name;
 pub use notice::Notice;
 pub use outgoing::Outgoing;
@@ -53,6 +55,7 @@ pub use sync::{Gap, Received};
 
 use directory::Directory;
 use exchange::Exchange;
+use identity::IdentityRecord;
 use log::OwnLog;
 use policy::Policies;
 use records::RecordName;
@@ -100,6 +103,8 @@ pub struct Engine {
     resource_keys: BTreeMap<KeyRef, KeyRecord>,
     exchange: Exchange,
     policies: Policies,
+    /// The private keys of the user's identity, if they are here.
+    identity: Option<IdentityRecord>,
     /// Resource keys that are open, in memory only.
     open: HashMap<KeyRef, ResourceKey>,
     log: OwnLog,
@@ -122,6 +127,7 @@ impl Engine {
             resource_keys: BTreeMap::new(),
             exchange: Exchange::default(),
             policies: Policies::default(),
+            identity: None,
             open: HashMap::new(),
             log: OwnLog::default(),
             changed: BTreeSet::from([RecordName::Directory, RecordName::Exchange]),
@@ -158,6 +164,8 @@ impl Engine {
     pub fn set_verified(&mut self, address: &KeyBoxAddress, verified: bool) -> bool {
         let known = self.directory.set_verified(address, verified);
         if known {
+            // What follows from it, such as a signature for others to see, follows when the key sets are here anew.
+            self.directory.mark_outdated(&address.user_id);
             self.changed.insert(RecordName::Directory);
         }
         known

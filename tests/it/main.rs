@@ -9,6 +9,7 @@ mod keybox;
 mod keybox_audit;
 mod keybox_contacts;
 mod keybox_files;
+mod keybox_identity;
 mod keybox_key_sets;
 mod keybox_log;
 mod keybox_permission;

@@ -1,11 +1,13 @@
 //! Accounts: registering, logging in and out, key sets.
 
+use keystead_keybox::identity::IdentityObjects;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::http::Call;
 use super::{Api, ApiError};
+use crate::engine::KeyQuery;
 
 /// What a new account is to be.
 #[derive(Clone)]
@@ -90,18 +92,34 @@ impl Api {
         self.call::<Value>(call.repeatable()).await.map(drop)
     }
 
-    /// The key sets of users: `device_keys`, by user, by device.
+    /// Publishes the cross-signing keys of the account. Only the first ones need no more than the session.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysdevice_signingupload>
+    pub async fn upload_identity(&self, objects: &IdentityObjects) -> Result<(), ApiError> {
+        let request = json!({
+            "master_key": objects.master,
+            "self_signing_key": objects.self_signing,
+            "user_signing_key": objects.user_signing,
+        });
+        let call = Call::post("/_matrix/client/v3/keys/device_signing/upload", request);
+        self.call::<Value>(call.repeatable()).await.map(drop)
+    }
+
+    /// Publishes signatures on keys: signed objects by user, by key or device.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keyssignaturesupload>
+    pub async fn upload_signatures(&self, signatures: &Map<String, Value>) -> Result<(), ApiError> {
+        let call = Call::post("/_matrix/client/v3/keys/signatures/upload", json!(signatures));
+        self.call::<Value>(call.repeatable()).await.map(drop)
+    }
+
+    /// The key sets and cross-signing keys of users.
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3keysquery>
-    pub async fn query_keys(&self, users: &[String]) -> Result<Map<String, Value>, ApiError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            device_keys: Map<String, Value>,
-        }
+    pub async fn query_keys(&self, users: &[String]) -> Result<KeyQuery, ApiError> {
         let users: Map<String, Value> = users.iter().map(|user_id| (user_id.clone(), json!([]))).collect();
         let call = Call::post("/_matrix/client/v3/keys/query", json!({ "device_keys": users }));
-        Ok(self.call::<Answer>(call.repeatable()).await?.device_keys)
+        self.call(call.repeatable()).await
     }
 
     /// The devices of the account, as the server lists them.

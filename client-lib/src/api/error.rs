@@ -51,6 +51,13 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// Whether the server wants a password or the like: the interactive authentication.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>
+    pub fn asks_for_authentication(&self) -> bool {
+        self.status == 401 && self.body.get("flows").is_some()
+    }
+
     pub(super) fn new(status: u16, body: Value) -> Self {
         let text = |field: &str| body.get(field).and_then(Value::as_str);
         Self {

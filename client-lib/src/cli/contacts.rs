@@ -82,10 +82,14 @@ pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Fai
 
 pub(super) async fn accept(client: &mut Client, output: &Output, user_id: &str) -> Result<(), Failure> {
     let accepted = client.accept(user_id).await?;
-    if accepted.is_empty() {
+    if !accepted.identity && accepted.keyboxes.is_empty() {
         return Err(Failure::NothingToAccept(user_id.to_owned()));
     }
-    for known in &accepted {
+    if accepted.identity {
+        let text = format!("Accepted the other identity of {user_id}, not verified.");
+        output.result(&text, &json!({ "user_id": user_id, "identity": "accepted" }));
+    }
+    for known in &accepted.keyboxes {
         let keybox = format!("{user_id}/{}", known.keys.keybox_id);
         let text = format!("Accepted for {keybox}, not verified:\n{}", fingerprint(&known.keys));
         output.result(&text, &value_of(known, false));

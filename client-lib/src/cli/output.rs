@@ -81,6 +81,7 @@ fn is_warning(notice: &Notice) -> bool {
         notice,
         Notice::ApprovalNeeded { .. }
             | Notice::GapLeft { .. }
+            | Notice::IdentityChanged { .. }
             | Notice::Invited { .. }
             | Notice::KeyMessageDropped { .. }
             | Notice::KeySetChanged { .. }

@@ -33,8 +33,8 @@ pub(super) async fn devices(
 /// A KeyBox's state in words.
 pub(super) fn state_of(known: &KnownKeyBox, own: bool) -> String {
     let words = [
-        (known.verified || own, "verified"),
-        (!known.verified && !own, "not verified"),
+        (known.is_verified() || own, "verified"),
+        (!known.is_verified() && !own, "not verified"),
         (own, "this one"),
         (known.gone, "gone"),
         (known.conflicting, "CHANGED KEYS"),
@@ -45,7 +45,7 @@ pub(super) fn state_of(known: &KnownKeyBox, own: bool) -> String {
 pub(super) fn value_of(known: &KnownKeyBox, own: bool) -> serde_json::Value {
     json!({
         "user_id": known.keys.user_id, "keybox_id": known.keys.keybox_id, "this_one": own,
-        "verified": known.verified || own, "gone": known.gone, "changed_keys": known.conflicting,
+        "verified": known.is_verified() || own, "gone": known.gone, "changed_keys": known.conflicting,
         "first_seen": known.first_seen, "fingerprint": fingerprint(&known.keys), "suites": known.keys.algorithms,
     })
 }
@@ -80,7 +80,7 @@ pub(super) async fn verify(
     }
     for known in &wanted {
         let own = known.keys.keybox_id == client.account().keybox_id && user_id == client.account().user_id;
-        let state = if known.verified || own { "verified" } else { "not verified" };
+        let state = if known.is_verified() || own { "verified" } else { "not verified" };
         let text = format!("{}/{} ({state})\n{}", user_id, known.keys.keybox_id, fingerprint(&known.keys));
         output.result(&text, &value_of(known, own));
     }

@@ -4,7 +4,7 @@ use keystead_keybox::contact_code::ContactCode;
 
 use super::{Client, ClientError};
 use crate::clock::now_ms;
-use crate::engine::{Contact, KeyBoxAddress, KnownKeyBox};
+use crate::engine::{Accepted, Contact, KeyBoxAddress};
 
 impl Client {
     /// The contact code of this KeyBox, for others to scan: see [`crate::qr`].
@@ -26,16 +26,15 @@ impl Client {
         self.engine.follow(&code.user_id);
         self.flush().await?;
         let verified = self.engine.verify_contact(code)?;
-        self.commit()?;
+        self.flush().await?;
         Ok((verified, is_new))
     }
 
-    /// Accepts the keys that the server has shown for a user's KeyBoxes in place of those known before. Returns the KeyBoxes
-    /// whose keys had changed, as they are now.
-    pub async fn accept(&mut self, user_id: &str) -> Result<Vec<KnownKeyBox>, ClientError> {
+    /// Accepts the keys that the server has shown for a user's KeyBoxes, and the identity, in place of those known before.
+    pub async fn accept(&mut self, user_id: &str) -> Result<Accepted, ClientError> {
         let _lock = self.begin().await?;
         let accepted = self.engine.accept(user_id, now_ms());
-        self.commit()?;
+        self.flush().await?;
         Ok(accepted)
     }
 }

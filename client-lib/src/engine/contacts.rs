@@ -11,19 +11,30 @@ pub struct Contact {
     pub user_id: String,
     /// Their KeyBoxes, with those that are gone.
     pub keyboxes: Vec<KnownKeyBox>,
+    /// Whether their identity is another than before, and nobody has accepted it.
+    pub identity_changed: bool,
 }
 
 impl Contact {
     /// Whether a person has made sure of each of their present KeyBoxes.
     pub fn is_verified(&self) -> bool {
         let mut present = self.keyboxes.iter().filter(|known| !known.gone).peekable();
-        present.peek().is_some() && present.all(|known| known.verified && !known.conflicting)
+        present.peek().is_some() && present.all(KnownKeyBox::is_verified)
     }
 
     /// Whether their keys have changed, so that nothing is sent to them until that is accepted.
     pub fn keys_changed(&self) -> bool {
-        self.keyboxes.iter().any(KnownKeyBox::blocks_sending)
+        self.identity_changed || self.keyboxes.iter().any(KnownKeyBox::blocks_sending)
     }
+}
+
+/// What was accepted of a user.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted {
+    /// Whether it was another identity.
+    pub identity: bool,
+    /// The KeyBoxes whose keys had changed, as they are now.
+    pub keyboxes: Vec<KnownKeyBox>,
 }
 
 /// Why a contact code did not verify a KeyBox.
@@ -61,6 +72,7 @@ impl Engine {
         let contact = |user_id: &String| Contact {
             user_id: user_id.clone(),
             keyboxes: self.directory.all(user_id).cloned().collect(),
+            identity_changed: self.directory.identity_changed(user_id),
         };
         others.map(contact).collect()
     }
@@ -87,9 +99,9 @@ impl Engine {
         Ok(address)
     }
 
-    /// Accepts the keys that the server shows for a user's KeyBoxes now in place of those known so far. They count as not verified.
-    /// Returns the KeyBoxes whose keys had changed.
-    pub fn accept(&mut self, user_id: &str, now: u64) -> Vec<KnownKeyBox> {
+    /// Accepts the keys that the server shows for a user's KeyBoxes now in place of those known so far, and the identity. They count as not verified.
+    pub fn accept(&mut self, user_id: &str, now: u64) -> Accepted {
+        let identity = self.directory.identity_changed(user_id);
         let accepted = self.directory.accept(user_id, now);
         for known in &accepted {
             // What the old keys were given, the new ones were not.
@@ -100,10 +112,15 @@ impl Engine {
                 }
             }
         }
-        if !accepted.is_empty() {
+        if identity && *user_id == self.own.user_id {
+            // It is not the one whose private keys are here.
+            self.forget_identity_keys();
+        }
+        if identity || !accepted.is_empty() {
+            self.directory.mark_outdated(user_id);
             self.changed.insert(RecordName::Directory);
         }
-        accepted
+        Accepted { identity, keyboxes: accepted }
     }
 
     /// Stops a message to people whose keys have changed.
@@ -111,6 +128,9 @@ impl Engine {
         for user_id in users {
             let changed = self.directory.all(user_id).filter(|known| known.blocks_sending());
             let keyboxes: Vec<_> = changed.map(|known| known.keys.keybox_id.clone()).collect();
+            if self.directory.identity_changed(user_id) {
+                return Err(EncryptError::IdentityChanged(user_id.clone()));
+            }
             if !keyboxes.is_empty() {
                 return Err(EncryptError::KeysChanged { user_id: user_id.clone(), keyboxes });
             }

@@ -138,7 +138,7 @@ impl Engine {
             .keys_at(received_at)
             .find(|keys| envelope.check_signature(&key.room_id, keys).is_ok())
             .unwrap_or(&known.keys);
-        Ok((signed_with.clone(), known.verified && *signed_with == known.keys))
+        Ok((signed_with.clone(), known.is_verified() && *signed_with == known.keys))
     }
 
     fn accept_counter(

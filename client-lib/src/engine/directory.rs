@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use keystead_keybox::identity::is_signed_by;
 use keystead_keybox::key_set::{PublicKeySet, validate_device_keys};
 
+use super::identity::{KnownIdentity, ShownIdentity};
 use super::{KeyBoxAddress, Notice};
 
 /// A KeyBox that this one has seen.
@@ -18,6 +20,12 @@ pub struct KnownKeyBox {
     pub first_seen: u64,
     /// Whether a person compared its fingerprint.
     pub verified: bool,
+    /// Whether its owner's identity is verified and has signed it: one verification covers all of a person's KeyBoxes.
+    #[serde(default)]
+    pub vouched: bool,
+    /// Whether the key of its owner's identity for that has signed it.
+    #[serde(default)]
+    pub(super) cross_signed: bool,
     /// Whether it has disappeared from the server: its old messages can still be checked.
     pub gone: bool,
     /// Whether the server showed other keys under this id, which nobody has accepted. It gets no resource key then.
@@ -45,6 +53,11 @@ impl KnownKeyBox {
         std::iter::once(&self.keys).chain(former.map(|former| &former.keys))
     }
 
+    /// Whether a person has made sure of its keys, or of its owner's identity, which has signed them.
+    pub fn is_verified(&self) -> bool {
+        (self.verified || self.vouched) && !self.conflicting
+    }
+
     /// Whether its keys have changed, and it is still there.
     pub fn blocks_sending(&self) -> bool {
         self.conflicting && !self.gone
@@ -60,6 +73,8 @@ pub(super) struct Directory {
 struct User {
     keyboxes: BTreeMap<String, KnownKeyBox>,
     outdated: bool,
+    #[serde(default)]
+    identity: Option<KnownIdentity>,
 }
 
 /// What an answer about a user changed.
@@ -67,6 +82,21 @@ pub(super) struct Update {
     pub(super) notices: Vec<Notice>,
     /// Whether a KeyBox that was there is no longer: resource keys that it holds must not be used to send any more.
     pub(super) departed: bool,
+}
+
+impl User {
+    /// Says of each KeyBox whether the identity vouches for it; and of the identity whether a verified KeyBox vouches for it.
+    fn vouch(&mut self) {
+        let Some(identity) = &mut self.identity else { return };
+        let vouches = |known: &KnownKeyBox| {
+            known.verified && !known.conflicting && identity.keys.signed_by.contains(&known.keys.keybox_id)
+        };
+        identity.verified = identity.verified || self.keyboxes.values().any(vouches);
+        let vouched = identity.verified && identity.offered.is_none();
+        for known in self.keyboxes.values_mut() {
+            known.vouched = vouched && known.cross_signed;
+        }
+    }
 }
 
 impl Directory {
@@ -137,7 +167,61 @@ impl Directory {
             }
             accepted.push(known.clone());
         }
+        if let Some(identity) = &mut user.identity {
+            identity.accept();
+        }
+        user.vouch();
         accepted
+    }
+
+    /// The identity of a user, if one was ever published.
+    pub(super) fn identity(&self, user_id: &str) -> Option<&KnownIdentity> {
+        self.users.get(user_id)?.identity.as_ref()
+    }
+
+    /// Whether a user's identity is another than before, and nobody has accepted it.
+    pub(super) fn identity_changed(&self, user_id: &str) -> bool {
+        self.identity(user_id).is_some_and(|identity| identity.offered.is_some())
+    }
+
+    /// Takes in a user's identity as the server shows it, and which KeyBoxes it has signed. Returns what to tell.
+    pub(super) fn update_identity(
+        &mut self,
+        user_id: &str,
+        shown: Option<ShownIdentity>,
+        devices: &Map<String, Value>,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let Some(user) = self.users.get_mut(user_id) else { return notices };
+        if let Some(shown) = shown {
+            match &mut user.identity {
+                None => user.identity = Some(KnownIdentity::new(shown)),
+                Some(known) => {
+                    if known.update(shown) {
+                        notices.push(Notice::IdentityChanged { user_id: user_id.to_owned() });
+                    }
+                }
+            }
+        }
+        let signer = user.identity.as_ref().and_then(|identity| identity.keys.self_signing.clone());
+        for (keybox_id, known) in &mut user.keyboxes {
+            let device_keys = devices.get(keybox_id).and_then(Value::as_object);
+            known.cross_signed = match (&signer, device_keys) {
+                (Some(signer), Some(device_keys)) => is_signed_by(user_id, signer, device_keys),
+                _ => false,
+            };
+        }
+        user.vouch();
+        notices
+    }
+
+    /// Marks a user's identity as verified, or not.
+    pub(super) fn set_identity_verified(&mut self, user_id: &str, verified: bool) {
+        let Some(user) = self.users.get_mut(user_id) else { return };
+        if let Some(identity) = &mut user.identity {
+            identity.verified = verified;
+        }
+        user.vouch();
     }
 
     /// The users whose KeyBoxes are known here.
@@ -146,15 +230,15 @@ impl Directory {
     }
 
     pub(super) fn set_verified(&mut self, address: &KeyBoxAddress, verified: bool) -> bool {
-        let known =
-            self.users.get_mut(&address.user_id).and_then(|user| user.keyboxes.get_mut(&address.keybox_id));
-        match known {
-            Some(known) => {
-                known.verified = verified;
-                true
-            }
-            None => false,
+        let Some(user) = self.users.get_mut(&address.user_id) else { return false };
+        let Some(known) = user.keyboxes.get_mut(&address.keybox_id) else { return false };
+        known.verified = verified;
+        if let Some(identity) = user.identity.as_mut().filter(|_| !verified) {
+            // What rested on this KeyBox, or would keep it verified, goes with it.
+            identity.verified = false;
         }
+        user.vouch();
+        true
     }
 
     /// Takes in what the server says about a user's devices: `device_keys` by device id.
@@ -184,6 +268,8 @@ impl Directory {
                         keys,
                         first_seen: now,
                         verified: false,
+                        vouched: false,
+                        cross_signed: false,
                         gone: false,
                         conflicting: false,
                         offered: None,

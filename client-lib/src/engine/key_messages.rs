@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_keybox::Entropy;
 use keystead_keybox::context::WrapContext;
+use keystead_keybox::identity::IdentityContent;
 use keystead_keybox::key_message::{
     Acknowledgement, KeyMessage, KeyRequest, Recipient, ResourceKeyContent, Withheld, audience_hash,
     claimed_sender_keybox, verify,
@@ -18,11 +19,12 @@ use crate::events::ToDeviceEvent;
 
 /// How long a key message waits for its sender or its room to become known.
 const MAX_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-const KEY_MESSAGES: [&str; 4] = [
+const KEY_MESSAGES: [&str; 5] = [
     ResourceKeyContent::EVENT_TYPE,
     KeyRequest::EVENT_TYPE,
     Withheld::EVENT_TYPE,
     Acknowledgement::EVENT_TYPE,
+    IdentityContent::EVENT_TYPE,
 ];
 
 /// What became of a key message.
@@ -120,6 +122,14 @@ impl Engine {
                     self.on_request(request, &sender, now, entropy, notices)?;
                     Ok(Outcome::Done)
                 }
+                Err(reason) => Ok(Outcome::Dropped(reason)),
+            },
+            IdentityContent::EVENT_TYPE => match self.checked::<IdentityContent>(event, &keys) {
+                Ok(content) => Ok(match self.on_identity(content, &sender, notices)? {
+                    None => Outcome::Later,
+                    Some(Ok(())) => Outcome::Done,
+                    Some(Err(reason)) => Outcome::Dropped(reason.to_owned()),
+                }),
                 Err(reason) => Ok(Outcome::Dropped(reason)),
             },
             Withheld::EVENT_TYPE => match self.checked::<Withheld>(event, &keys) {

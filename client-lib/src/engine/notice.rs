@@ -27,6 +27,21 @@ pub enum Notice {
         /// The server's error code.
         errcode: String,
     },
+    /// The server shows another identity for a user than before. Nothing is sent to them until a person accepts it.
+    IdentityChanged {
+        /// Whose.
+        user_id: String,
+    },
+    /// The private keys of the account's identity came from another of its KeyBoxes.
+    IdentityReceived {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
+    /// The private keys of the account's identity were sent to another of its KeyBoxes.
+    IdentityShared {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
     /// This KeyBox's user was invited to a room.
     Invited {
         /// The room.
@@ -171,6 +186,15 @@ impl std::fmt::Display for Notice {
             Self::GapLeft { room_id, errcode } => {
                 write!(f, "messages of {room_id} are missing: the server did not give them ({errcode})")
             }
+            Self::IdentityChanged { user_id } => write!(
+                f,
+                "WARNING: the server shows another identity for {user_id} than before; nothing is sent to them \
+                 until you accept it (keybox accept {user_id})"
+            ),
+            Self::IdentityReceived { keybox } => {
+                write!(f, "received the keys of your identity from {keybox}")
+            }
+            Self::IdentityShared { keybox } => write!(f, "sent the keys of your identity to {keybox}"),
             Self::Invited { room_id, inviter } => {
                 write!(f, "invited to {room_id} by {}", inviter.as_deref().unwrap_or("somebody"))
             }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use keystead_keybox::Entropy;
 use keystead_keybox::canonical_json::JsonSignatureError;
+use keystead_keybox::identity::IdentityObjects;
 use keystead_keybox::key_message::{KeyMessage as _, ResourceKeyContent};
 
 use super::exchange::{EngineError, Queued, new_id};
@@ -31,6 +32,17 @@ pub enum Outgoing {
         /// Contents by user, by device.
         messages: BTreeMap<String, BTreeMap<String, Value>>,
     },
+    /// `POST /keys/device_signing/upload`; then [`Engine::identity_uploaded`], or if the server wants more than the session for
+    /// it [`Engine::identity_refused`].
+    UploadIdentity {
+        /// The three keys.
+        objects: Box<IdentityObjects>,
+    },
+    /// `POST /keys/signatures/upload` with this content; then [`Engine::signatures_uploaded`].
+    UploadSignatures {
+        /// Signed objects by user, by key or device.
+        signatures: Map<String, Value>,
+    },
     /// `POST /keys/upload` with these `device_keys`; then [`Engine::keys_uploaded`].
     UploadKeys {
         /// The signed key set.
@@ -55,6 +67,7 @@ impl Engine {
             })?;
             requests.push(Outgoing::UploadKeys { device_keys });
         }
+        requests.extend(self.outgoing_identity()?);
         for users in self.directory.outdated().chunks(USERS_PER_QUERY) {
             requests.push(Outgoing::QueryKeys { users: users.to_vec() });
         }

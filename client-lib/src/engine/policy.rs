@@ -224,7 +224,7 @@ impl Engine {
 
     /// Whether a person has made sure of a KeyBox's keys.
     pub(super) fn is_verified(&self, keybox: &KeyBoxAddress) -> bool {
-        self.directory.find(keybox).is_some_and(|known| known.verified && !known.conflicting)
+        self.directory.find(keybox).is_some_and(|known| known.is_verified())
     }
 
     /// Puts a KeyBox into the queue for a key.

@@ -48,6 +48,7 @@ pub(super) enum RecordName {
     Key(KeyRef),
     Room(String),
     Directory,
+    Identity,
     Policies,
     Exchange,
 }
@@ -61,6 +62,7 @@ impl RecordName {
             Self::Room(room_id) => format!("room {room_id}"),
             Self::Directory => "directory".to_owned(),
             Self::Exchange => "exchange".to_owned(),
+            Self::Identity => "identity".to_owned(),
             Self::Policies => "policies".to_owned(),
         }
     }
@@ -79,6 +81,7 @@ impl Engine {
                 RecordName::Room(room_id) => self.rooms.get(room_id).map(serde_json::to_vec),
                 RecordName::Directory => Some(serde_json::to_vec(&self.directory)),
                 RecordName::Exchange => Some(serde_json::to_vec(&self.exchange)),
+                RecordName::Identity => self.identity.as_ref().map(serde_json::to_vec),
                 RecordName::Policies => Some(serde_json::to_vec(&self.policies)),
             };
             if let Some(json) = json {
@@ -111,6 +114,9 @@ impl Engine {
                 }
                 Some("exchange") => {
                     engine.exchange = serde_json::from_slice(&record.json).map_err(corrupt)?
+                }
+                Some("identity") => {
+                    engine.identity = serde_json::from_slice(&record.json).map_err(corrupt)?
                 }
                 Some("policies") => {
                     engine.policies = serde_json::from_slice(&record.json).map_err(corrupt)?

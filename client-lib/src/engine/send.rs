@@ -30,6 +30,12 @@ pub enum EncryptError {
     /// The KeyBox failed.
     #[error("the message could not be encrypted")]
     Engine(#[from] EngineError),
+    /// Somebody who would read the message has another identity than before, and nobody has accepted it: [`Engine::accept`].
+    #[error(
+        "{0} has another identity than before: ask them whether they know why, and compare fingerprints; \
+         nothing is sent to them until you accept it: keybox accept {0}"
+    )]
+    IdentityChanged(String),
     /// Somebody who would read the message has other keys than before, and nobody has accepted them: [`Engine::accept`].
     #[error(
         "the keys of {user_id} have changed (KeyBox {}): ask them whether they know why, and compare the new fingerprint; \

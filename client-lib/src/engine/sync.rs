@@ -6,7 +6,7 @@ use keystead_keybox::Entropy;
 
 use super::decrypt::is_envelope;
 use super::exchange::EngineError;
-use super::{DecryptError, Engine, Membership, Message, Notice, RecordName, Room};
+use super::{DecryptError, Engine, KeyQuery, Membership, Message, Notice, RecordName, Room};
 use crate::events::{JoinedRoom, RoomEvent, SyncResponse};
 
 /// Events of a room that the server left out of a sync: to be read with `/messages`, backwards.
@@ -122,18 +122,18 @@ impl Engine {
         }
     }
 
-    /// Takes in the key sets of the users that were asked for: `device_keys` of the answer of `/keys/query`.
+    /// Takes in the key sets and identities of the users that were asked for, as `/keys/query` answers.
     pub fn receive_key_sets(
         &mut self,
         asked: &[String],
-        device_keys: &Map<String, Value>,
+        query: &KeyQuery,
         now: u64,
         entropy: &mut dyn Entropy,
     ) -> Result<Vec<Notice>, EngineError> {
         let mut notices = Vec::new();
         let none = Map::new();
         for user_id in asked {
-            let devices = device_keys.get(user_id).and_then(Value::as_object).unwrap_or(&none);
+            let devices = query.device_keys.get(user_id).and_then(Value::as_object).unwrap_or(&none);
             // On the first look at its own account everything is new to a KeyBox.
             let looked_before = self.directory.find(&self.own).is_some();
             let update = self.directory.update(user_id, devices, now);
@@ -149,6 +149,9 @@ impl Engine {
                     self.changed.insert(RecordName::Room(room.room_id.clone()));
                 }
             }
+        }
+        for user_id in asked {
+            self.receive_identity(user_id, query, entropy, &mut notices)?;
         }
         self.changed.insert(RecordName::Directory);
         self.retry_inbox(now, entropy, &mut notices)?;

@@ -2,6 +2,7 @@
 
 mod contacts;
 mod exchange;
+mod identity;
 mod policy;
 mod refusals;
 mod rotation;

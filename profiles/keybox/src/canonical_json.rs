@@ -3,11 +3,12 @@
 //! <https://spec.matrix.org/v1.19/appendices/#canonical-json> and
 //! <https://spec.matrix.org/v1.19/appendices/#signing-json>.
 
+use openssl::pkey::{PKeyRef, Private};
 use serde_json::{Map, Value, json};
 
 use crate::encoding::{base64, from_base64};
 use crate::key_set::PrivateKeySet;
-use crate::primitives::{CryptoError, ed25519_verify};
+use crate::primitives::{CryptoError, ed25519_sign, ed25519_verify};
 
 /// The greatest magnitude of a number in canonical JSON, 2^53 - 1.
 pub const MAX_INTEGER: u64 = (1 << 53) - 1;
@@ -94,12 +95,22 @@ fn signed_bytes(object: &Map<String, Value>) -> Result<String, NotCanonical> {
 
 /// Adds the Ed25519 signature of `keys` to `object`, keeping the signatures of others.
 pub fn sign_json(keys: &PrivateKeySet, object: &mut Map<String, Value>) -> Result<(), JsonSignatureError> {
-    let signature = base64(&keys.sign(signed_bytes(object)?.as_bytes())?);
-    let key_id = format!("ed25519:{}", keys.keybox_id());
+    sign_json_with(&keys.ed25519, keys.user_id(), keys.keybox_id(), object)
+}
+
+/// As [`sign_json`], with any Ed25519 key of `user_id`, called `ed25519:<key_name>`.
+pub(crate) fn sign_json_with(
+    key: &PKeyRef<Private>,
+    user_id: &str,
+    key_name: &str,
+    object: &mut Map<String, Value>,
+) -> Result<(), JsonSignatureError> {
+    let signature = base64(&ed25519_sign(key, signed_bytes(object)?.as_bytes())?);
+    let key_id = format!("ed25519:{key_name}");
     let signatures = object.entry("signatures").or_insert_with(|| json!({}));
     let of_user = signatures
         .as_object_mut()
-        .map(|signatures| signatures.entry(keys.user_id()).or_insert_with(|| json!({})))
+        .map(|signatures| signatures.entry(user_id).or_insert_with(|| json!({})))
         .and_then(Value::as_object_mut)
         .ok_or(NotCanonical)?;
     of_user.insert(key_id, signature.into());

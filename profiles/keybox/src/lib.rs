@@ -17,6 +17,7 @@ pub mod encoding;
 mod entropy;
 pub mod envelope;
 pub mod fingerprint;
+pub mod identity;
 pub mod key_message;
 pub mod key_set;
 mod primitives;

@@ -36,8 +36,8 @@ fn changed_keys_of_a_contact_block_sending_until_they_are_accepted() {
     let now = world.now;
     let engine = &mut world.boxes.get_mut("A1").unwrap().engine;
     assert!(engine.contacts().iter().any(|contact| contact.user_id == user("B1") && contact.keys_changed()));
-    assert!(engine.accept(&user("C1"), now).is_empty());
-    let accepted = engine.accept(&user("B1"), now);
+    assert!(engine.accept(&user("C1"), now).keyboxes.is_empty());
+    let accepted = engine.accept(&user("B1"), now).keyboxes;
     assert_eq!(accepted.len(), 1);
     assert!(!accepted[0].verified, "who was verified was the owner of the old keys");
     world.boxes.get_mut("C1").unwrap().engine.accept(&user("B1"), now);
@@ -76,7 +76,7 @@ fn a_server_that_takes_the_change_back_does_not_lift_the_block() {
     assert!(matches!(prepare(&mut world, "A1"), Err(EncryptError::KeysChanged { .. })));
     let now = world.now;
     let before = world.boxes["A1"].engine.keyboxes(&user("B1"))[0].keys.clone();
-    let accepted = world.boxes.get_mut("A1").unwrap().engine.accept(&user("B1"), now);
+    let accepted = world.boxes.get_mut("A1").unwrap().engine.accept(&user("B1"), now).keyboxes;
     assert_eq!(accepted[0].keys, before);
     world.say("A1", "after");
     assert_eq!(world.texts("B1"), ["before", "after"]);

@@ -3,11 +3,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use keystead_keybox::canonical_json::sign_json;
+use keystead_keybox::identity::IdentityObjects;
 use keystead_keybox::key_message::{KeyMessage, ResourceKeyContent};
 use keystead_keybox::key_set::PrivateKeySet;
 use keystead_keybox::{OpensslEntropy, suite};
 
-use crate::engine::{Engine, KeyBoxAddress, Message, Notice, Outgoing, Readiness, Record};
+use crate::engine::{Engine, KeyBoxAddress, KeyQuery, Message, Notice, Outgoing, Readiness, Record};
 use crate::events::{DeviceLists, Events, JoinedRoom, RoomEvent, SyncResponse, Timeline, ToDeviceEvent};
 
 pub(super) const ROOM: &str = "!room";
@@ -28,6 +29,8 @@ pub(super) struct World {
     pub(super) boxes: BTreeMap<&'static str, KeyBox>,
     pub(super) events: Vec<RoomEvent>,
     device_keys: BTreeMap<String, Map<String, Value>>,
+    /// By usage, by user.
+    cross_signing: BTreeMap<&'static str, BTreeMap<String, Map<String, Value>>>,
     members: BTreeMap<String, String>,
     /// KeyBoxes of earlier software: their key sets name suite v1 only.
     old: Vec<&'static str>,
@@ -47,6 +50,7 @@ impl World {
             boxes: BTreeMap::new(),
             events: Vec::new(),
             device_keys: BTreeMap::new(),
+            cross_signing: BTreeMap::new(),
             members: BTreeMap::new(),
             old: Vec::new(),
             now: 1_000_000,
@@ -143,6 +147,38 @@ impl World {
         let forged = keys.device_keys().unwrap().into();
         self.device_keys.get_mut(&user(name)).unwrap().insert(name.to_owned(), forged);
         self.device_keys_changed(&user(name));
+    }
+
+    /// Makes the server show an identity.
+    pub(super) fn show_identity(&mut self, user_id: &str, objects: &IdentityObjects) {
+        let of_usage = [
+            ("master", &objects.master),
+            ("self_signing", &objects.self_signing),
+            ("user_signing", &objects.user_signing),
+        ];
+        for (usage, object) in of_usage {
+            let keys = self.cross_signing.entry(usage).or_default();
+            keys.insert(user_id.to_owned(), object.clone());
+        }
+        self.device_keys_changed(user_id);
+    }
+
+    fn add_signatures(&mut self, signatures: &Map<String, Value>) {
+        for (user_id, objects) in signatures {
+            for (name, signed) in objects.as_object().unwrap() {
+                let device = self.device_keys.get_mut(user_id).and_then(|devices| devices.get_mut(name));
+                let target = match device {
+                    Some(device) => device.as_object_mut().unwrap(),
+                    None => self.cross_signing.get_mut("master").unwrap().get_mut(user_id).unwrap(),
+                };
+                for (signer, made) in signed["signatures"].as_object().unwrap() {
+                    let all = target["signatures"].as_object_mut().unwrap();
+                    let of_signer = all.entry(signer).or_insert_with(|| json!({}));
+                    of_signer.as_object_mut().unwrap().extend(made.as_object().unwrap().clone());
+                }
+            }
+            self.device_keys_changed(user_id);
+        }
     }
 
     /// What the server shows as a KeyBox's key set.
@@ -256,11 +292,31 @@ impl World {
                 self.device_keys_changed(&user(name));
                 self.boxes.get_mut(name).unwrap().engine.keys_uploaded();
             }
+            Outgoing::UploadIdentity { objects } => {
+                let engine = &mut self.boxes.get_mut(name).unwrap().engine;
+                if self.cross_signing.get("master").is_some_and(|keys| keys.contains_key(&user(name))) {
+                    engine.identity_refused();
+                    return;
+                }
+                engine.identity_uploaded();
+                self.show_identity(&user(name), &objects);
+            }
+            Outgoing::UploadSignatures { signatures } => {
+                self.boxes.get_mut(name).unwrap().engine.signatures_uploaded();
+                self.add_signatures(&signatures);
+            }
             Outgoing::QueryKeys { users } => {
-                let answer = users.iter().filter_map(|user_id| {
-                    Some((user_id.clone(), Value::Object(self.device_keys.get(user_id)?.clone())))
-                });
-                let answer = answer.collect();
+                let of = |keys: &BTreeMap<String, Map<String, Value>>| {
+                    let asked = users.iter().filter(|user_id| keys.contains_key(*user_id));
+                    asked.map(|user_id| (user_id.clone(), keys[user_id].clone().into())).collect()
+                };
+                let cross_signing = |usage: &str| self.cross_signing.get(usage).map(of).unwrap_or_default();
+                let answer = KeyQuery {
+                    device_keys: of(&self.device_keys),
+                    master_keys: cross_signing("master"),
+                    self_signing_keys: cross_signing("self_signing"),
+                    user_signing_keys: cross_signing("user_signing"),
+                };
                 let one = self.boxes.get_mut(name).unwrap();
                 let notices = one.engine.receive_key_sets(&users, &answer, now, &mut OpensslEntropy).unwrap();
                 one.notices.extend(notices);
