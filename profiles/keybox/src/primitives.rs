@@ -1,14 +1,16 @@
 //! The primitives, each one call into OpenSSL. Nothing outside this crate touches a cipher.
 
+use std::sync::OnceLock;
+
 use openssl::cipher::{Cipher, CipherRef};
 use openssl::cipher_ctx::CipherCtx;
 use openssl::derive::Deriver;
 use openssl::error::ErrorStack;
-use openssl::hash::MessageDigest;
 use openssl::md::Md;
 use openssl::pkey::{Id, PKey, PKeyRef, Private, Public};
-use openssl::pkey_ctx::{HkdfMode, PkeyCtx};
+use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::Padding;
+use openssl::sha::Sha256;
 use openssl::sign::{Signer, Verifier};
 use openssl::symm;
 use zeroize::Zeroizing;
@@ -27,55 +29,47 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
 }
 
 /// HMAC-SHA-256 (RFC 2104) under `key` of all `parts`, one after the other.
-pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], CryptoError> {
-    let key = PKey::hmac(key)?;
-    let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
-    for part in parts {
-        signer.update(part)?;
-    }
-    let mut mac = [0; 32];
-    signer.sign(&mut mac)?;
-    Ok(mac)
+///
+/// Put together from OpenSSL's SHA-256: its own HMAC and HKDF look up and set up so much at each call that short messages would
+/// take ten times as long.
+pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    const BLOCK: usize = 64;
+    let mut padded = Zeroizing::new([0_u8; BLOCK]);
+    let hashed = Zeroizing::new(sha256(key));
+    let used = if key.len() > BLOCK { hashed.as_slice() } else { key };
+    padded.iter_mut().zip(used).for_each(|(byte, of_key)| *byte = *of_key);
+
+    let mut inner = Sha256::new();
+    padded.iter_mut().for_each(|byte| *byte ^= 0x36);
+    inner.update(padded.as_slice());
+    parts.iter().for_each(|part| inner.update(part));
+    let mut outer = Sha256::new();
+    padded.iter_mut().for_each(|byte| *byte ^= 0x36 ^ 0x5c);
+    outer.update(padded.as_slice());
+    outer.update(Zeroizing::new(inner.finish()).as_slice());
+    outer.finish()
 }
 
 /// HKDF-SHA-256 (RFC 5869) without a salt: 32 bytes from `secret` for the use named by `info`.
-pub(crate) fn hkdf_sha256(secret: &[u8], info: &str) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
-    hkdf(HkdfMode::EXTRACT_THEN_EXPAND, secret, &[], info.as_bytes())
+pub(crate) fn hkdf_sha256(secret: &[u8], info: &str) -> Zeroizing<[u8; 32]> {
+    hkdf_expand(&hkdf_extract(&[], &[secret]), &[info.as_bytes()])
 }
 
-/// The first step of HKDF-SHA-256: a key from `secret` and `salt`, which may be empty.
-pub(crate) fn hkdf_extract(secret: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
-    hkdf(HkdfMode::EXTRACT_ONLY, secret, salt, &[])
+/// The first step of HKDF-SHA-256: a key from a secret, in parts, and a salt, which may be empty.
+pub(crate) fn hkdf_extract(salt: &[u8], secret: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    Zeroizing::new(hmac_sha256(salt, secret))
 }
 
-/// The second step of HKDF-SHA-256: `N` bytes from the key that [`hkdf_extract`] made.
-pub(crate) fn hkdf_expand<const N: usize>(
-    key: &[u8; 32],
-    info: &[u8],
-) -> Result<Zeroizing<[u8; N]>, CryptoError> {
-    hkdf(HkdfMode::EXPAND_ONLY, key, &[], info)
-}
-
-fn hkdf<const N: usize>(
-    mode: HkdfMode,
-    secret: &[u8],
-    salt: &[u8],
-    info: &[u8],
-) -> Result<Zeroizing<[u8; N]>, CryptoError> {
-    let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
-    derivation.derive_init()?;
-    derivation.set_hkdf_mode(mode)?;
-    derivation.set_hkdf_md(Md::sha256())?;
-    derivation.set_hkdf_key(secret)?;
-    if !salt.is_empty() {
-        derivation.set_hkdf_salt(salt)?;
-    }
-    if !info.is_empty() {
-        derivation.add_hkdf_info(info)?;
-    }
+/// The second step of HKDF-SHA-256: `N` bytes, up to 32, from the key that [`hkdf_extract`] made, for the use named by
+/// `info`, in parts.
+pub(crate) fn hkdf_expand<const N: usize>(key: &[u8; 32], info: &[&[u8]]) -> Zeroizing<[u8; N]> {
+    const { assert!(N <= 32, "one block of the expansion is all that is here") };
+    let mut parts = info.to_vec();
+    parts.push(&[1]);
+    let block = Zeroizing::new(hmac_sha256(key, &parts));
     let mut output = Zeroizing::new([0; N]);
-    derivation.derive(Some(output.as_mut_slice()))?;
-    Ok(output)
+    output.iter_mut().zip(block.iter()).for_each(|(byte, of_block)| *byte = *of_block);
+    output
 }
 
 /// X25519 (RFC 7748). An error if `public` is a point of low order: OpenSSL refuses a result of zeros (section 6.1).
@@ -119,7 +113,7 @@ pub(crate) fn ed25519_verify(
 /// AES-256 in output feedback mode, in place. Encryption and decryption are the same operation.
 pub(crate) fn aes_256_ofb(key: &[u8; 32], iv: &[u8; 16], data: &mut [u8]) -> Result<(), CryptoError> {
     let mut cipher = CipherCtx::new()?;
-    cipher.encrypt_init(Some(Cipher::aes_256_ofb()), Some(key), Some(iv))?;
+    cipher.encrypt_init(Some(ofb()?), Some(key), Some(iv))?;
     Ok(update(&mut cipher, data)?)
 }
 
@@ -136,7 +130,7 @@ pub(crate) fn aes_256_gcm_seal(
     data: &mut [u8],
 ) -> Result<[u8; 16], CryptoError> {
     let mut cipher = CipherCtx::new()?;
-    cipher.encrypt_init(Some(gcm()), Some(key), Some(nonce))?;
+    cipher.encrypt_init(Some(gcm()?), Some(key), Some(nonce))?;
     cipher.cipher_update(associated, None)?;
     update(&mut cipher, data)?;
     cipher.cipher_final(&mut [])?;
@@ -156,7 +150,7 @@ pub(crate) fn aes_256_gcm_open(
 ) -> Result<(), CryptoError> {
     let mut open = || -> Result<(), ErrorStack> {
         let mut cipher = CipherCtx::new()?;
-        cipher.decrypt_init(Some(gcm()), Some(key), Some(nonce))?;
+        cipher.decrypt_init(Some(gcm()?), Some(key), Some(nonce))?;
         cipher.set_tag(tag)?;
         cipher.cipher_update(associated, None)?;
         update(&mut cipher, data)?;
@@ -170,8 +164,25 @@ pub(crate) fn aes_256_gcm_open(
     })
 }
 
-fn gcm() -> &'static CipherRef {
-    Cipher::aes_256_gcm()
+fn gcm() -> Result<&'static CipherRef, ErrorStack> {
+    static GCM: OnceLock<Cipher> = OnceLock::new();
+    fetched(&GCM, "AES-256-GCM")
+}
+
+fn ofb() -> Result<&'static CipherRef, ErrorStack> {
+    static OFB: OnceLock<Cipher> = OnceLock::new();
+    fetched(&OFB, "AES-256-OFB")
+}
+
+/// A cipher that is looked up in OpenSSL's providers once, not at each use.
+fn fetched(cell: &'static OnceLock<Cipher>, name: &str) -> Result<&'static CipherRef, ErrorStack> {
+    match cell.get() {
+        Some(cipher) => Ok(cipher),
+        None => {
+            let cipher = Cipher::fetch(None, name, None)?;
+            Ok(cell.get_or_init(|| cipher))
+        }
+    }
 }
 
 /// Runs a stream cipher over `data` in place.
@@ -238,25 +249,38 @@ mod tests {
 
     #[test]
     fn hkdf_matches_rfc_5869_test_case_3() {
-        let output = hkdf_sha256(&[0x0b; 22], "").unwrap();
+        let output = hkdf_sha256(&[0x0b; 22], "");
         assert_eq!(hex(&*output), "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d");
     }
 
     #[test]
     fn the_steps_of_hkdf_match_rfc_5869_test_case_1() {
         let salt = from_hex::<13>("000102030405060708090a0b0c").unwrap();
-        let key = hkdf_extract(&[0x0b; 22], &*salt).unwrap();
+        let key = hkdf_extract(&*salt, &[&[0x0b; 10], &[0x0b; 12]]);
         assert_eq!(hex(&*key), "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5");
         let info = from_hex::<10>("f0f1f2f3f4f5f6f7f8f9").unwrap();
-        let output = hkdf_expand::<42>(&key, &*info).unwrap();
-        let expected = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865";
-        assert_eq!(hex(&*output), expected);
+        let output = hkdf_expand::<32>(&key, &[&info[..4], &info[4..]]);
+        assert_eq!(hex(&*output), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf");
+        assert_eq!(hkdf_expand::<12>(&key, &[&*info])[..], output[..12]);
     }
 
     #[test]
-    fn hmac_matches_rfc_4231_test_case_2() {
-        let mac = hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"]).unwrap();
-        assert_eq!(hex(&mac), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    fn hmac_matches_rfc_4231() {
+        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(hex(&hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"])), expected, "2");
+        let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
+        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
+        assert_eq!(hex(&hmac_sha256(&[0xaa; 131], &[text])), expected, "6");
+    }
+
+    #[test]
+    fn hmac_is_that_of_openssl_for_keys_of_every_length() {
+        for length in 1..200 {
+            let key = vec![0x5a; length];
+            let pkey = PKey::hmac(&key).unwrap();
+            let mut signer = Signer::new(openssl::hash::MessageDigest::sha256(), &pkey).unwrap();
+            assert_eq!(hmac_sha256(&key, &[&key]).to_vec(), signer.sign_oneshot_to_vec(&key).unwrap());
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Vault {
     /// The vault of a KeyBox: its key is HKDF of the Ed25519 private key.
     pub fn new(keys: &PrivateKeySet) -> Result<Self, CryptoError> {
         let secret = Zeroizing::new(keys.ed25519.raw_private_key().map_err(CryptoError::from)?);
-        Ok(Self(hkdf_sha256(&secret, "com.trustner.keybox.vault")?))
+        Ok(Self(hkdf_sha256(&secret, "com.trustner.keybox.vault")))
     }
 
     /// Seals a record under its name: nonce, ciphertext, tag. A record does not open under another name.

@@ -90,23 +90,23 @@ fn own_values(
     match suite.id {
         suite::V1 => vec![
             ("recipient_rsa_private_pkcs8", base64(&bob.rsa.private_key_to_pkcs8().unwrap())),
-            ("mac_key_hex", hex(&*v1::mac_key(key).unwrap())),
+            ("mac_key_hex", hex(&*v1::mac_key(key))),
         ],
         suite::V2 => {
             let enc = wrap.first_chunk::<32>().unwrap();
             let dh = x25519(&bob.x25519, enc).unwrap();
-            let shared = hpke::shared_secret(&dh, enc, &x25519_public(&bob.x25519).unwrap()).unwrap();
+            let shared = hpke::shared_secret(&dh, enc, &x25519_public(&bob.x25519).unwrap());
             let info = wrap_context(suite, &key.id(ROOM)).to_bytes();
-            let context = hpke::key_schedule(&shared, &info).unwrap();
+            let context = hpke::key_schedule(&shared, &info);
             vec![
                 ("recipient_x25519_private_hex", hex(&bob.x25519.raw_private_key().unwrap())),
                 ("hpke_enc_hex", hex(enc)),
                 ("hpke_dh_hex", hex(&*dh)),
                 ("hpke_shared_secret_hex", hex(&*shared)),
-                ("hpke_key_schedule_context_hex", hex(&hpke::key_schedule_context(&info).unwrap())),
+                ("hpke_key_schedule_context_hex", hex(&hpke::key_schedule_context(&info))),
                 ("hpke_key_hex", hex(&*context.key)),
                 ("hpke_base_nonce_hex", hex(&*context.base_nonce)),
-                ("content_key_hex", hex(&*v2::content_key(key).unwrap())),
+                ("content_key_hex", hex(&*v2::content_key(key))),
             ]
         }
         other => panic!("no vectors for {other}"),

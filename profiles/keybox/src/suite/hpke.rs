@@ -48,7 +48,7 @@ fn seal_with(
     let ephemeral = PKey::private_key_from_raw_bytes(ephemeral, Id::X25519)?;
     let enc = x25519_public(&ephemeral)?;
     let dh = x25519(&ephemeral, recipient)?;
-    let context = key_schedule(&*shared_secret(&dh, &enc, recipient)?, info)?;
+    let context = key_schedule(&shared_secret(&dh, &enc, recipient), info);
     let mut ciphertext = Zeroizing::new(plaintext.to_vec());
     let tag = aes_256_gcm_seal(&context.key, &context.base_nonce, aad, &mut ciphertext)?;
     Ok([&enc[..], &ciphertext, &tag].concat())
@@ -65,7 +65,7 @@ fn open_with(
     // Fails for an `enc` of low order, as section 7.1.4 demands.
     let dh = x25519(recipient, enc).map_err(|_| OpenError::NotAuthentic)?;
     let own = x25519_public(recipient)?;
-    let context = key_schedule(&*shared_secret(&dh, enc, &own)?, info)?;
+    let context = key_schedule(&shared_secret(&dh, enc, &own), info);
     let mut plaintext = Zeroizing::new(ciphertext.to_vec());
     aes_256_gcm_open(&context.key, &context.base_nonce, aad, &mut plaintext, tag)
         .map_err(|_| OpenError::NotAuthentic)?;
@@ -73,12 +73,8 @@ fn open_with(
 }
 
 /// `ExtractAndExpand` of section 4.1, with `kem_context` = `enc || pkRm`.
-pub(crate) fn shared_secret(
-    dh: &[u8; 32],
-    enc: &[u8; 32],
-    recipient: &[u8; 32],
-) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
-    let eae_prk = labeled_extract(&[], KEM_SUITE_ID, "eae_prk", dh)?;
+pub(crate) fn shared_secret(dh: &[u8; 32], enc: &[u8; 32], recipient: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+    let eae_prk = labeled_extract(&[], KEM_SUITE_ID, "eae_prk", dh);
     labeled_expand(&eae_prk, KEM_SUITE_ID, "shared_secret", &[&enc[..], recipient].concat())
 }
 
@@ -89,31 +85,25 @@ pub(crate) struct Context {
 }
 
 /// `KeySchedule` of section 5.1 in base mode: `psk` and `psk_id` are empty.
-pub(crate) fn key_schedule(shared_secret: &[u8; 32], info: &[u8]) -> Result<Context, CryptoError> {
-    let secret = labeled_extract(shared_secret, HPKE_SUITE_ID, "secret", &[])?;
-    let key_schedule_context = key_schedule_context(info)?;
-    Ok(Context {
-        key: labeled_expand(&secret, HPKE_SUITE_ID, "key", &key_schedule_context)?,
-        base_nonce: labeled_expand(&secret, HPKE_SUITE_ID, "base_nonce", &key_schedule_context)?,
-    })
+pub(crate) fn key_schedule(shared_secret: &[u8; 32], info: &[u8]) -> Context {
+    let secret = labeled_extract(shared_secret, HPKE_SUITE_ID, "secret", &[]);
+    let key_schedule_context = key_schedule_context(info);
+    Context {
+        key: labeled_expand(&secret, HPKE_SUITE_ID, "key", &key_schedule_context),
+        base_nonce: labeled_expand(&secret, HPKE_SUITE_ID, "base_nonce", &key_schedule_context),
+    }
 }
 
 /// `concat(mode, psk_id_hash, info_hash)`
-pub(crate) fn key_schedule_context(info: &[u8]) -> Result<Vec<u8>, CryptoError> {
-    let psk_id_hash = labeled_extract(&[], HPKE_SUITE_ID, "psk_id_hash", &[])?;
-    let info_hash = labeled_extract(&[], HPKE_SUITE_ID, "info_hash", info)?;
-    Ok([&[MODE_BASE], &psk_id_hash[..], &info_hash[..]].concat())
+pub(crate) fn key_schedule_context(info: &[u8]) -> Vec<u8> {
+    let psk_id_hash = labeled_extract(&[], HPKE_SUITE_ID, "psk_id_hash", &[]);
+    let info_hash = labeled_extract(&[], HPKE_SUITE_ID, "info_hash", info);
+    [&[MODE_BASE], &psk_id_hash[..], &info_hash[..]].concat()
 }
 
 /// `LabeledExtract` of section 4.
-fn labeled_extract(
-    salt: &[u8],
-    suite_id: &[u8],
-    label: &str,
-    ikm: &[u8],
-) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
-    let labeled_ikm = Zeroizing::new([b"HPKE-v1", suite_id, label.as_bytes(), ikm].concat());
-    hkdf_extract(&labeled_ikm, salt)
+fn labeled_extract(salt: &[u8], suite_id: &[u8], label: &str, ikm: &[u8]) -> Zeroizing<[u8; 32]> {
+    hkdf_extract(salt, &[b"HPKE-v1", suite_id, label.as_bytes(), ikm])
 }
 
 /// `LabeledExpand` of section 4, `L` = `N` bytes.
@@ -122,9 +112,9 @@ fn labeled_expand<const N: usize>(
     suite_id: &[u8],
     label: &str,
     info: &[u8],
-) -> Result<Zeroizing<[u8; N]>, CryptoError> {
+) -> Zeroizing<[u8; N]> {
     let length = u16::try_from(N).unwrap_or(u16::MAX).to_be_bytes();
-    hkdf_expand(prk, &[&length, &b"HPKE-v1"[..], suite_id, label.as_bytes(), info].concat())
+    hkdf_expand(prk, &[&length, b"HPKE-v1", suite_id, label.as_bytes(), info])
 }
 
 #[cfg(test)]
@@ -161,16 +151,16 @@ mod tests {
         assert_eq!(hex(&enc), ENC);
         let dh = x25519(&key(SK_EM), &public).unwrap();
         assert_eq!(dh, x25519(&key(SK_RM), &enc).unwrap());
-        let shared = shared_secret(&dh, &enc, &public).unwrap();
+        let shared = shared_secret(&dh, &enc, &public);
         assert_eq!(hex(&*shared), "3101c54c3a4f87439eaac080699ed9bbcc726ffe44e860c0424ccb7e3e2ead7b");
         assert_eq!(
-            hex(&key_schedule_context(INFO).unwrap()),
+            hex(&key_schedule_context(INFO)),
             "004ce5472ecdd5093ba0aecb8f871ff13f1fbc90ee76f0e18ace1a1b7e565bafa3\
              06f6ef962c9ee7cea40407b5d60f0f26990472faae3ac44c78366f1cac1ecde1"
         );
-        let secret = labeled_extract(&*shared, HPKE_SUITE_ID, "secret", &[]).unwrap();
+        let secret = labeled_extract(&*shared, HPKE_SUITE_ID, "secret", &[]);
         assert_eq!(hex(&*secret), "2058ac9b02c1f52c1aaf08bedbec9198219751a94ef67b7d5f0c8b6e2b54ebfb");
-        let context = key_schedule(&shared, INFO).unwrap();
+        let context = key_schedule(&shared, INFO);
         assert_eq!(hex(&*context.key), "f50b0609186798729ed0564b36ef2ef8044f1f9d05636874d1f46c819c7a669f");
         assert_eq!(hex(&*context.base_nonce), "151d9929e2449747889bc923");
     }

@@ -4,6 +4,7 @@
 //! part of the suite, compared in constant time, and checked before anything is decrypted.
 
 use openssl::pkey::PKey;
+use openssl::rsa::Rsa;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
@@ -28,7 +29,9 @@ fn wrap(
     context: &WrapContext<'_>,
     _entropy: &mut dyn Entropy,
 ) -> Result<Vec<u8>, WrapError> {
-    let public = PKey::public_key_from_der(&recipient.rsa).map_err(CryptoError::from)?;
+    // By way of the RSA type, which reads its one format directly; a general key would be tried as every type there is.
+    let public = Rsa::public_key_from_der(&recipient.rsa).map_err(CryptoError::from)?;
+    let public = PKey::from_rsa(public).map_err(CryptoError::from)?;
     Ok(rsa_oaep_encrypt(&public, &context.to_bytes(), key.as_bytes())?)
 }
 
@@ -46,13 +49,13 @@ fn seal(
 ) -> Result<Sealed, CryptoError> {
     let iv: [u8; 16] = random(entropy)?;
     aes_256_ofb(key.as_bytes(), &iv, &mut content)?;
-    let mac = mac(key, context, &iv, &content)?;
+    let mac = mac(key, context, &iv, &content);
     Ok(Sealed { iv: iv.to_vec(), ciphertext: content, mac: mac.to_vec() })
 }
 
 fn open(key: &ResourceKey, context: &[u8], sealed: Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let iv = <[u8; 16]>::try_from(sealed.iv.as_slice()).map_err(|_| OpenError::NotAuthentic)?;
-    let expected = mac(key, context, &iv, &sealed.ciphertext)?;
+    let expected = mac(key, context, &iv, &sealed.ciphertext);
     if !bool::from(expected.ct_eq(&sealed.mac)) {
         return Err(OpenError::NotAuthentic);
     }
@@ -62,13 +65,13 @@ fn open(key: &ResourceKey, context: &[u8], sealed: Sealed) -> Result<Zeroizing<V
 }
 
 /// HMAC-SHA-256 over the fields label, context, IV, ciphertext.
-fn mac(key: &ResourceKey, context: &[u8], iv: &[u8; 16], ciphertext: &[u8]) -> Result<[u8; 32], CryptoError> {
+fn mac(key: &ResourceKey, context: &[u8], iv: &[u8; 16], ciphertext: &[u8]) -> [u8; 32] {
     let head = Fields::new("com.trustner.keybox.v1.mac").bytes(context).bytes(iv).length_of(ciphertext);
-    hmac_sha256(&*mac_key(key)?, &[head.as_slice(), ciphertext])
+    hmac_sha256(mac_key(key).as_slice(), &[head.as_slice(), ciphertext])
 }
 
 /// The MAC has its own key, so that the resource key serves one primitive only.
-pub(crate) fn mac_key(key: &ResourceKey) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+pub(crate) fn mac_key(key: &ResourceKey) -> Zeroizing<[u8; 32]> {
     hkdf_sha256(key.as_bytes(), "com.trustner.keybox.v1.mac_key")
 }
 

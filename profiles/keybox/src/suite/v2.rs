@@ -37,7 +37,7 @@ fn seal(
     entropy: &mut dyn Entropy,
 ) -> Result<Sealed, CryptoError> {
     let nonce: [u8; 12] = random(entropy)?;
-    let tag = aes_256_gcm_seal(&*content_key(key)?, &nonce, context, &mut content)?;
+    let tag = aes_256_gcm_seal(&content_key(key), &nonce, context, &mut content)?;
     Ok(Sealed { iv: nonce.to_vec(), ciphertext: content, mac: tag.to_vec() })
 }
 
@@ -45,12 +45,12 @@ fn open(key: &ResourceKey, context: &[u8], sealed: Sealed) -> Result<Zeroizing<V
     let nonce = <[u8; 12]>::try_from(sealed.iv.as_slice()).map_err(|_| OpenError::NotAuthentic)?;
     let tag = <[u8; 16]>::try_from(sealed.mac.as_slice()).map_err(|_| OpenError::NotAuthentic)?;
     let mut content = Zeroizing::new(sealed.ciphertext);
-    aes_256_gcm_open(&*content_key(key)?, &nonce, context, &mut content, &tag)
+    aes_256_gcm_open(&content_key(key), &nonce, context, &mut content, &tag)
         .map_err(|_| OpenError::NotAuthentic)?;
     Ok(content)
 }
 
 /// Content has its own key, so that the resource key itself serves no primitive of this suite.
-pub(crate) fn content_key(key: &ResourceKey) -> Result<Zeroizing<[u8; 32]>, CryptoError> {
+pub(crate) fn content_key(key: &ResourceKey) -> Zeroizing<[u8; 32]> {
     hkdf_sha256(key.as_bytes(), "com.trustner.keybox.v2.content_key")
 }
