@@ -4,6 +4,7 @@ mod account;
 mod contacts;
 mod failure;
 mod files;
+mod interchange;
 mod log;
 mod output;
 mod people;
@@ -212,6 +213,25 @@ enum Command {
         #[arg(required = true)]
         ids: Vec<u64>,
     },
+    /// Write resource keys into a file, sealed with a passphrase, to move or keep them
+    ExportKeys {
+        /// The file; must not be there yet
+        file: PathBuf,
+        /// Only of this room: its id or name; may be repeated
+        #[arg(long = "room", value_name = "ROOM")]
+        rooms: Vec<String>,
+        /// Passphrase of the file, at least 12 characters; asked for if not given
+        #[arg(long, env = "KEYBOX_FILE_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
+        file_passphrase: Option<String>,
+    },
+    /// Take in resource keys from such a file, for reading
+    ImportKeys {
+        /// The file
+        file: PathBuf,
+        /// Its passphrase; asked for if not given
+        #[arg(long, env = "KEYBOX_FILE_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
+        file_passphrase: Option<String>,
+    },
     /// Show this KeyBox's contact code, for others to scan
     Qr {
         /// Write it to this file, as PNG
@@ -338,6 +358,12 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         }
         Command::Refuse { ids } => {
             policy::decide(client, output, ids, Some(Decision::Refused)).await?;
+        }
+        Command::ExportKeys { file, rooms, file_passphrase } => {
+            interchange::export(client, output, file, rooms, file_passphrase.as_deref()).await?;
+        }
+        Command::ImportKeys { file, file_passphrase } => {
+            interchange::import(client, output, file, file_passphrase.as_deref()).await?;
         }
         Command::Qr { png, svg, light } => {
             let file = contacts::CodeFile { png: png.as_deref(), svg: svg.as_deref(), light: *light };

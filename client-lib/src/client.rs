@@ -8,6 +8,7 @@ mod audit;
 mod contacts;
 mod error;
 mod history;
+mod interchange;
 mod policy;
 mod session;
 mod suites;

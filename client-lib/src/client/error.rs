@@ -1,6 +1,7 @@
 //! What a caller of [`super::Client`] can do something about.
 
 use keystead_keybox::CryptoError;
+use keystead_keybox::interchange::InterchangeError;
 use keystead_keybox::sealed_keys::SealedKeysError;
 
 use super::attachments::FileError;
@@ -30,6 +31,9 @@ pub enum ClientError {
     /// A file cannot be sent or saved.
     #[error(transparent)]
     File(#[from] FileError),
+    /// An interchange file cannot be written or read.
+    #[error(transparent)]
+    Interchange(#[from] InterchangeError),
     /// New keys could not be made.
     #[error("the KeyBox's keys could not be made")]
     Keys(#[from] CryptoError),

@@ -81,7 +81,7 @@ impl Engine {
                 RecordName::Room(room_id) => self.rooms.get(room_id).map(serde_json::to_vec),
                 RecordName::Directory => Some(serde_json::to_vec(&self.directory)),
                 RecordName::Exchange => Some(serde_json::to_vec(&self.exchange)),
-                RecordName::Identity => self.identity.as_ref().map(serde_json::to_vec),
+                RecordName::Identity => Some(serde_json::to_vec(&self.identity)),
                 RecordName::Policies => Some(serde_json::to_vec(&self.policies)),
             };
             if let Some(json) = json {

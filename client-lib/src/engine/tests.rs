@@ -3,6 +3,7 @@
 mod contacts;
 mod exchange;
 mod identity;
+mod interchange;
 mod policy;
 mod refusals;
 mod rotation;

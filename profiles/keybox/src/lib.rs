@@ -18,6 +18,7 @@ mod entropy;
 pub mod envelope;
 pub mod fingerprint;
 pub mod identity;
+pub mod interchange;
 pub mod key_message;
 pub mod key_set;
 mod primitives;

@@ -103,6 +103,11 @@ fn a_server_cannot_vouch_for_a_keybox_of_its_own() {
     assert!(!is_verified(&world, "A1", "B9"));
     assert!(!world.boxes["B1"].engine.contacts().is_empty());
     assert!(world.notices("B1").contains(&Notice::IdentityChanged { user_id: user("B1") }));
+    // If it was B's own doing elsewhere after all, the private keys here are of no more use.
+    let now = world.now;
+    assert!(world.boxes.get_mut("B1").unwrap().engine.accept(&user("B1"), now).identity);
+    world.restart("B1");
+    assert!(!world.boxes["B1"].engine.holds_identity());
 }
 
 #[test]
