@@ -6,7 +6,7 @@
 //! ([`sealed_keys`], [`vault`]). `SPEC.md` beside it gives every byte layout; `vectors/` gives values to compare with.
 //!
 //! It is the only user of OpenSSL's ciphers in this product. Randomness comes in through [`Entropy`], except for
-//! RSA key generation and the OAEP seed, which OpenSSL draws from the same generator itself.
+//! RSA key generation, which OpenSSL does with the same generator itself.
 
 pub mod attachment;
 pub mod audit_log;

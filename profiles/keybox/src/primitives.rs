@@ -9,11 +9,13 @@ use openssl::error::ErrorStack;
 use openssl::md::Md;
 use openssl::pkey::{Id, PKey, PKeyRef, Private, Public};
 use openssl::pkey_ctx::PkeyCtx;
-use openssl::rsa::Padding;
+use openssl::rsa::{Padding, RsaRef};
 use openssl::sha::Sha256;
 use openssl::sign::{Signer, Verifier};
 use openssl::symm;
 use zeroize::Zeroizing;
+
+use crate::entropy::{Entropy, random};
 
 /// What OpenSSL is given at once: it counts bytes in a C `int`.
 const CHUNK: usize = 1 << 30;
@@ -194,18 +196,44 @@ fn update(cipher: &mut CipherCtx, data: &mut [u8]) -> Result<(), ErrorStack> {
     Ok(())
 }
 
-/// RSA-OAEP with SHA-256 as both hashes and a label; OpenSSL draws the seed.
+/// Bytes of a modulus of 2048 bits.
+const RSA_BYTES: usize = 256;
+/// Bytes of OAEP's data block: all but a zero and the seed.
+const OAEP_BLOCK: usize = RSA_BYTES - 1 - 32;
+
+/// RSA-OAEP (RFC 8017, section 7.1.1) for a modulus of 2048 bits, with SHA-256 as both hashes, a label, and a seed from
+/// `entropy`. An error if the modulus or `data` is too long.
+///
+/// The encoding is done here, since OpenSSL's own way to it costs more than the RSA operation.
 pub(crate) fn rsa_oaep_encrypt(
-    key: &PKeyRef<Public>,
+    key: &RsaRef<Public>,
     label: &[u8],
     data: &[u8],
+    entropy: &mut dyn Entropy,
 ) -> Result<Vec<u8>, CryptoError> {
-    let mut encryption = PkeyCtx::new(key)?;
-    encryption.encrypt_init()?;
-    oaep_sha256(&mut encryption, label)?;
-    let mut wrapped = Vec::new();
-    encryption.encrypt_to_vec(data, &mut wrapped)?;
+    let seed = Zeroizing::new(random::<32>(entropy)?);
+    // EM = 0x00 || maskedSeed || maskedDB, DB = lHash || PS || 0x01 || M. With too long a message no RSA operation fits it.
+    let padding = vec![0; OAEP_BLOCK.saturating_sub(32 + 1 + data.len())];
+    let mut block = Zeroizing::new([&sha256(label)[..], &padding, &[1], data].concat());
+    mgf1_xor(seed.as_slice(), &mut block);
+    let mut masked_seed = seed;
+    mgf1_xor(&block, masked_seed.as_mut_slice());
+    let encoded = Zeroizing::new([&[0], masked_seed.as_slice(), &block].concat());
+    let mut wrapped = vec![0; RSA_BYTES.max(usize::try_from(key.size()).unwrap_or(RSA_BYTES))];
+    let length = key.public_encrypt(&encoded, &mut wrapped, Padding::NONE)?;
+    wrapped.truncate(length);
     Ok(wrapped)
+}
+
+/// Adds the mask MGF1 with SHA-256 (RFC 8017, appendix B.2.1) to `data`.
+fn mgf1_xor(seed: &[u8], data: &mut [u8]) {
+    for (counter, part) in (0_u32..).zip(data.chunks_mut(32)) {
+        let mut hash = Sha256::new();
+        hash.update(seed);
+        hash.update(&counter.to_be_bytes());
+        let mask = Zeroizing::new(hash.finish());
+        part.iter_mut().zip(mask.iter()).for_each(|(byte, of_mask)| *byte ^= of_mask);
+    }
 }
 
 /// Opens [`rsa_oaep_encrypt`]; the error is the same whatever was wrong.
@@ -296,6 +324,26 @@ mod tests {
         let shared = x25519(&private, &peer).unwrap();
         assert_eq!(hex(&*shared), "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
         assert!(x25519(&private, &[0; 32]).is_err());
+    }
+
+    #[test]
+    fn openssl_opens_what_oaep_wraps_with_this_label_only() {
+        let rsa = openssl::rsa::Rsa::generate(2048).unwrap();
+        let public = openssl::rsa::Rsa::public_key_from_der(&rsa.public_key_to_der().unwrap()).unwrap();
+        let private = PKey::from_rsa(rsa).unwrap();
+        // RFC 8017: at most k - 2 hLen - 2 bytes.
+        for length in [0, 1, 32, 190] {
+            let data = vec![7; length];
+            let wrapped = rsa_oaep_encrypt(&public, b"label", &data, &mut crate::OpensslEntropy).unwrap();
+            assert_eq!(*rsa_oaep_decrypt(&private, b"label", &wrapped).unwrap(), data);
+            assert!(rsa_oaep_decrypt(&private, b"lapel", &wrapped).is_err());
+            let again = rsa_oaep_encrypt(&public, b"label", &data, &mut crate::OpensslEntropy).unwrap();
+            assert_ne!(wrapped, again);
+        }
+        rsa_oaep_encrypt(&public, b"label", &[7; 191], &mut crate::OpensslEntropy).unwrap_err();
+        let long = openssl::rsa::Rsa::generate(3072).unwrap();
+        let long = openssl::rsa::Rsa::public_key_from_der(&long.public_key_to_der().unwrap()).unwrap();
+        rsa_oaep_encrypt(&long, b"label", &[7; 32], &mut crate::OpensslEntropy).unwrap_err();
     }
 
     #[test]

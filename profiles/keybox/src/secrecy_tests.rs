@@ -91,6 +91,10 @@ fn debug_shows_no_secret() {
         content: serde_json::json!({ "body": "text" }),
     };
     secrets.assert_hidden(&secrets.keys);
+    let shown = format!("{:?} {:?} {:?}", secrets.keys, secrets.key, Vault::new(&secrets.keys).unwrap());
+    for named in ["user_id: \"@a:x\", keybox_id: \"A\", ..", "ResourceKey(redacted)", "Vault(redacted)"] {
+        assert!(shown.contains(named), "{shown} does not say {named}");
+    }
     secrets.assert_hidden(&secrets.keys.public().unwrap());
     secrets.assert_hidden(&secrets.key);
     secrets.assert_hidden(&secrets.key.id("!r"));

@@ -113,8 +113,8 @@ fn own_values(
     }
 }
 
-/// Writes the vectors of one suite anew, named by its version in `KEYBOX_VECTORS`. RSA keys and OAEP seeds differ each
-/// time, so this is for a new suite or a change of the profile only.
+/// Writes the vectors of one suite anew, named by its version in `KEYBOX_VECTORS`. RSA keys differ each time, so this is for a
+/// new suite or a change of the profile only.
 #[test]
 #[ignore = "rewrites checked-in vectors"]
 fn regenerate() {
@@ -250,7 +250,7 @@ fn the_same_randomness_gives_the_same_envelope_and_the_same_hpke_wrap() {
         for _ in 0..5 {
             entropy.fill(&mut [0; 32]).unwrap();
         }
-        // OpenSSL draws the seed of OAEP itself.
+        // The seed of OAEP in v1.json was OpenSSL's own.
         if suite.id != suite::V1 {
             let id = key.id(ROOM);
             let context = wrap_context(suite, &id);

@@ -3,7 +3,6 @@
 //! OFB is a stream cipher: whoever carries the ciphertext can flip any bit of the plaintext. The MAC is therefore
 //! part of the suite, compared in constant time, and checked before anything is decrypted.
 
-use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
@@ -27,12 +26,11 @@ fn wrap(
     key: &ResourceKey,
     recipient: &PublicKeySet,
     context: &WrapContext<'_>,
-    _entropy: &mut dyn Entropy,
+    entropy: &mut dyn Entropy,
 ) -> Result<Vec<u8>, WrapError> {
-    // By way of the RSA type, which reads its one format directly; a general key would be tried as every type there is.
+    // The RSA type reads its one format directly; a general key would be tried as every type there is.
     let public = Rsa::public_key_from_der(&recipient.rsa).map_err(CryptoError::from)?;
-    let public = PKey::from_rsa(public).map_err(CryptoError::from)?;
-    Ok(rsa_oaep_encrypt(&public, &context.to_bytes(), key.as_bytes())?)
+    Ok(rsa_oaep_encrypt(&public, &context.to_bytes(), key.as_bytes(), entropy)?)
 }
 
 fn unwrap(wrapped: &[u8], keys: &PrivateKeySet, context: &WrapContext<'_>) -> Result<ResourceKey, OpenError> {
@@ -93,8 +91,8 @@ mod tests {
             recipient: "@a:x",
             recipient_keybox: "A",
         };
-        let public = PKey::public_key_from_der(&keys.public().unwrap().rsa).unwrap();
-        let wrapped = rsa_oaep_encrypt(&public, &context.to_bytes(), &[1; 31]).unwrap();
+        let public = Rsa::public_key_from_der(&keys.public().unwrap().rsa).unwrap();
+        let wrapped = rsa_oaep_encrypt(&public, &context.to_bytes(), &[1; 31], &mut OpensslEntropy).unwrap();
         assert!(matches!(unwrap(&wrapped, &keys, &context), Err(OpenError::NotAuthentic)));
     }
 }
