@@ -263,6 +263,71 @@ async fn an_address_can_be_reserved_and_used_once_by_its_owner() {
     bob.send(create()).await.ok();
 }
 
+/// A PNG of one grey, said to have another size, with its rows stored rather than compressed.
+fn grey_png(width: u32, height: u32, told: (u32, u32)) -> Vec<u8> {
+    let row = [vec![0], vec![128; usize::try_from(width).expect("small")]].concat();
+    let rows = row.repeat(usize::try_from(height).expect("small"));
+    let mut zlib = vec![0x78, 1];
+    let count = rows.chunks(65_535).count();
+    for (number, block) in rows.chunks(65_535).enumerate() {
+        let length = u16::try_from(block.len()).expect("a block");
+        zlib.push(u8::from(number + 1 == count));
+        zlib.extend([length.to_le_bytes(), (!length).to_le_bytes()].concat());
+        zlib.extend(block);
+    }
+    let (a, b) = rows.iter().fold((1_u32, 0_u32), |(a, b), byte| {
+        let a = (a + u32::from(*byte)) % 65_521;
+        (a, (b + a) % 65_521)
+    });
+    zlib.extend((b << 16 | a).to_be_bytes());
+    let head = [&told.0.to_be_bytes()[..], &told.1.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (kind, data) in [(b"IHDR", &head), (b"IDAT", &zlib), (b"IEND", &Vec::new())] {
+        let chunk = [&kind[..], data].concat();
+        let sum = !chunk.iter().fold(!0_u32, |sum, byte| {
+            (0..8)
+                .fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg()))
+        });
+        png.extend(u32::try_from(data.len()).expect("small").to_be_bytes());
+        png.extend(chunk);
+        png.extend(sum.to_be_bytes());
+    }
+    png
+}
+
+#[tokio::test]
+async fn thumbnails_are_made_once_and_bombs_are_not_decoded() {
+    let (cluster, alice, bob) = pair().await;
+    let thumbnail = |path: &str, query: &str| {
+        Request::new(Method::GET, format!("/_matrix/client/v1/media/thumbnail/{path}?{query}"))
+    };
+    let picture = grey_png(400, 300, (400, 300));
+    let path = uploaded(&alice, upload("grey.png", "image/png", picture.clone())).await;
+    let made = bob.send(thumbnail(&path, "width=90&height=90&method=crop")).await;
+    assert_eq!((made.status, made.header("content-type")), (200, "image/jpeg"), "{}", made.text);
+    assert_eq!(made.header("content-disposition"), "inline");
+    assert!(made.bytes.len() < 5_000 && made.bytes.starts_with(&[0xff, 0xd8]));
+    assert_eq!(objects(&cluster).len(), 2);
+    for replica in 0..2 {
+        let again =
+            bob.at(replica).send(thumbnail(&path, "width=96&height=96&method=crop&animated=true")).await;
+        assert!(again.bytes == made.bytes && again.header("etag") == made.header("etag"));
+    }
+    assert_eq!(objects(&cluster).len(), 2);
+    // It is never made larger than it is.
+    let whole = bob.send(thumbnail(&path, "width=640&height=480")).await;
+    assert!(whole.bytes == picture);
+    assert_eq!(whole.header("content-type"), "image/png");
+
+    let bomb = uploaded(&alice, upload("bomb.png", "image/png", grey_png(10, 10, (19_000, 19_000)))).await;
+    bob.send(thumbnail(&bomb, "width=96&height=96")).await.refused(413, "M_TOO_LARGE");
+    let text = uploaded(&alice, upload("t.png", "image/png", b"no picture".to_vec())).await;
+    bob.send(thumbnail(&text, "width=96&height=96")).await.refused(400, "M_UNKNOWN");
+    bob.send(thumbnail("keystead.test/nothing", "width=96&height=96")).await.refused(404, "M_NOT_FOUND");
+    bob.send(thumbnail("example.org/x", "width=96&height=96")).await.refused(404, "M_NOT_FOUND");
+    bob.send(thumbnail(&path, "width=x&height=96")).await.refused(400, "M_INVALID_PARAM");
+}
+
 #[tokio::test]
 async fn an_avatar_is_a_medium() {
     let (_cluster, alice, bob) = pair().await;

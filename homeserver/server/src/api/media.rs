@@ -8,7 +8,9 @@ use keystead_store::media as store;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedMxcUri, UInt,
     api::client::{
-        authenticated_media::{get_content, get_content_as_filename, get_media_config},
+        authenticated_media::{
+            get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
+        },
         media::{self as legacy, create_content, create_content_async, create_mxc_uri},
     },
 };
@@ -23,6 +25,7 @@ use crate::{
     },
     media::{
         download::{self, File},
+        thumbnails,
         upload::{self, Description, Target},
     },
 };
@@ -108,6 +111,20 @@ pub(super) async fn get_content_as_filename(
         download::content(&ctx.app, &request.server_name, &request.media_id, request.timeout_ms).await?;
     let file = File::whole(&content, Some(&request.filename));
     file.answer(&ctx.app, &streaming.method, &streaming.headers).await
+}
+
+/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`. Thumbnails do not move: `animated` changes nothing.
+pub(super) async fn get_content_thumbnail(
+    ctx: Ctx<Session>,
+    request: get_content_thumbnail::v1::Request,
+    streaming: Streaming,
+) -> Result<Custom, ApiError> {
+    let (server, media_id) = (&request.server_name, &*request.media_id);
+    let content = download::content(&ctx.app, server, media_id, request.timeout_ms).await?;
+    let crop = request.method == Some(ruma::media::Method::Crop);
+    let size = thumbnails::size_for(request.width.into(), request.height.into(), crop);
+    let conditions = (&streaming.method, &streaming.headers);
+    thumbnails::answer(&ctx.app, (media_id, &content), size, conditions).await
 }
 
 /// `GET /_matrix/client/v1/media/config`.

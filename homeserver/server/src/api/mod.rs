@@ -68,7 +68,8 @@ fn content_repository(router: &mut Router) {
         .route_streaming(Options::NORMAL, media::create_content)
         .route_streaming(Options::NORMAL, media::create_content_async)
         .route_streaming(Options::LONG_POLL, media::get_content)
-        .route_streaming(Options::LONG_POLL, media::get_content_as_filename);
+        .route_streaming(Options::LONG_POLL, media::get_content_as_filename)
+        .route_streaming(Options::LONG_POLL, media::get_content_thumbnail);
 }
 
 fn directories(router: &mut Router) {

@@ -5,14 +5,17 @@
 //! ([`upload`]), and the transaction that gives the medium its object takes that job back. So whatever breaks in
 //! between, nothing is left behind.
 //!
-//! Nothing here holds a whole file: bytes pass in parts of bounded size, both ways.
+//! Nothing here holds a whole file: bytes pass in parts of bounded size, both ways. The exception is pictures of up to 32 MiB, of
+//! which thumbnails are made, two at a time ([`thumbnails`]).
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#content-repository>.
 
 pub(crate) mod download;
 mod headers;
 pub(crate) mod objects;
+mod picture;
 mod range;
+pub(crate) mod thumbnails;
 pub(crate) mod upload;
 
 use tokio::sync::Semaphore;
@@ -28,6 +31,7 @@ pub struct Media {
     objects: Objects,
     max_upload_bytes: u64,
     uploads: Semaphore,
+    decoders: Semaphore,
 }
 
 impl Media {
@@ -41,6 +45,7 @@ impl Media {
             objects: Objects::in_folder(&settings.folder).await?,
             max_upload_bytes: settings.max_upload_bytes,
             uploads: Semaphore::new(MAX_UPLOADS),
+            decoders: Semaphore::new(thumbnails::MAX_DECODERS),
         })
     }
 

@@ -71,6 +71,12 @@ impl Objects {
         Ok(NewObject(WriteMultipart::new_with_chunk_size(upload, self.part_bytes)))
     }
 
+    /// Writes a small object of a medium at once.
+    pub(super) async fn put(&self, name: &str, object: &str, bytes: Bytes) -> Result<(), ObjectsError> {
+        self.store.put(&path(name, object), bytes.into()).await?;
+        Ok(())
+    }
+
     /// The bytes `range` of an object, part by part.
     pub(super) async fn read(
         &self,
@@ -164,7 +170,8 @@ mod tests {
         assert_eq!(text(&objects, 0..11).await, "Hello world");
         assert_eq!(text(&objects, 4..7).await, "o w");
         assert_eq!(text(&objects, 3..3).await, "");
-        assert_eq!(files(folder.path()).len(), 1);
+        objects.put("name", "small", Bytes::from_static(b"s")).await.unwrap();
+        assert_eq!(files(folder.path()).len(), 2);
         objects.discard("name").await.unwrap();
         assert!(files(folder.path()).is_empty());
         assert!(objects.read("name", CONTENT, 0..1).await.is_err());

@@ -27,6 +27,7 @@ pub struct Metrics {
     http_panics: IntCounter,
     key_messages: IntCounterVec,
     media_bytes: IntCounterVec,
+    media_thumbnails: IntCounterVec,
     media_uploads: IntCounterVec,
     to_device_messages: IntCounterVec,
     http_connections: IntGauge,
@@ -202,6 +203,12 @@ impl Metrics {
                 "Bytes of media, by direction (received, sent).",
                 &["direction"],
             )?,
+            media_thumbnails: counters(
+                &registry,
+                "keystead_media_thumbnails_total",
+                "Pictures that were to be made smaller, by outcome (made, refused: no picture, broken, or too large).",
+                &["outcome"],
+            )?,
             media_uploads: counters(
                 &registry,
                 "keystead_media_uploads_total",
@@ -255,6 +262,12 @@ impl Metrics {
     pub fn media_upload(&self, received: bool) {
         let outcome = if received { "received" } else { "broken" };
         self.media_uploads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a picture that was to be made smaller: whether it was.
+    pub fn media_thumbnail(&self, made: bool) {
+        let outcome = if made { "made" } else { "refused" };
+        self.media_thumbnails.with_label_values(&[outcome]).inc();
     }
 
     /// All series in the Prometheus text format.
