@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 
-pub use keystead_keybox::audit_log;
+pub use keystead_keybox::{CryptoError, Entropy, audit_log, master_key, suite::is_keybox_suite};
 use keystead_keybox::{
     audit_log::{Direction, KeyExchange, LogEvent},
     key_message::{Acknowledgement, KeyMessage, KeyRequest, RequestAction, ResourceKeyContent, Withheld},
-    suite::is_keybox_suite,
 };
 use ruma::{
     DeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,

@@ -20,7 +20,10 @@ use crate::{
     app::{App, StartError},
     config::Settings,
     http::error::ApiError,
-    keyboxes::Actor,
+    keyboxes::{
+        Actor,
+        passphrases::{self, RotationError},
+    },
 };
 
 /// Characters of a password that is made up here: 120 random bits.
@@ -38,6 +41,8 @@ pub(crate) enum AdminCommand {
     CreateUser(CreateUser),
     /// Give an account another password, and end its sessions
     ResetPassword(ResetPassword),
+    /// Seal all passphrases that the server keeps under the first of the configured master keys
+    RotateMasterKey,
     /// Tokens with which people may register while registration is closed
     #[command(subcommand)]
     RegistrationToken(TokenCommand),
@@ -108,6 +113,8 @@ pub(crate) enum AdminError {
     #[error(transparent)]
     Refused(#[from] ApiError),
     #[error(transparent)]
+    Rotation(#[from] RotationError),
+    #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
     Store(#[from] Error),
@@ -123,6 +130,7 @@ pub(crate) async fn run(settings: Settings, command: AdminCommand) -> Result<(),
     let done = match command {
         AdminCommand::CreateUser(args) => create_user(&app, &args).await,
         AdminCommand::ResetPassword(args) => reset_password(&app, &args).await,
+        AdminCommand::RotateMasterKey => rotate_master_key(&app).await,
         AdminCommand::RegistrationToken(TokenCommand::Create(args)) => create_token(&app, args).await,
         AdminCommand::RegistrationToken(TokenCommand::List(args)) => list_tokens(&app, &args).await,
     };
@@ -163,6 +171,12 @@ async fn reset_password(app: &Arc<App>, args: &ResetPassword) -> Result<(), Admi
     }
     println!("Changed the password of {user_id}.");
     password.show_if_made_up();
+    Ok(())
+}
+
+async fn rotate_master_key(app: &App) -> Result<(), AdminError> {
+    let sealed = passphrases::rotate(app).await?;
+    println!("Sealed {sealed} passphrase(s) anew. Master keys after the first are not needed any more.");
     Ok(())
 }
 

@@ -38,6 +38,22 @@ pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Device>, Error
     tx.query(sql, [user_id.as_str().into()]).await?.iter().map(from_row).collect()
 }
 
+/// When each of a user's devices was made.
+///
+/// # Errors
+/// The database's own.
+pub async fn created(
+    tx: &ReadTx,
+    user_id: &UserId,
+) -> Result<BTreeMap<OwnedDeviceId, MilliSecondsSinceUnixEpoch>, Error> {
+    let sql = "SELECT device_id, created_ts FROM devices WHERE user_id = $1";
+    let read = |row: &QueryResult| {
+        let device_id: String = row.try_get("", "device_id")?;
+        Ok((device_id.as_str().into(), milliseconds(row.try_get("", "created_ts")?)))
+    };
+    tx.query(sql, [user_id.as_str().into()]).await?.iter().map(read).collect()
+}
+
 /// The devices of several users, by user. Users without devices are left out.
 ///
 /// # Errors
@@ -142,6 +158,7 @@ pub async fn delete(tx: &WriteTx, user_id: &UserId, device_ids: &[OwnedDeviceId]
             "DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2",
             "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2",
             "DELETE FROM devices WHERE user_id = $1 AND device_id = $2",
+            "DELETE FROM keybox_passphrases WHERE user_id = $1 AND keybox_id = $2",
         ] {
             tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
         }

@@ -28,6 +28,7 @@ pub mod interactive_auth;
 pub mod jobs;
 pub mod key_backup;
 pub mod keybox_log;
+pub mod keybox_passphrases;
 pub mod keys;
 pub mod login_failures;
 pub mod media;

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod interchange;
 pub mod key_message;
 pub mod key_set;
+pub mod master_key;
 mod primitives;
 pub mod replay;
 pub mod resource_key;

@@ -27,6 +27,11 @@ impl Vault {
         Ok(Self(hkdf_sha256(&secret, "com.trustner.keybox.vault")))
     }
 
+    /// A vault of which the key is known.
+    pub(crate) fn with_key(key: Zeroizing<[u8; 32]>) -> Self {
+        Self(key)
+    }
+
     /// Seals a record under its name: nonce, ciphertext, tag. A record does not open under another name.
     pub fn seal(&self, name: &str, record: &[u8], entropy: &mut dyn Entropy) -> Result<Vec<u8>, CryptoError> {
         let nonce: [u8; NONCE] = random(entropy)?;

@@ -19,10 +19,13 @@ const FEATURES: [&str; 1] = ["com.trustner.keybox"];
 
 /// `GET /_matrix/client/versions`.
 pub(super) async fn get_supported_versions(
-    _ctx: Ctx<Option<crate::context::Session>>,
+    ctx: Ctx<Option<crate::context::Session>>,
     _request: get_supported_versions::Request,
 ) -> Result<get_supported_versions::Response, ApiError> {
     let mut response = get_supported_versions::Response::new(VERSIONS.map(str::to_owned).to_vec());
     response.unstable_features = BTreeMap::from(FEATURES.map(|feature| (feature.to_owned(), true)));
+    if ctx.app.settings.keybox.master_keys.is_some() {
+        response.unstable_features.insert("com.trustner.keybox.passphrases".to_owned(), true);
+    }
     Ok(response)
 }

@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod database;
+pub mod keybox;
 pub mod limits;
 pub mod log;
 pub mod media;
@@ -23,6 +24,7 @@ use std::{
 use self::{
     auth::AuthSettings,
     database::DatabaseSettings,
+    keybox::KeyboxSettings,
     limits::LimitSettings,
     log::LogSettings,
     media::MediaSettings,
@@ -42,6 +44,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The database.
     pub database: DatabaseSettings,
+    /// What the server keeps for KeyBoxes.
+    pub keybox: KeyboxSettings,
     /// Limits that protect the server.
     pub limits: LimitSettings,
     /// Log lines.
@@ -124,6 +128,7 @@ impl Settings {
         let settings = Self {
             auth: AuthSettings::read(&mut reader.section("auth")),
             database: DatabaseSettings::read(&mut reader.section("database")),
+            keybox: KeyboxSettings::read(&mut reader.section("keybox")),
             limits: LimitSettings::read(&mut reader.section("limits")),
             log: LogSettings::read(&mut reader.section("log")),
             media: MediaSettings::read(&mut reader.section("media"), &data_dir),

@@ -25,6 +25,7 @@ impl MigratorTrait for Migrator {
             step("m0006_signatures_by_signer", include_str!("m0006_signatures_by_signer.sql")),
             step("m0007_media", include_str!("m0007_media.sql")),
             step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
+            step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
         ]
     }
 }

@@ -4,6 +4,7 @@
 
 use ruma::{
     OwnedDeviceId,
+    api::OutgoingResponseExt as _,
     api::client::{
         session::{
             get_login_types::{
@@ -17,6 +18,8 @@ use ruma::{
     },
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::{
     accounts::{
@@ -24,8 +27,8 @@ use crate::{
         sessions::{self, Wish},
     },
     context::{Ctx, Session},
-    http::{error::ApiError, router::OwnRequest},
-    keyboxes::Actor,
+    http::{error::ApiError, reply::RawJson, router::OwnRequest},
+    keyboxes::{Actor, passphrases},
     rate_limits::Limit,
 };
 
@@ -41,6 +44,33 @@ struct LoginRequest {
     device_id: Option<OwnedDeviceId>,
     initial_device_display_name: Option<String>,
     refresh_token: Option<bool>,
+    /// Whether the answer is to hold the passphrase that the server keeps for the KeyBox `device_id`.
+    #[serde(rename = "com.trustner.keybox.passphrase", default)]
+    wants_passphrase: bool,
+    /// Whether only the passphrase is wanted, and no session.
+    #[serde(rename = "com.trustner.keybox.inhibit_login", default)]
+    inhibit_login: bool,
+}
+
+/// What a login is answered with.
+struct LoggedIn {
+    session: Option<LoginResponse>,
+    passphrases: Option<Vec<Zeroizing<String>>>,
+}
+
+impl LoggedIn {
+    fn into_json(self) -> Result<RawJson, ApiError> {
+        let mut answer = Map::new();
+        if let Some(session) = self.session {
+            let written = session.try_into_http_response::<Vec<u8>>().map_err(ApiError::internal)?;
+            answer = serde_json::from_slice(written.body()).map_err(ApiError::internal)?;
+        }
+        if let Some(passphrases) = self.passphrases {
+            let passphrases: Vec<&str> = passphrases.iter().map(|passphrase| passphrase.as_str()).collect();
+            answer.insert("com.trustner.keybox.passphrases".to_owned(), passphrases.into());
+        }
+        Ok(RawJson(Value::Object(answer).to_string().into()))
+    }
 }
 
 /// `GET /_matrix/client/v3/login`.
@@ -52,7 +82,7 @@ pub(super) async fn get_login_types(
 }
 
 /// `POST /_matrix/client/v3/login`.
-pub(super) async fn login(ctx: Ctx<()>, request: OwnRequest) -> Result<LoginResponse, ApiError> {
+pub(super) async fn login(ctx: Ctx<()>, request: OwnRequest) -> Result<RawJson, ApiError> {
     ctx.app.rate_limits.take(Limit::Login, &ctx.client_addr.to_string(), ctx.now)?;
     let request: LoginRequest = request.json()?;
     if request.login_type != "m.login.password" {
@@ -71,13 +101,23 @@ pub(super) async fn login(ctx: Ctx<()>, request: OwnRequest) -> Result<LoginResp
     };
     wish.check()?;
     login::check_password(&ctx.app, &user_id, &password, ctx.now, ctx.client_addr).await?;
+    let passphrases = match (&wish.device_id, request.wants_passphrase) {
+        (_, false) => None,
+        (None, true) => return Err(ApiError::missing_param("device_id is missing")),
+        (Some(keybox_id), true) => {
+            Some(passphrases::retrieve(&ctx.app, &user_id, keybox_id, Actor::logging_in(&ctx)).await?)
+        }
+    };
+    if request.inhibit_login {
+        return LoggedIn { session: None, passphrases }.into_json();
+    }
     let (device_id, granted) = sessions::begin(&ctx.app, &user_id, wish, ctx.now, ctx.client_addr).await?;
     let mut response = LoginResponse::new(user_id, granted.access_token, device_id);
     response.refresh_token = granted.refresh_token;
     response.expires_in = granted.expires_in;
     let base_url = ctx.app.settings.server.public_base_url.clone();
     response.well_known = Some(DiscoveryInfo::new(HomeserverInfo::new(base_url)));
-    Ok(response)
+    LoggedIn { session: Some(response), passphrases }.into_json()
 }
 
 /// `POST /_matrix/client/v3/logout`.

@@ -1,5 +1,7 @@
 //! What the server does for a user's KeyBoxes: which devices are such, and the log of what happens to them.
 
+pub mod passphrases;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use keystead_core::{
@@ -9,7 +11,7 @@ use keystead_core::{
 use keystead_store::{
     Error, ReadTx, WriteTx, devices,
     keybox_log::{self, NewEntry},
-    keys,
+    keybox_passphrases, keys,
 };
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, UserId};
 
@@ -31,6 +33,11 @@ impl<'a> Actor<'a> {
     pub fn of(ctx: &'a Ctx<Session>) -> Self {
         let device_id = Some(&*ctx.requester.device_id);
         Self { now: ctx.now, address: Some(ctx.client_addr), device_id }
+    }
+
+    /// Somebody who has given the password, but has no session yet.
+    pub fn logging_in(ctx: &'a Ctx<()>) -> Self {
+        Self { now: ctx.now, address: Some(ctx.client_addr), device_id: None }
     }
 
     /// The administrator, at the server itself.
@@ -89,6 +96,12 @@ pub async fn delete_devices(
     actor: Actor<'_>,
 ) -> Result<(), Error> {
     let mut entries = Vec::new();
+    for keybox_id in keybox_passphrases::keyboxes_of(tx, user_id).await? {
+        if device_ids.contains(&keybox_id) {
+            let event = LogEvent::PassphraseDestroyed(actor.on(&keybox_id, None));
+            entries.push(NewEntry { user_id: user_id.to_owned(), event });
+        }
+    }
     for (keybox_id, name) in of_user(tx, user_id).await? {
         if device_ids.contains(&keybox_id) {
             let event = LogEvent::KeyboxRevoked(actor.on(&keybox_id, name));

@@ -1,0 +1,121 @@
+//! The list of a user's KeyBoxes, and what remains of one that is revoked: nothing.
+
+use std::sync::Arc;
+
+use keystead_keybox::suite;
+use keystead_tests::{
+    TestCluster, User,
+    cluster::PASSWORD,
+    http::{Request, encode},
+    keys::{SigningKey, cross_signing_key},
+    sync::{events, of_type},
+};
+use serde_json::{Value, json};
+
+use crate::keybox_permission::{give, keybox, keybox_room, publish_keybox};
+
+const KEYBOXES: &str = "/_matrix/client/unstable/com.trustner.keybox/v1/keyboxes";
+
+fn password(user: &str) -> Value {
+    json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": user }, "password": PASSWORD })
+}
+
+async fn second_keybox(cluster: &Arc<TestCluster>, name: &str) -> User {
+    let second = cluster.login(name).await;
+    publish_keybox(&second).await;
+    second
+}
+
+async fn keyboxes(user: &User) -> Vec<Value> {
+    let answer = user.get(KEYBOXES).await.ok();
+    answer["keyboxes"].as_array().expect("a list").clone()
+}
+
+/// Deletes a device, giving the password.
+async fn revoke(user: &User, device: &str) {
+    let request =
+        Request::new(hyper::Method::DELETE, format!("/_matrix/client/v3/devices/{}", encode(device)));
+    let name = user.id.trim_start_matches('@').split(':').next().expect("a name").to_owned();
+    user.send(request.json(&json!({ "auth": password(&name) }))).await.ok();
+}
+
+#[tokio::test]
+async fn the_list_tells_what_matters_of_each_keybox() {
+    let cluster = TestCluster::start().await;
+    let alice = keybox(&cluster, "alice").await;
+    let second = second_keybox(&cluster, "alice").await;
+    let phone = cluster.login("alice").await;
+    let path = format!("/devices/{}", encode(&second.device));
+    alice.put(&path, json!({ "display_name": "at work" })).await.ok();
+    let (master, self_signing) = (SigningKey::anonymous(), SigningKey::anonymous());
+    let upload = json!({
+        "master_key": cross_signing_key(&alice, "master", &master, &[]),
+        "self_signing_key": cross_signing_key(&alice, "self_signing", &self_signing, &[&master]),
+        "auth": password("alice"),
+    });
+    alice.post("/keys/device_signing/upload", upload).await.ok();
+    let shown = alice.post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+    let mut key_set = shown["device_keys"][&alice.id][&second.device].clone();
+    key_set.as_object_mut().expect("an object").remove("unsigned");
+    let signed = self_signing.sign(&alice.id, key_set);
+    alice.post("/keys/signatures/upload", json!({ &alice.id: { &second.device: signed } })).await.ok();
+
+    let list = keyboxes(&alice).await;
+    assert_eq!(list.len(), 2, "{} is no KeyBox: {list:?}", phone.device);
+    let of = |device: &str| list.iter().find(|item| item["keybox_id"] == device).expect("listed");
+    let (first, other) = (of(&alice.device), of(&second.device));
+    assert_eq!((&first["verified"], &other["verified"]), (&json!(false), &json!(true)));
+    assert_eq!(other["name"], "at work");
+    assert!(other["suites"].as_array().expect("a list").contains(&json!(suite::V1)), "{other}");
+    assert_eq!((&other["last_seen_ip"], &other["passphrase_kept"]), (&json!("127.0.0.1"), &json!(false)));
+    assert!(
+        other["created_ts"].as_u64() > Some(0)
+            && other["last_seen_ts"].as_u64() >= other["created_ts"].as_u64()
+    );
+    assert!(
+        keyboxes(&keybox(&cluster, "bob").await).await.iter().all(|item| item["keybox_id"] != alice.device)
+    );
+}
+
+#[tokio::test]
+async fn of_a_revoked_keybox_nothing_remains_on_any_replica() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (keybox(&cluster, "alice").await, keybox(&cluster, "bob").await);
+    let lost = second_keybox(&cluster, "alice").await;
+    let room = keybox_room(&bob, "shared").await;
+    alice.join(&room).await;
+    give(&bob, &room, &[(&alice, &lost.device)]).await.ok();
+    let before = alice.sync_once(None).await;
+    for replica in 0..2 {
+        lost.at(replica).get("/account/whoami").await.ok();
+    }
+
+    // Without the password nothing happens.
+    let path = format!("/devices/{}", encode(&lost.device));
+    let asked = alice.delete(&path).await;
+    assert_eq!(asked.status, 401);
+    lost.get("/account/whoami").await.ok();
+    revoke(&alice.at(0), &lost.device).await;
+
+    for replica in [1, 0] {
+        lost.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        let shown =
+            bob.at(replica).post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+        assert!(shown["device_keys"][&alice.id].get(&lost.device).is_none(), "{shown}");
+        give(&bob.at(replica), &room, &[(&alice, &lost.device)]).await.ok();
+    }
+    assert_eq!(keyboxes(&alice).await.len(), 1);
+    let news = alice.sync_once(before["next_batch"].as_str()).await;
+    let changed = news["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
+    assert!(changed.contains(&json!(alice.id)), "the user's other KeyBoxes hear of it: {news}");
+    // Whoever takes the same id again finds nothing that waited for the old one.
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "alice" },
+        "password": PASSWORD, "device_id": lost.device,
+    });
+    let request = Request::new(hyper::Method::POST, "/_matrix/client/v3/login").json(&body);
+    let again = User::from_login(&cluster, &cluster.send(request).await.ok());
+    let answer = again.sync_once(None).await;
+    let waiting = of_type(events(&answer["to_device"]), "com.trustner.keybox.resource_key");
+    assert!(waiting.is_none(), "{answer}");
+}
