@@ -12,7 +12,7 @@ mod sync;
 
 pub use account::{LoggedIn, Registration};
 pub use error::{ApiError, ServerError};
-pub use keyboxes::{LogFilter, ServerKey};
+pub use keyboxes::{ListedKeyBox, LogFilter, ServerKey};
 pub use media::Download;
 pub use rooms::{MessagesPage, NewRoom};
 

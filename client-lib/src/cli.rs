@@ -9,6 +9,7 @@ mod log;
 mod output;
 mod people;
 mod policy;
+mod registry;
 mod rooms;
 mod secrets;
 
@@ -169,6 +170,23 @@ enum Command {
     Devices {
         /// User id
         user_id: Option<String>,
+    },
+    /// List your own KeyBoxes: name, when made, when and where last seen, suites, verified or not
+    Keyboxes,
+    /// Give one of your KeyBoxes a name
+    Rename {
+        /// KeyBox id
+        keybox_id: String,
+        /// What to call it; others see it, too
+        name: String,
+    },
+    /// Take away a KeyBox of yours that is lost: its session, its keys and all that waits for it
+    Revoke {
+        /// KeyBox id
+        keybox_id: String,
+        /// Password of the account; asked for if not given
+        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+        password: Option<String>,
     },
     /// Show the fingerprints of a user's KeyBoxes, or mark one as verified
     Verify {
@@ -347,6 +365,11 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         }
         Command::History { room, limit, wait } => rooms::history(client, output, room, *limit, *wait).await?,
         Command::Devices { user_id } => people::devices(client, output, user_id.as_deref()).await?,
+        Command::Keyboxes => registry::list(client, output).await?,
+        Command::Rename { keybox_id, name } => registry::rename(client, output, keybox_id, name).await?,
+        Command::Revoke { keybox_id, password } => {
+            registry::revoke(client, output, keybox_id, password.as_deref()).await?;
+        }
         Command::Verify { user_id, keybox_id, fingerprint, undo } => {
             let marking = people::Marking { fingerprint: fingerprint.as_deref(), undo: *undo };
             people::verify(client, output, user_id, keybox_id.as_deref(), marking).await?;

@@ -1,7 +1,7 @@
 //! The profile's own endpoints: the server's log (`profiles/keybox/SPEC.md`, section 20).
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::http::{Call, segment};
 use super::{Api, ApiError};
@@ -23,6 +23,27 @@ pub struct LogFilter {
     pub since: Option<u64>,
 }
 
+/// One of the account's KeyBoxes, as the server lists it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListedKeyBox {
+    /// Its id.
+    pub keybox_id: String,
+    /// What its owner calls it.
+    pub name: Option<String>,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ts: u64,
+    /// When it was last seen, to within some minutes.
+    pub last_seen_ts: u64,
+    /// The address that it was last seen at.
+    pub last_seen_ip: String,
+    /// The suites that it speaks.
+    pub suites: Vec<String>,
+    /// Whether the server has a signature of the owner's self-signing key on its key set.
+    pub verified: bool,
+    /// Whether the server keeps the passphrase of its private keys.
+    pub passphrase_kept: bool,
+}
+
 /// The key that a homeserver signs with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerKey {
@@ -35,6 +56,43 @@ pub struct ServerKey {
 }
 
 impl Api {
+    /// The account's KeyBoxes.
+    pub async fn keyboxes(&self) -> Result<Vec<ListedKeyBox>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            keyboxes: Vec<ListedKeyBox>,
+        }
+        Ok(self.call::<Answer>(Call::get(format!("{BASE}/keyboxes"))).await?.keyboxes)
+    }
+
+    /// Names one of the account's devices.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3devicesdeviceid>
+    pub async fn rename_device(&self, device_id: &str, name: &str) -> Result<(), ApiError> {
+        let path = format!("/_matrix/client/v3/devices/{}", segment(device_id));
+        self.call::<Value>(Call::put(path, json!({ "display_name": name }))).await.map(drop)
+    }
+
+    /// Deletes one of the account's devices, with its session, keys and messages; the password shows that it is the owner who asks.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3delete_devices>
+    pub async fn delete_device(
+        &self,
+        device_id: &str,
+        user_id: &str,
+        password: &str,
+    ) -> Result<(), ApiError> {
+        let request = json!({
+            "devices": [device_id],
+            "auth": {
+                "type": "m.login.password",
+                "identifier": { "type": "m.id.user", "user": user_id },
+                "password": password,
+            },
+        });
+        self.call::<Value>(Call::post("/_matrix/client/v3/delete_devices", request).once()).await.map(drop)
+    }
+
     /// All entries of the account's log that `filter` lets through, oldest first.
     pub async fn log(&self, filter: &LogFilter) -> Result<Vec<Map<String, Value>>, ApiError> {
         #[derive(Deserialize)]

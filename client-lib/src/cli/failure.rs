@@ -26,6 +26,10 @@ pub(super) enum Failure {
         "{0} difference(s) between what this KeyBox saw and what the homeserver says; do not rely on it before they are explained"
     )]
     Differences(usize),
+    #[error(
+        "this is the KeyBox that you are using; `keybox logout` ends it and removes its keys from this machine"
+    )]
+    OwnKeyBox,
     #[error("{0:?} is not a time; write it as 2026-01-31 or 2026-01-31T12:00:00, in UTC")]
     NotATime(String),
     #[error("cannot read from the terminal")]
@@ -64,7 +68,11 @@ impl Failure {
     /// The exit status; `keybox --help` lists them.
     pub(super) fn status(&self) -> u8 {
         match self {
-            Self::Ambiguous(_) | Self::NoSuchPolicy(_) | Self::NoUser | Self::NotATime(_) => 2,
+            Self::Ambiguous(_)
+            | Self::NoSuchPolicy(_)
+            | Self::NoUser
+            | Self::NotATime(_)
+            | Self::OwnKeyBox => 2,
             Self::Client(error) => client_status(error),
             Self::ContactCode(_)
             | Self::Differences(_)
