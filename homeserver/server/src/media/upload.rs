@@ -209,3 +209,65 @@ fn end_of_lease(now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
     let lease = UInt::try_from(LEASE.as_millis()).unwrap_or(UInt::MAX);
     MilliSecondsSinceUnixEpoch(now.0.saturating_add(lease))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::SettableClock,
+        config::{Settings, reader::Environment},
+        entropy::SystemEntropy,
+    };
+
+    fn is_empty(folder: &std::path::Path) -> bool {
+        std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    #[tokio::test]
+    async fn what_a_crashed_replica_leaves_of_an_upload_is_discarded_by_another_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}/keystead.db", folder.path().display());
+        let media = folder.path().join("media");
+        let environment = Environment::from([
+            ("KEYSTEAD_DATABASE_URL", database.as_str()),
+            ("KEYSTEAD_MEDIA_FOLDER", media.to_str().unwrap()),
+            ("KEYSTEAD_AUTH_BCRYPT_COST", "4"),
+        ]);
+        let settings = Settings::from_environment(environment).unwrap();
+        let clock = Arc::new(SettableClock::at(1_000_000));
+        let app = App::start_with(settings, Arc::clone(&clock) as _, Arc::new(SystemEntropy)).await.unwrap();
+        let ctx = Ctx {
+            now: app.clock.now(),
+            app: Arc::clone(&app),
+            client_addr: [127, 0, 0, 1].into(),
+            user_agent: None,
+            requester: Session {
+                user_id: ruma::owned_user_id!("@a:x"),
+                device_id: "D".into(),
+                is_admin: false,
+            },
+        };
+        let upload = Upload::begin(&ctx).await.unwrap();
+        let mut object = app.media.objects.create(upload.name()).await.unwrap();
+        object.write(b"half of it").await.unwrap();
+        // A crash drops nothing.
+        std::mem::forget((upload, object));
+        assert!(!is_empty(&media));
+
+        clock.advance(LEASE - Duration::from_secs(1));
+        let lease = |app: Arc<App>| async move {
+            let now = app.clock.now();
+            let taken = app.store.write("test", |tx| async move { job_store::lease(&tx, now, now, 9).await });
+            taken.await.unwrap()
+        };
+        assert!(lease(Arc::clone(&app)).await.is_empty(), "it may still live");
+        clock.advance(Duration::from_secs(2));
+        let taken = lease(Arc::clone(&app)).await;
+        assert_eq!(taken.iter().map(|job| &*job.kind).collect::<Vec<_>>(), [JOB]);
+        discard(&app, &taken[0].payload).await.unwrap();
+        let left = std::fs::read_dir(&media)
+            .unwrap()
+            .flat_map(|entry| std::fs::read_dir(entry.unwrap().path()).unwrap());
+        assert_eq!(left.count(), 0);
+    }
+}
