@@ -201,7 +201,7 @@ enum Command {
         #[arg(long, requires = "keybox_id", conflicts_with = "fingerprint")]
         undo: bool,
     },
-    /// Show or set to whom this KeyBox gives resource keys: keybox policy [ROOM] [POLICY]
+    /// Show or set to whom this KeyBox gives resource keys: `keybox policy ROOM POLICY`, either of which may be left out
     ///
     /// Policies: automatic (to every KeyBox of the room), verified_only (to those that you have verified), ask (each waits for
     /// `keybox approve`), never. For a room also: default (what holds for the account).
