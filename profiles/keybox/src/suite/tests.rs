@@ -33,6 +33,7 @@ fn identifiers_are_unique_and_versions_grow() {
         assert!(before < after && before != after);
     }
     assert_eq!(find(V2).unwrap().version, 2);
+    assert_eq!(find(V1), SUITES.first());
     assert!(find("com.trustner.keybox.v3").is_none());
     assert!(SUITES.iter().all(|suite| is_keybox_suite(suite.id)));
     assert!(is_keybox_suite("com.trustner.keybox.v3"));
