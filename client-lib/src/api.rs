@@ -7,6 +7,8 @@ mod error;
 mod http;
 mod keyboxes;
 mod media;
+mod pin;
+mod releases;
 mod rooms;
 mod sync;
 
@@ -14,6 +16,8 @@ pub use account::{LoggedIn, Registration};
 pub use error::{ApiError, ServerError};
 pub use keyboxes::{ListedKeyBox, LogFilter, ServerKey};
 pub use media::Download;
+pub use pin::{ServerFingerprint, normal_pin, with_pin};
+pub use releases::Release;
 pub use rooms::{MessagesPage, NewRoom};
 
 use http::Http;
@@ -28,7 +32,8 @@ pub struct Api {
 
 impl Api {
     /// A connection to the homeserver at `server`, such as `http://127.0.0.1:8008` or `https://matrix.example.org`. TLS is
-    /// version 1.2 or later. Nothing is sent yet.
+    /// version 1.2 or later. With `#sha256=` and 64 hexadecimal digits at its end ([`with_pin`]) the server's certificate, or the
+    /// public key in it, has to have that SHA-256, besides being trusted. Nothing is sent yet.
     pub fn new(server: &str) -> Result<Self, ApiError> {
         Ok(Self { http: Http::new(server)?, token: None })
     }
@@ -42,6 +47,21 @@ impl Api {
 
     fn token(&self) -> Option<&str> {
         self.token.as_ref().map(|token| token.as_str())
+    }
+
+    /// The homeserver's address with its pin, as [`Self::new`] takes it.
+    pub fn address(&self) -> String {
+        self.http.address()
+    }
+
+    /// What the server has shown of itself so far; `None` before the first connection, and without TLS.
+    pub fn server_fingerprint(&self) -> Option<ServerFingerprint> {
+        self.http.shown()
+    }
+
+    /// Reaches the server, whatever it speaks. <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientversions>
+    pub async fn reach(&self) -> Result<(), ApiError> {
+        self.text(http::Call::get("/_matrix/client/versions").once()).await.map(drop)
     }
 
     /// The homeserver's address, without a slash at its end.

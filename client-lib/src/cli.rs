@@ -12,6 +12,7 @@ mod policy;
 mod registry;
 mod rooms;
 mod secrets;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,10 @@ pub struct Arguments {
         value_name = "URL"
     )]
     server: String,
+    /// SHA-256 of the homeserver's certificate or its public key: nothing is sent to a server that shows another; remembered at register
+    /// and login
+    #[arg(long, global = true, env = "KEYBOX_PIN", value_name = "SHA256")]
+    pin: Option<String>,
     /// Whose KeyBox: a user id, or its part before the colon; may be left out if there is only one
     #[arg(long, global = true, env = "KEYBOX_USER", value_name = "USER")]
     user: Option<String>,
@@ -250,6 +255,10 @@ enum Command {
         #[arg(long, env = "KEYBOX_FILE_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
         file_passphrase: Option<String>,
     },
+    /// Show the fingerprints of the homeserver's certificate and public key, to compare or to pin
+    ServerFingerprint,
+    /// Check that this program is one that the homeserver publishes the fingerprint of
+    SelfCheck,
     /// Show this KeyBox's contact code, for others to scan
     Qr {
         /// Write it to this file, as PNG
@@ -327,6 +336,8 @@ async fn dispatch(arguments: &Arguments, output: &Output) -> Result<(), Failure>
             return account::register(arguments, output, password.as_deref(), token.as_deref()).await;
         }
         Command::Login { password } => return account::login(arguments, output, password.as_deref()).await,
+        Command::ServerFingerprint => return trust::server_fingerprint(arguments, output).await,
+        Command::SelfCheck => return trust::self_check(arguments, output).await,
         _ => {}
     }
     let mut client = account::open(arguments)?;
@@ -346,7 +357,10 @@ enum Next {
 
 async fn with_client(command: &Command, client: &mut Client, output: &Output) -> Result<Next, Failure> {
     match command {
-        Command::Register { .. } | Command::Login { .. } => {}
+        Command::Register { .. }
+        | Command::Login { .. }
+        | Command::SelfCheck
+        | Command::ServerFingerprint => {}
         Command::Logout => return Ok(Next::Logout),
         Command::Rooms => rooms::list(client, output).await?,
         Command::Create { name, invite, suite } => {

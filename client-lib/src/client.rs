@@ -109,7 +109,7 @@ impl Client {
         let entropy = &mut OpensslEntropy;
         let keys = PrivateKeySet::generate(&logged_in.user_id, &logged_in.device_id, entropy)?;
         let account = Account {
-            server: api.server().to_owned(),
+            server: api.address(),
             user_id: logged_in.user_id.clone(),
             keybox_id: logged_in.device_id.clone(),
         };

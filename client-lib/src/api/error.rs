@@ -15,6 +15,26 @@ pub enum ApiError {
     /// The answer is not what the Matrix specification says.
     #[error("the homeserver's answer cannot be understood")]
     Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server's certificate is another one than the pinned one. Nothing was sent to it.
+    #[error(
+        "the homeserver shows another certificate than the pinned one: pinned SHA-256 {pinned}, shown certificate \
+         {certificate}, shown public key {public_key}; somebody may be in between, or the server has a new one: ask \
+         who runs it"
+    )]
+    Pin {
+        /// What it was to be.
+        pinned: String,
+        /// SHA-256 of the certificate that was shown.
+        certificate: String,
+        /// SHA-256 of its public key.
+        public_key: String,
+    },
+    /// A pin is not the hexadecimal SHA-256 of a certificate or key.
+    #[error("a pin is the SHA-256 of a certificate or its public key: 64 hexadecimal digits")]
+    PinMalformed,
+    /// There is no certificate to pin without TLS.
+    #[error("a pin needs an https address")]
+    PinWithoutTls,
     /// The homeserver refused.
     #[error(transparent)]
     Server(#[from] ServerError),

@@ -1,5 +1,6 @@
 //! Requests over HTTP and HTTPS: one JSON body there, one back; and the ground on which files are streamed.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,10 +14,11 @@ use hyper_openssl::client::legacy::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use openssl::ssl::{SslConnector, SslMethod, SslVersion};
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::pin::{ServerFingerprint, split_pin};
 use super::{Api, ApiError, ServerError};
 
 /// How long an answer may take, beyond what a long-poll was told to wait.
@@ -45,6 +47,9 @@ fn full(bytes: Bytes) -> Body {
 pub(super) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Body>,
     server: String,
+    pin: Option<String>,
+    /// What the server showed in the last handshake.
+    shown: Arc<Mutex<Option<ServerFingerprint>>>,
 }
 
 /// One request of the client-server API.
@@ -105,11 +110,16 @@ impl Call {
 
 impl Http {
     pub(super) fn new(server: &str) -> Result<Self, ApiError> {
+        let (server, pin) = split_pin(server)?;
         let server = server.trim_end_matches('/').to_owned();
         let uri: Uri = server.parse().map_err(|_| ApiError::Address(server.clone()))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
             return Err(ApiError::Address(server));
         }
+        if pin.is_some() && uri.scheme_str() != Some("https") {
+            return Err(ApiError::PinWithoutTls);
+        }
+        let shown = Arc::new(Mutex::new(None));
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -117,12 +127,36 @@ impl Http {
             let mut tls = SslConnector::builder(SslMethod::tls_client())?;
             tls.set_min_proto_version(Some(SslVersion::TLS1_2))?;
             tls.set_alpn_protos(b"\x02h2\x08http/1.1")?;
+            let (pin, shown) = (pin.clone(), Arc::clone(&shown));
+            tls.set_verify_callback(SslVerifyMode::PEER, move |trusted, context| {
+                // The pin is about the server's own certificate, not about those that vouch for it.
+                if context.error_depth() != 0 {
+                    return trusted;
+                }
+                let Some(seen) = context.current_cert().and_then(ServerFingerprint::of) else {
+                    return false;
+                };
+                let fits = pin.as_ref().is_none_or(|pin| seen.fits(pin));
+                *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+                trusted && fits
+            });
             HttpsConnector::with_connector(connector, tls)
         };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .build(tls().map_err(ApiError::Tls)?);
-        Ok(Self { client, server })
+        Ok(Self { client, server, pin, shown })
+    }
+
+    pub(super) fn address(&self) -> String {
+        match &self.pin {
+            Some(pin) => format!("{}#sha256={pin}", self.server),
+            None => self.server.clone(),
+        }
+    }
+
+    pub(super) fn shown(&self) -> Option<ServerFingerprint> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn server(&self) -> &str {
@@ -140,7 +174,14 @@ impl Http {
 
     /// Sends a request; the answer's body is still to come.
     pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ApiError> {
-        self.client.request(request).await.map_err(|error| self.unreachable(error.into()))
+        self.client.request(request).await.map_err(|error| match (&self.pin, self.shown()) {
+            (Some(pin), Some(shown)) if !shown.fits(pin) => ApiError::Pin {
+                pinned: pin.clone(),
+                certificate: shown.certificate,
+                public_key: shown.public_key,
+            },
+            _ => self.unreachable(error.into()),
+        })
     }
 
     fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> ApiError {
@@ -175,18 +216,28 @@ impl Api {
     /// Carries out a call. One that the server puts off, or that may have been lost on the way, is repeated a few times
     /// if that is safe.
     pub(super) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ApiError> {
+        let body = self.answer(call).await?;
+        serde_json::from_slice(&body).map_err(|error| ApiError::Malformed(error.into()))
+    }
+
+    /// As [`Self::call`], for an answer that is plain text.
+    pub(super) async fn text(&self, call: Call) -> Result<String, ApiError> {
+        let body = self.answer(call).await?;
+        String::from_utf8(body.into()).map_err(|error| ApiError::Malformed(error.into()))
+    }
+
+    async fn answer(&self, call: Call) -> Result<Bytes, ApiError> {
         let mut attempt = 1;
-        let body = loop {
+        loop {
             match self.http.once(&call, self.token()).await {
-                Ok(body) => break body,
+                Ok(body) => return Ok(body),
                 Err(error) => match wait_before_repeating(&call, &error, attempt) {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => return Err(error),
                 },
             }
             attempt += 1;
-        };
-        serde_json::from_slice(&body).map_err(|error| ApiError::Malformed(error.into()))
+        }
     }
 }
 
@@ -235,6 +286,11 @@ mod tests {
         for wrong in ["", "localhost:8008", "ftp://x", "http://"] {
             assert!(matches!(Api::new(wrong), Err(ApiError::Address(_))), "{wrong}");
         }
+        let pin = format!("#sha256={}", "0".repeat(64));
+        assert!(matches!(Api::new(&format!("http://x{pin}")), Err(ApiError::PinWithoutTls)));
+        assert!(matches!(Api::new("https://x#sha256=1"), Err(ApiError::PinMalformed)));
+        let pinned = format!("https://x{pin}");
+        assert_eq!(Api::new(&pinned).unwrap().address(), pinned);
         assert_eq!(Api::new("http://127.0.0.1:8008/").unwrap().server(), "http://127.0.0.1:8008");
     }
 

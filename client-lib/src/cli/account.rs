@@ -8,7 +8,7 @@ use super::Arguments;
 use super::failure::Failure;
 use super::output::Output;
 use super::secrets::given_or_asked;
-use crate::api::Registration;
+use crate::api::{Registration, with_pin};
 use crate::client::Client;
 use crate::store::{Account, Store};
 
@@ -32,7 +32,8 @@ pub(super) async fn register(
     output.progress("Making keys and registering …");
     let registration =
         Registration { username: local_part(user), password: &password, token, display_name: "KeyBox" };
-    let client = Client::register(&home(arguments), &arguments.server, &registration, &passphrase).await?;
+    let client =
+        Client::register(&home(arguments), &given_address(arguments)?, &registration, &passphrase).await?;
     welcome(client, output);
     Ok(())
 }
@@ -48,7 +49,7 @@ pub(super) async fn login(
         given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
     output.progress("Making keys and logging in …");
     let home = home(arguments);
-    let client = Client::login(&home, &arguments.server, user, &password, &passphrase).await;
+    let client = Client::login(&home, &given_address(arguments)?, user, &password, &passphrase).await;
     let client = client.map_err(|error| match error.errcode() {
         Some("M_FORBIDDEN") => Failure::LoginRefused(error),
         _ => error.into(),
@@ -79,11 +80,32 @@ pub(super) async fn logout(client: Client, output: &Output) -> Result<(), Failur
     Ok(())
 }
 
+/// The homeserver's address as given, with the pin if there is one.
+fn given_address(arguments: &Arguments) -> Result<String, Failure> {
+    match &arguments.pin {
+        Some(pin) => Ok(with_pin(&arguments.server, pin)?),
+        None => Ok(arguments.server.clone()),
+    }
+}
+
+/// The address of the homeserver of the account that is meant; without one here, the one given.
+pub(super) fn address(arguments: &Arguments) -> Result<String, Failure> {
+    let accounts = Store::accounts(&home(arguments)).map_err(crate::client::ClientError::from)?;
+    match (choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref()), &arguments.pin) {
+        (Ok(account), None) => Ok(account.server),
+        (Ok(account), Some(pin)) => Ok(with_pin(&account.server, pin)?),
+        (Err(_), _) => given_address(arguments),
+    }
+}
+
 /// Opens the KeyBox that the arguments mean.
 pub(super) fn open(arguments: &Arguments) -> Result<Client, Failure> {
     let home = home(arguments);
     let accounts = Store::accounts(&home).map_err(crate::client::ClientError::from)?;
-    let account = choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref())?;
+    let mut account = choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref())?;
+    if let Some(pin) = &arguments.pin {
+        account.server = with_pin(&account.server, pin)?;
+    }
     let prompt = format!("Passphrase of {}", account.user_id);
     let passphrase = given_or_asked(arguments.passphrase.as_deref(), &prompt)?;
     Ok(Client::open(&home, account, &passphrase)?)

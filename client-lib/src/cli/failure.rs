@@ -12,6 +12,10 @@ use crate::qr::{QrReadError, QrWriteError};
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
+    #[error("the server at {0} showed no certificate; only https has one")]
+    NoCertificate(String),
+    #[error("this program (SHA-256 {digest}) is none of those that {server} publishes: do not trust it")]
+    NotReleased { digest: String, server: String },
     #[error("several KeyBoxes are here; choose one with --user and --keybox: {0}")]
     Ambiguous(String),
     #[error(transparent)]
@@ -79,6 +83,8 @@ impl Failure {
             | Self::File { .. }
             | Self::Fingerprint(_)
             | Self::Input(_)
+            | Self::NoCertificate(_)
+            | Self::NotReleased { .. }
             | Self::NothingToAccept(_)
             | Self::QrRead(_)
             | Self::QrWrite(_)

@@ -16,7 +16,8 @@ mod profile;
 mod push_rules;
 mod pushers;
 mod receipts;
-pub(crate) mod room_aliases;
+pub(crate) mod releases;
+mod room_aliases;
 mod room_directory;
 mod rooms;
 mod server_keys;
@@ -97,6 +98,12 @@ fn discovery(router: &mut Router) {
         .route(versions::get_supported_versions)
         .route(well_known::discover_homeserver)
         .route(well_known::discover_support)
+        .route_own::<NoAuthentication, _, _, _>(
+            Method::GET,
+            releases::PATH,
+            Options::UNFENCED,
+            releases::releases,
+        )
         .route_own::<NoAuthentication, _, _, _>(
             Method::GET,
             server_keys::PATH,

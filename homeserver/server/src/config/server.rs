@@ -23,6 +23,9 @@ pub struct ServerSettings {
     pub public_base_url: String,
     /// `server.tls_certificate` and `server.tls_private_key`: PEM files; without them connections are not encrypted.
     pub tls: Option<TlsFiles>,
+    /// `server.release_fingerprints_file`: a file with the SHA-256 of released clients, published for these to check themselves
+    /// against; none by default.
+    pub release_fingerprints_file: Option<PathBuf>,
     /// `server.trusted_proxies`: addresses or networks whose `X-Forwarded-For` is believed; none by default.
     pub trusted_proxies: Vec<IpNetwork>,
     /// `server.stop_grace_seconds`: how long a soft stop may take before requests are broken off; default 25.
@@ -55,6 +58,7 @@ impl ServerSettings {
             listen,
             public_base_url: public_base_url.trim_end_matches('/').to_owned(),
             tls,
+            release_fingerprints_file: section.optional("release_fingerprints_file"),
             trusted_proxies: section.value("trusted_proxies", Vec::new),
             stop_grace: section.value("stop_grace_seconds", || Duration::from_secs(25)),
         }
