@@ -18,6 +18,7 @@ mod keybox_permission;
 mod keybox_policy;
 mod keybox_registry;
 mod keybox_rotation;
+mod keybox_strangers;
 mod keybox_suites;
 mod keybox_transport;
 mod lifecycle;

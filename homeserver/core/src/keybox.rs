@@ -19,6 +19,9 @@ use serde_json::Value;
 /// The errcode, sent with 403, of a resource key that its sender may not give to those recipients.
 pub const NOT_A_MEMBER: &str = "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER";
 
+/// The errcode, sent with 403, of a key message to a device for which too many others of the same sender, or in all, wait.
+pub const TOO_MANY_PENDING: &str = "COM.TRUSTNER.KEYBOX_TOO_MANY_PENDING";
+
 /// The greatest size of a key message's content, in bytes of JSON.
 pub const MAX_KEY_MESSAGE_BYTES: usize = 16_384;
 /// The greatest size of a wrapped resource key, in bytes; 256 in suite v1.
@@ -69,7 +72,7 @@ pub enum NotPermitted {
 }
 
 /// What a key message does.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum KeyMessageKind {
     /// Says that a resource key has arrived.
     Acknowledge,
@@ -220,6 +223,49 @@ impl RoomFacts {
         Ok(())
     }
 
+    /// Whether `sender` may send `recipients` a key message of this kind about the room.
+    ///
+    /// Who asks for keys is in the room and asks members. Answers, acknowledgements and what takes a question back may
+    /// come after either has left. Strangers to the room get nothing through.
+    ///
+    /// # Errors
+    /// [`NotPermitted`], as for [`Self::permits`].
+    pub fn permits_message<'a>(
+        &self,
+        kind: KeyMessageKind,
+        sender: &UserId,
+        recipients: impl IntoIterator<Item = &'a UserId>,
+    ) -> Result<(), NotPermitted> {
+        use MembershipState as M;
+        if kind == KeyMessageKind::Give {
+            return self.permits(sender, recipients);
+        }
+        if !self.algorithm.as_deref().is_some_and(is_keybox_suite) {
+            return Err(NotPermitted::RoomWithoutProfile);
+        }
+        let asks = kind == KeyMessageKind::Ask;
+        let sends = match self.memberships.get(sender) {
+            Some(M::Join) => true,
+            Some(M::Invite) => !asks || self.invited_may_read(),
+            Some(M::Leave) => !asks,
+            _ => false,
+        };
+        if !sends {
+            return Err(NotPermitted::SenderNotJoined);
+        }
+        for recipient in recipients {
+            let receives = match self.memberships.get(recipient) {
+                Some(M::Join) => true,
+                Some(M::Invite | M::Leave) => !asks,
+                _ => false,
+            };
+            if !receives {
+                return Err(NotPermitted::RecipientNotAMember(recipient.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether somebody who is invited may read what is sent from then on.
     fn invited_may_read(&self) -> bool {
         matches!(
@@ -341,5 +387,35 @@ mod tests {
         for (facts, expected) in table {
             assert_eq!(facts.permits(a, [b]), expected, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn strangers_to_a_room_send_no_key_messages_about_it() {
+        use KeyMessageKind::{Acknowledge, Ask, Cancel, Give, Refuse};
+        let (a, b) = (user_id!("@a:x"), user_id!("@b:x"));
+        let permits = |kind, ours: Option<&str>, theirs: Option<&str>| {
+            let memberships = [(a, ours), (b, theirs)]
+                .into_iter()
+                .filter_map(|(user, membership)| Some((user.to_owned(), membership?.into())))
+                .collect();
+            let facts = RoomFacts {
+                algorithm: Some(SUITE.to_owned()),
+                history_visibility: HistoryVisibility::Joined,
+                memberships,
+            };
+            facts.permits_message(kind, a, [b]).is_ok()
+        };
+        for kind in [Acknowledge, Ask, Cancel, Give, Refuse] {
+            assert!(permits(kind, Some("join"), Some("join")), "{kind:?}");
+            for stranger in [None, Some("ban"), Some("knock")] {
+                assert!(!permits(kind, stranger, Some("join")), "{kind:?} from {stranger:?}");
+                assert!(!permits(kind, Some("join"), stranger), "{kind:?} to {stranger:?}");
+            }
+        }
+        for kind in [Acknowledge, Cancel, Refuse] {
+            assert!(permits(kind, Some("leave"), Some("join")) && permits(kind, Some("join"), Some("leave")));
+        }
+        assert!(!permits(Ask, Some("leave"), Some("join")) && !permits(Ask, Some("join"), Some("leave")));
+        assert!(!permits(Ask, Some("invite"), Some("join")), "who may not read has nothing to ask for");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keystead_store::{Error, media, transactions};
+use keystead_store::{Error, media, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::app::App;
@@ -13,6 +13,9 @@ const TYPING_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(1_800);
 /// How long a client's transaction id is remembered: longer than any client goes on trying.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long messages wait for a device that is not seen any more.
+const KEPT_FOR_ABSENT: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// How long an address for an upload stays known after it has lapsed: an upload that began in time may take this long.
 const LAPSED_FOR: Duration = Duration::from_secs(24 * 3_600);
@@ -27,6 +30,7 @@ pub async fn run(app: Arc<App>) {
             _ = forget.tick() => {
                 forget_transactions(&app).await;
                 forget_lapsed_media(&app).await;
+                expire_messages(&app).await;
             }
             () = app.shutdown.draining() => return,
         }
@@ -41,6 +45,15 @@ async fn forget_transactions(app: &App) {
         .await;
     if let Err(error) = forgotten {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old transaction ids");
+    }
+}
+
+async fn expire_messages(app: &App) {
+    let before = ago(app, KEPT_FOR_ABSENT);
+    let expired: Result<u64, Error> =
+        app.store.write("expire_messages", |tx| async move { to_device::expire(&tx, before).await }).await;
+    if let Err(error) = expired {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot expire messages to absent devices");
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
 use sea_orm::{QueryResult, Value};
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// How many messages may wait for one device. A few more can, if several senders pass the limit at the same time.
 pub const MAX_PENDING: u64 = 10_000;
+/// How many of these may be of one sender, who then cannot keep others' out. A user's own devices are not counted so.
+pub const MAX_PENDING_FROM_ONE: u64 = 1_000;
 /// How many devices one statement counts.
 const DEVICES_A_STATEMENT: usize = 5_000;
 
@@ -31,12 +33,13 @@ pub struct Appended {
     pub dropped: usize,
 }
 
-/// Those of `devices` for which so many messages wait that no more are taken. To be asked before the shards are locked.
+/// Those of `devices` for which so many messages wait that no more are taken from `sender`. To be asked before the shards are locked.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn full_devices(
     tx: &ReadTx,
+    sender: &UserId,
     devices: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
 ) -> Result<BTreeSet<(OwnedUserId, OwnedDeviceId)>, Error> {
     let devices: Vec<_> = devices.iter().collect();
@@ -46,14 +49,17 @@ pub async fn full_devices(
             .map(|index| format!("({})", placeholders(index * 2 + 1, 2)))
             .collect::<Vec<_>>()
             .join(", ");
+        let sender_parameter = chunk.len() * 2 + 1;
         let sql = format!(
             "WITH wanted (user_id, device_id) AS (VALUES {pairs}) \
              SELECT t.user_id, t.device_id FROM wanted w \
              JOIN to_device t ON t.user_id = w.user_id AND t.device_id = w.device_id \
-             GROUP BY t.user_id, t.device_id HAVING COUNT(*) >= {MAX_PENDING}"
+             GROUP BY t.user_id, t.device_id HAVING COUNT(*) >= {MAX_PENDING} OR (t.user_id <> ${sender_parameter} \
+             AND SUM(CASE WHEN t.sender = ${sender_parameter} THEN 1 ELSE 0 END) >= {MAX_PENDING_FROM_ONE})"
         );
         let values =
             chunk.iter().flat_map(|(user, device)| [Value::from(user.as_str()), device.as_str().into()]);
+        let values = values.chain([sender.as_str().into()]);
         for row in tx.query(&sql, values).await? {
             full.insert((streams::user_id(&row, "to_device", "user_id")?, device_id(&row)?));
         }
@@ -144,6 +150,19 @@ pub async fn delete_of_device(tx: &WriteTx, user_id: &UserId, device_id: &Device
     .await
 }
 
+/// Deletes all messages to devices that were last seen before then: they are not coming back for them. Returns how many.
+///
+/// # Errors
+/// The database's own.
+pub async fn expire(tx: &WriteTx, unseen_since: MilliSecondsSinceUnixEpoch) -> Result<u64, Error> {
+    tx.execute(
+        "DELETE FROM to_device WHERE (user_id, device_id) IN \
+         (SELECT user_id, device_id FROM devices WHERE last_seen_ts < $1)",
+        [i64::from(unseen_since.0).into()],
+    )
+    .await
+}
+
 /// How many messages wait for a user's devices, by device.
 ///
 /// # Errors
@@ -192,7 +211,7 @@ mod tests {
                     messages.iter().map(|message| tx.shards().of_user(&message.user_id)).collect();
                 let devices =
                     messages.iter().map(|message| (message.user_id.clone(), message.device_id.clone()));
-                let full = full_devices(&tx, &devices.collect()).await?;
+                let full = full_devices(&tx, user_id!("@s:x"), &devices.collect()).await?;
                 tx.lock_shards(&shards).await?;
                 append(&tx, messages, &full).await
             })
@@ -242,12 +261,61 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder).await;
         let user = user_id!("@a:x");
-        let many: Vec<_> = (0..MAX_PENDING).map(|n| message(user, "D", &n.to_string())).collect();
+        let many: Vec<_> = (0..MAX_PENDING)
+            .map(|n| ToDeviceMessage {
+                sender: UserId::parse(format!("@s{}:x", n % 20)).unwrap(),
+                ..message(user, "D", &n.to_string())
+            })
+            .collect();
         send(&store, &many).await;
         let appended = send(&store, &[message(user, "D", "late"), message(user, "E", "fits")]).await;
         assert_eq!(appended, Appended { stored: 1, dropped: 1 });
         assert_eq!(contents(&store, 0, 1).await, [(1, "0".to_owned())]);
         let depths = store.read("test", |tx| async move { depths(&tx, user).await }).await.unwrap();
         assert_eq!(depths, BTreeMap::from([("D".into(), MAX_PENDING), ("E".into(), 1)]));
+    }
+
+    #[tokio::test]
+    async fn one_sender_does_not_fill_what_waits_for_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let many: Vec<_> = (0..MAX_PENDING_FROM_ONE).map(|n| message(user, "D", &n.to_string())).collect();
+        send(&store, &many).await;
+        assert_eq!(send(&store, &[message(user, "D", "more")]).await, Appended { stored: 0, dropped: 1 });
+        assert_eq!(send(&store, &[message(user, "E", "other")]).await, Appended { stored: 1, dropped: 0 });
+        let wanted = &BTreeSet::from([(user.to_owned(), device_id!("D").to_owned())]);
+        for (sender, is_full) in [(user_id!("@s:x"), true), (user_id!("@t:x"), false), (user, false)] {
+            let full = store
+                .read("test", |tx| async move { full_devices(&tx, sender, wanted).await })
+                .await
+                .unwrap();
+            assert_eq!(!full.is_empty(), is_full, "{sender}");
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_to_devices_that_stay_away_expire() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let at = |ms: u32| MilliSecondsSinceUnixEpoch(ms.into());
+        for (id, seen) in [("OLD", 10), ("NEW", 30)] {
+            let device = &crate::devices::Device {
+                device_id: id.into(),
+                display_name: None,
+                last_seen_ts: at(seen),
+                last_seen_ip: String::new(),
+            };
+            store
+                .write("test", |tx| async move { crate::devices::upsert(&tx, user, device).await })
+                .await
+                .unwrap();
+        }
+        send(&store, &[message(user, "OLD", "1"), message(user, "NEW", "2")]).await;
+        let expired = store.write("test", |tx| async move { expire(&tx, at(20)).await }).await.unwrap();
+        assert_eq!(expired, 1);
+        let depths = store.read("test", |tx| async move { depths(&tx, user).await }).await.unwrap();
+        assert_eq!(depths, BTreeMap::from([("NEW".into(), 1)]));
     }
 }

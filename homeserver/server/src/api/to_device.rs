@@ -151,7 +151,7 @@ impl Call {
         }
         let recipients =
             self.messages(&known)?.into_iter().map(|message| (message.user_id, message.device_id)).collect();
-        let full = to_device::full_devices(tx, &recipients).await?;
+        let full = to_device::full_devices(tx, &self.sender, &recipients).await?;
         tx.lock_shards(&shards).await?;
         // The same call through another replica, and whoever deletes a recipient's device, held the same shards.
         if transactions::find(tx, &self.transaction).await?.is_some() {
@@ -161,6 +161,7 @@ impl Call {
         known.retain(|user_id, _| before.contains_key(user_id));
         let messages = self.messages(&known)?;
         self.check_permission(tx, &messages).await?;
+        self.check_room_for(&full)?;
         let appended = to_device::append(tx, &messages, &full).await?;
         keybox_log::append(tx, self.log_entries(&known, &full), now).await?;
         transactions::insert(tx, vec![(self.transaction.clone(), String::new())], now).await?;
@@ -231,24 +232,35 @@ impl Call {
         recipients.chain(logged).chain(rooms).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Checks that the sender may give the resource keys in the call to all for whom they are, whether their devices
+    /// Checks that the sender may send the key messages in the call to all for whom they are, whether their devices
     /// exist or not. One refusal refuses the call.
     async fn check_permission(&self, tx: &WriteTx, messages: &[ToDeviceMessage]) -> Result<(), ApiError> {
-        let mut recipients: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
+        let mut recipients: BTreeMap<(&RoomId, KeyMessageKind), BTreeSet<&UserId>> = BTreeMap::new();
+        let mut gives = false;
         for target in &self.targets {
-            if let Some(room_id) = target.room_of_given_key() {
-                recipients.entry(room_id).or_default().insert(&target.user_id);
+            let Some(message) = &target.key_message else { continue };
+            gives |= message.kind == KeyMessageKind::Give;
+            // Whatever a user's own KeyBoxes ask and answer each other, they may know it.
+            if message.kind == KeyMessageKind::Give || target.user_id != self.sender {
+                recipients.entry((&message.room_id, message.kind)).or_default().insert(&target.user_id);
             }
         }
-        if recipients.is_empty() {
-            return Ok(());
-        }
-        for (room_id, users) in recipients {
+        for ((room_id, kind), users) in recipients {
             let facts = room_facts(tx, room_id, &self.sender, &users).await?;
             let facts = facts.ok_or_else(|| not_permitted(&NotPermitted::RoomWithoutProfile))?;
-            facts.permits(&self.sender, users).map_err(|refusal| not_permitted(&refusal))?;
+            facts.permits_message(kind, &self.sender, users).map_err(|refusal| not_permitted(&refusal))?;
         }
-        check_keyboxes(tx, messages).await
+        if gives { check_keyboxes(tx, messages).await } else { Ok(()) }
+    }
+
+    /// Refuses key messages to devices that take no more from this sender: what is dropped in silence would be
+    /// missed, and the log would not tell the truth.
+    fn check_room_for(&self, full: &BTreeSet<(OwnedUserId, OwnedDeviceId)>) -> Result<(), ApiError> {
+        if full.is_empty() || self.targets.iter().all(|target| target.key_message.is_none()) {
+            return Ok(());
+        }
+        let text = "Too many messages wait for a device that this is for";
+        Err(ApiError::new(StatusCode::FORBIDDEN, keybox::TOO_MANY_PENDING, text))
     }
 }
 
