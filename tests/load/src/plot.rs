@@ -9,7 +9,10 @@ use std::{
 use plotters::{
     coord::{CoordTranslate, Shift},
     prelude::*,
-    style::{FontStyle, register_font},
+    style::{
+        FontStyle, register_font,
+        text_anchor::{HPos, Pos, VPos},
+    },
 };
 
 use crate::{Error, report::Report};
@@ -144,17 +147,13 @@ fn cpu<DB: DrawingBackend>(
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(70)
-        .build_cartesian_2d((0..names.len().saturating_sub(1)).into_segmented(), 0.0..highest * 1.2)
+        .build_cartesian_2d(-0.5..as_f64(names.len()) - 0.5, 0.0..highest * 1.2)
         .map_err(plot_error)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .y_desc("CPU milliseconds")
-        .x_labels(names.len())
-        .x_label_formatter(&|segment| match segment {
-            SegmentValue::CenterOf(index) => names.get(*index).map_or(String::new(), |name| (*name).clone()),
-            _ => String::new(),
-        })
+        .disable_x_axis()
         .draw()
         .map_err(plot_error)?;
     let mut floors = vec![0.0; names.len()];
@@ -164,12 +163,8 @@ fn cpu<DB: DrawingBackend>(
             let cost = report.processes.get(*process).map_or(0.0, |cost| cost.cpu_ms_per_operation);
             let (low, high) = (*floor, *floor + cost);
             *floor = high;
-            let mut bar = Rectangle::new(
-                [(SegmentValue::Exact(index), low), (SegmentValue::Exact(index + 1), high)],
-                color.filled(),
-            );
-            bar.set_margin(0, 0, 24, 24);
-            bar
+            let middle = as_f64(index);
+            Rectangle::new([(middle - 0.3, low), (middle + 0.3, high)], color.filled())
         });
         chart
             .draw_series(bars)
@@ -177,8 +172,21 @@ fn cpu<DB: DrawingBackend>(
             .label(process.as_str())
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], color.filled()));
     }
+    let style = ("sans-serif", 14).into_font().into_text_style(area);
+    let below = style.pos(Pos::new(HPos::Center, VPos::Top));
+    let labels = names.iter().enumerate().map(|(index, name)| {
+        EmptyElement::at((as_f64(index), 0.0)) + Text::new((*name).clone(), (0, 8), below.clone())
+    });
+    for label in labels {
+        chart.plotting_area().draw(&label).map_err(plot_error)?;
+    }
     legend(&mut chart)?;
     area.present().map_err(plot_error)
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn as_f64(number: usize) -> f64 {
+    number as f64
 }
 
 fn legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
