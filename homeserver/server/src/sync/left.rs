@@ -70,7 +70,7 @@ impl Sync<'_> {
             .await?;
         let mut events: Vec<_> = events.into_iter().map(Arc::new).collect();
         span.add_hidden(&mut events, timeline);
-        let events = StateEvents::with_events(self.write_events(&events).await?);
+        let events = StateEvents::with_events(self.write_state(&events).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
     }
 }

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     http::error::ApiError,
-    rooms::{Form, Reader, RoomView, client_event, client_events},
+    rooms::{Form, Reader, RoomView, client_event, client_events, client_state},
 };
 
 /// How many events of a timeline an answer has if the client does not say, and at most.
@@ -258,26 +258,52 @@ impl Sync<'_> {
         let mut timeline = Timeline::new();
         timeline.limited = limited;
         timeline.prev_batch = Some(TimelineToken(span.looked_from - 1).to_string());
-        timeline.events = self.write_events(events).await?;
+        timeline.events = self.write_timeline(events).await?;
         Ok(timeline)
     }
 
-    /// Events in the form that clients read, with the fields that the filter wants.
-    pub(super) async fn write_events<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
-        let session = &self.request.session;
-        let reader = Reader { user_id: &session.user_id, device_id: &session.device_id, now: self.now };
+    /// State in the form that clients read, with the fields that the filter wants; what it replaced is left out.
+    pub(super) async fn write_state<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
+        let written = if events.iter().all(|event| event.pdu.redacted_by.is_none()) {
+            self.write_plain(events)?
+        } else {
+            let reader = self.reader();
+            self.app
+                .store
+                .read("sync_state", |tx| async move { client_state(&tx, events, reader, Form::Sync).await })
+                .await?
+        };
+        self.pick_fields(written)
+    }
+
+    /// The events of a timeline in the form that clients read, with the fields that the filter wants.
+    async fn write_timeline<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
         let is_plain =
             |event: &Arc<RoomEvent>| event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none();
-        let written: Vec<Box<RawValue>> = if events.iter().all(is_plain) {
-            let write = |event: &Arc<RoomEvent>| client_event(event, None, reader, Form::Sync);
-            events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)?
+        let written = if events.iter().all(is_plain) {
+            self.write_plain(events)?
         } else {
             // What a state event replaced and what emptied a redacted one has to be looked up.
+            let reader = self.reader();
             self.app
                 .store
                 .read("sync_events", |tx| async move { client_events(&tx, events, reader, Form::Sync).await })
                 .await?
         };
+        self.pick_fields(written)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        let session = &self.request.session;
+        Reader { user_id: &session.user_id, device_id: &session.device_id, now: self.now }
+    }
+
+    fn write_plain(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Box<RawValue>>, ApiError> {
+        let write = |event: &Arc<RoomEvent>| client_event(event, None, self.reader(), Form::Sync);
+        events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)
+    }
+
+    fn pick_fields<T>(&self, written: Vec<Box<RawValue>>) -> Result<Vec<Raw<T>>, ApiError> {
         let Some(fields) = &self.filter().event_fields else {
             return Ok(written.into_iter().map(Raw::from_json).collect());
         };

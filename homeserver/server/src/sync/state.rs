@@ -98,7 +98,7 @@ impl Sync<'_> {
         }
         self.lazy_load(room, wanted, timeline, heroes, &mut events);
         events.retain(|event| self.wants_state(event));
-        let events = StateEvents::with_events(self.write_events(&events).await?);
+        let events = StateEvents::with_events(self.write_state(&events).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
     }
 
