@@ -17,7 +17,7 @@ pub struct Options {
     pub observer: Arc<dyn Fn(&TransactionReport) + Send + Sync>,
 }
 
-/// Connections for reading and for writing; on PostgreSQL they are the same.
+/// Connections for reading and for writing: on SQLite one for writing, on PostgreSQL half of them.
 ///
 /// # Errors
 /// The database cannot be reached, or the folder of an SQLite file not be made.
@@ -33,19 +33,34 @@ pub(crate) async fn connect(options: &Options) -> Result<(DatabaseConnection, Da
         };
         return Ok((reader, writer));
     }
-    let mut connect = ConnectOptions::new(options.url.clone());
+    let writers = (options.max_connections / 2).max(1);
+    let readers = options.max_connections.saturating_sub(writers).max(1);
+    // What every reading transaction is, said once a connection instead of once a transaction.
+    const READING: &[(&str, &str)] =
+        &[("default_transaction_isolation", "repeatable read"), ("default_transaction_read_only", "on")];
+    let reader = Database::connect(postgres_options(&options.url, readers, READING)).await?;
+    let writer = Database::connect(postgres_options(&options.url, writers, &[])).await?;
+    Ok((reader, writer))
+}
+
+fn postgres_options(
+    url: &str,
+    connections: u32,
+    settings: &'static [(&'static str, &'static str)],
+) -> ConnectOptions {
+    let mut connect = ConnectOptions::new(url.to_owned());
     connect
-        .max_connections(options.max_connections)
+        .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
         .sqlx_logging(false)
         .test_before_acquire(false)
-        .map_sqlx_postgres_opts(|options| {
+        .map_sqlx_postgres_opts(move |options| {
             options
                 .application_name("keystead")
                 .options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "30s")])
+                .options(settings.iter().copied())
         });
-    let connection = Database::connect(connect).await?;
-    Ok((connection.clone(), connection))
+    connect
 }
 
 fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_core::shard::Shards;
+use keystead_core::shard::{Shard, Shards};
 use sea_orm::{
-    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, QueryResult, SqliteTransactionMode,
     Statement, TransactionOptions, TransactionTrait,
 };
 use sea_orm_migration::MigratorTrait;
@@ -51,7 +51,7 @@ pub struct Store {
 
 struct Inner {
     reader: DatabaseConnection,
-    /// The same pool as `reader` on PostgreSQL; the one writing connection on SQLite, which has one writer at a time.
+    /// On SQLite one connection, as it has one writer at a time.
     writer: DatabaseConnection,
     shards: Shards,
     wake_bus: WakeBus,
@@ -65,6 +65,9 @@ impl Store {
     /// The database cannot be reached, or has not been migrated.
     pub async fn open(options: Options) -> Result<Self, Error> {
         let (reader, writer) = connect(&options).await?;
+        if reader.get_database_backend() == DbBackend::Postgres {
+            check_isolation(&reader).await?;
+        }
         let pending = Migrator::get_pending_migrations_read_only(&reader).await?;
         if !pending.is_empty() {
             return Err(Error::Setup(format!(
@@ -155,6 +158,29 @@ impl Store {
         self.inner.wake_bus.send(hint, false);
     }
 
+    /// The position that each shard has reached, in the order of the shards.
+    ///
+    /// Nothing is asked more often than this, by the fence; a statement on its own needs no more than itself.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn positions(&self) -> Result<Vec<(Shard, i64)>, Error> {
+        let sql = "SELECT shard, position FROM stream_shards ORDER BY shard";
+        let reader = &self.inner.reader;
+        let mut run = Run::new("positions");
+        let result = loop {
+            let statement = Statement::from_string(reader.get_database_backend(), sql);
+            let rows = timed(reader.query_all_raw(statement)).await;
+            let read = |row: &QueryResult| Ok((row.try_get("", "shard")?, row.try_get("", "position")?));
+            let result = rows.and_then(|rows| rows.iter().map(read).collect::<Result<Vec<_>, Error>>());
+            if !run.again(&result).await {
+                break result;
+            }
+        };
+        run.report(&self.inner.options, result.is_ok());
+        result
+    }
+
     /// Runs `work` in a transaction that only reads, on one consistent view of the database.
     ///
     /// # Errors
@@ -165,11 +191,8 @@ impl Store {
         F: Fn(ReadTx) -> Fut,
         Fut: Future<Output = Result<T, E>> + Send,
     {
-        let options = TransactionOptions {
-            isolation_level: self.is_shared().then_some(sea_orm::IsolationLevel::RepeatableRead),
-            access_mode: self.is_shared().then_some(AccessMode::ReadOnly),
-            sqlite_transaction_mode: None,
-        };
+        // On PostgreSQL the reading connections are repeatable-read and read-only of themselves.
+        let options = TransactionOptions::default();
         let mut run = Run::new(name);
         let result = loop {
             let attempt = async {
@@ -281,6 +304,22 @@ impl Run {
     }
 }
 
+/// A pooler between may drop what a connection asked for at its start; then readers would see a different database with
+/// each statement.
+async fn check_isolation(reader: &DatabaseConnection) -> Result<(), Error> {
+    let sql = "SHOW transaction_isolation";
+    let row = reader.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await?;
+    let level: Option<String> = row.map(|row| row.try_get("", "transaction_isolation")).transpose()?;
+    if level.as_deref() == Some("repeatable read") {
+        return Ok(());
+    }
+    Err(Error::Setup(format!(
+        "The database connection does not keep its settings (transaction_isolation is {}): a pooler before \
+         PostgreSQL has to pass on startup options, or be left out.",
+        level.unwrap_or_default()
+    )))
+}
+
 /// On SQLite a transaction that will write says so at once, or two that began by reading would block each other for ever.
 fn immediate() -> TransactionOptions {
     TransactionOptions {
@@ -340,12 +379,9 @@ pub(crate) mod tests {
             })
             .await;
         assert!(failed.unwrap_err().is_conflict());
-        let (setting, positions) = store
-            .read("test", |tx| async move {
-                Ok::<_, Error>((settings::find(&tx, "name").await?, streams::positions(&tx).await?))
-            })
-            .await
-            .unwrap();
+        let setting =
+            store.read("test", |tx| async move { settings::find(&tx, "name").await }).await.unwrap();
+        let positions = store.positions().await.unwrap();
         assert_eq!(setting, None);
         assert!(positions.iter().all(|(_, position)| *position == 0));
     }

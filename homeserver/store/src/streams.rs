@@ -113,15 +113,6 @@ impl UserChange {
     }
 }
 
-/// The position that each shard has reached, in the order of the shards.
-///
-/// # Errors
-/// The database's own.
-pub async fn positions(tx: &ReadTx) -> Result<Vec<(Shard, i64)>, Error> {
-    let rows = tx.query("SELECT shard, position FROM stream_shards ORDER BY shard", []).await?;
-    rows.iter().map(|row| Ok((row.try_get("", "shard")?, row.try_get("", "position")?))).collect()
-}
-
 /// All rows of a shard after one position and up to another, in order.
 ///
 /// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own position.

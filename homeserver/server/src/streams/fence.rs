@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keystead_store::{Error, streams};
+use keystead_store::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Tail;
@@ -43,11 +43,7 @@ impl Fence {
 async fn serve(tail: Arc<Tail>, mut queue: mpsc::UnboundedReceiver<Request>) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, BATCH).await > 0 {
-        let positions = tail
-            .store()
-            .read("fence", |tx| async move { streams::positions(&tx).await })
-            .await
-            .map_err(Arc::new);
+        let positions = tail.store().positions().await.map_err(Arc::new);
         let waiting = std::mem::take(&mut waiting);
         let tail = tail.clone();
         // The next look need not wait until the tail is there.

@@ -61,7 +61,7 @@ impl Tail {
     /// The database cannot be read.
     pub async fn start(store: Store, listeners: Vec<Listener>) -> Result<Arc<Self>, Error> {
         let hints = store.hints();
-        let positions = store.read("tail_start", |tx| async move { streams::positions(&tx).await }).await?;
+        let positions = store.positions().await?;
         let tails = positions
             .into_iter()
             .map(|(_, position)| ShardTail {
@@ -359,9 +359,7 @@ impl Tail {
 
     /// Asks the database how far the shards reach.
     async fn look(&self) -> Result<(), Error> {
-        let positions =
-            self.store.read("tail_look", |tx| async move { streams::positions(&tx).await }).await?;
-        self.hear_hint(Hint::Positions(positions));
+        self.hear_hint(Hint::Positions(self.store.positions().await?));
         Ok(())
     }
 }

@@ -259,7 +259,7 @@ mod lists {
         change(&store, b).await;
         change(&store, d).await;
         assert_eq!(delta(&store, a, 0, 9).await.changed, users(&[b, c]));
-        let seen = store.read("test", |tx| async move { streams::positions(&tx).await }).await.unwrap();
+        let seen = store.positions().await.unwrap();
         assert_eq!(seen, [(0, 2), (1, 2)]);
         assert_eq!(delta(&store, a, 2, 2).await, DeviceListDelta::default());
 
