@@ -1,7 +1,5 @@
 //! Passphrases that the server keeps: sealed, and given out to whoever has the password.
 
-use std::process::Command;
-
 use keystead_keybox::encoding::base64;
 use keystead_tests::{
     TestCluster, User,
@@ -141,12 +139,8 @@ async fn a_master_key_is_rotated() {
     let admin = |keys: String| {
         let (url, data) = (cluster.database_url().to_owned(), cluster.folder().join("admin"));
         tokio::task::spawn_blocking(move || {
-            let mut command = Command::new(process::keystead());
-            for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KEYSTEAD_")) {
-                command.env_remove(name);
-            }
-            command
-                .args(["admin", "rotate-master-key"])
+            process::command("admin")
+                .arg("rotate-master-key")
                 .env("KEYSTEAD_DATABASE_URL", url)
                 .env("KEYSTEAD_SERVER_NAME", "keystead.test")
                 .env("KEYSTEAD_DATA_DIR", data)

@@ -39,8 +39,7 @@ impl TlsServer {
             .status();
         assert!(made.expect("openssl").success());
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let process = Command::new(process::keystead())
-            .arg("serve")
+        let process = process::command("serve")
             .env("KEYSTEAD_SERVER_LISTEN", format!("127.0.0.1:{port}"))
             .env("KEYSTEAD_SERVER_TLS_CERTIFICATE", path("certificate.pem"))
             .env("KEYSTEAD_SERVER_TLS_PRIVATE_KEY", path("key.pem"))
