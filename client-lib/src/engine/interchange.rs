@@ -1,6 +1,6 @@
 //! Resource keys out of this KeyBox and into it, by an interchange file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use keystead_keybox::Entropy;
 use keystead_keybox::interchange::Entry;
@@ -99,22 +99,8 @@ impl Engine {
         };
         let wrap =
             self.wrap_to_self(key, &entry.algorithm, &open, entropy).ok_or("its suite is not known")?;
-        let record = KeyRecord {
-            key: key.clone(),
-            suite: entry.algorithm.clone(),
-            wrap,
-            origin: entry.origin.clone(),
-            origin_verified,
-            received_from: None,
-            received_at: now,
-            // Of no present epoch: it is for reading only.
-            epoch: u64::MAX,
-            for_sending: false,
-            holders: BTreeSet::from([self.own.clone()]),
-            withheld: Vec::new(),
-            next_counter: 0,
-            seen: BTreeMap::new(),
-        };
+        let new = KeyRecord::new(key, &entry.algorithm, wrap, entry.origin.clone(), &self.own, now);
+        let record = KeyRecord { origin_verified, ..new };
         self.resource_keys.insert(key.clone(), record);
         self.open.insert(key.clone(), open);
         self.key_changed(key);

@@ -1,7 +1,5 @@
 //! Taking in key messages from other KeyBoxes.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use keystead_keybox::Entropy;
 use keystead_keybox::context::WrapContext;
 use keystead_keybox::identity::IdentityContent;
@@ -201,25 +199,14 @@ impl Engine {
             return Ok(Outcome::Dropped("it does not open".to_owned()));
         };
         self.acknowledge(&key, &content, sender, entropy)?;
-        let record = KeyRecord {
-            key: key.clone(),
-            suite: content.algorithm,
-            wrap,
-            origin: content.origin,
-            origin_verified,
-            received_from: Some(sender.clone()),
-            received_at: now,
-            epoch,
-            for_sending: false,
-            holders: BTreeSet::from([sender.clone(), self.own.clone()]),
-            withheld: Vec::new(),
-            next_counter: 0,
-            seen: BTreeMap::new(),
-        };
-        // One that came from somebody who has left is for reading only.
-        let may_send = sender_membership == Some(Membership::Join);
-        self.resource_keys
-            .insert(key.clone(), KeyRecord { epoch: if may_send { epoch } else { u64::MAX }, ..record });
+        let new = KeyRecord::new(&key, &content.algorithm, wrap, content.origin, &self.own, now);
+        let mut record = KeyRecord { origin_verified, received_from: Some(sender.clone()), ..new };
+        record.holders.insert(sender.clone());
+        // One that came from somebody who has left stays for reading only.
+        if sender_membership == Some(Membership::Join) {
+            record.epoch = epoch;
+        }
+        self.resource_keys.insert(key.clone(), record);
         self.key_changed(&key);
         notices.push(Notice::KeyReceived { key: key.clone(), keybox: sender.clone() });
         self.stop_wanting(&key, entropy)?;

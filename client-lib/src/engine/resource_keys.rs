@@ -29,7 +29,7 @@ pub(super) struct KeyRecord {
     /// Who sent it; `None` if it was made here.
     pub(super) received_from: Option<KeyBoxAddress>,
     pub(super) received_at: u64,
-    /// The room's epoch when the key was made or came.
+    /// The room's epoch when the key was made or came; the greatest number if it is for reading only.
     pub(super) epoch: u64,
     /// Whether it may be sent with, as far as its origin goes.
     pub(super) for_sending: bool,
@@ -45,6 +45,33 @@ pub(super) struct KeyRecord {
 }
 
 impl KeyRecord {
+    /// A resource key that has just come to be known here: held by this KeyBox, `own`, and for reading only.
+    pub(super) fn new(
+        key: &KeyRef,
+        suite: &str,
+        wrap: String,
+        origin: Origin,
+        own: &KeyBoxAddress,
+        now: u64,
+    ) -> Self {
+        Self {
+            key: key.clone(),
+            suite: suite.to_owned(),
+            wrap,
+            origin,
+            origin_verified: false,
+            received_from: None,
+            received_at: now,
+            // Of no present epoch.
+            epoch: u64::MAX,
+            for_sending: false,
+            holders: BTreeSet::from([own.clone()]),
+            withheld: Vec::new(),
+            next_counter: 0,
+            seen: BTreeMap::new(),
+        }
+    }
+
     /// How many messages are known to be sealed with the key.
     pub(super) fn messages(&self, own: &KeyBoxAddress) -> u64 {
         let counts = self.seen.iter().flat_map(|(user_id, keyboxes)| {

@@ -1,6 +1,6 @@
 //! Sending: a resource key that everybody in the room has, then content sealed with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
@@ -256,21 +256,9 @@ impl Engine {
         );
         let origin = Origin::sign(&self.keys, suite, room_id, &key.key_id, now, hash)?;
         let wrap = self.wrap_to_self(&key, suite, &open, entropy).ok_or(EncryptError::NoKey)?;
-        let record = KeyRecord {
-            key: key.clone(),
-            suite: suite.to_owned(),
-            wrap,
-            origin,
-            origin_verified: true,
-            received_from: None,
-            received_at: now,
-            epoch: self.rooms.get(room_id).map(|room| room.epoch).unwrap_or_default(),
-            for_sending: true,
-            holders: BTreeSet::from([self.own.clone()]),
-            withheld: Vec::new(),
-            next_counter: 0,
-            seen: BTreeMap::new(),
-        };
+        let epoch = self.rooms.get(room_id).map(|room| room.epoch).unwrap_or_default();
+        let new = KeyRecord::new(&key, suite, wrap, origin, &self.own, now);
+        let record = KeyRecord { origin_verified: true, epoch, for_sending: true, ..new };
         self.resource_keys.insert(key.clone(), record);
         self.open.insert(key.clone(), open);
         self.key_changed(&key);
