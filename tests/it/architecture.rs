@@ -1,6 +1,10 @@
-//! Dependencies between the crates of the workspace point one way.
+//! Dependencies between the crates of the workspace point one way, and the specification names what the server answers.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -48,6 +52,37 @@ fn the_database_belongs_to_the_store_and_pure_crates_stay_pure() {
             }
         }
     }
+}
+
+#[test]
+fn the_specification_names_every_errcode_of_the_profile() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let spec = std::fs::read_to_string(root.join("profiles/keybox/SPEC.md")).expect("the specification");
+    let (_, errors) = spec.split_once("### 30.1").expect("its list of errcodes");
+    let mut codes = BTreeSet::new();
+    for file in rust_files(&root.join("homeserver")) {
+        let source = std::fs::read_to_string(&file).expect("a source file");
+        for part in source.split("\"COM.TRUSTNER.").skip(1) {
+            codes.insert(part.split('"').next().expect("a part").to_owned());
+        }
+    }
+    assert!(codes.contains("KEYBOX_NOT_A_MEMBER"), "{codes:?}");
+    for code in codes {
+        assert!(errors.contains(&format!("`COM.TRUSTNER.{code}`")), "section 30.1 does not name {code}");
+    }
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
 }
 
 /// The workspace's packages with the names of all they depend on, whatever the kind of dependency.

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Checks v1.json and v2.json with PyCA cryptography and nothing of the product's own code.
+"""Checks v1.json, v2.json and interchange.json with PyCA cryptography and nothing of the product's own code.
 
-For each file: the key set and its hash, the resource key's id, the wrap, the MAC or tag, the signature, the plaintext, the
+For each suite's file: the key set and its hash, the resource key's id, the wrap, the MAC or tag, the signature, the plaintext, the
 origin and a key message; and that none of these holds any more when one value is altered. HPKE is computed here from
 RFC 9180, step by step against the file's intermediate values, and once more by the library itself if it has HPKE.
+For the interchange file: the derived key, the associated data, the plaintext, and that each id commits to its key.
 
     python3 check_cryptography.py [FILE...]
 
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 try:
     from cryptography.hazmat.decrepit.ciphers.modes import OFB
@@ -185,8 +187,35 @@ def open_v2(v, key, context, iv, ciphertext, mac):
 SUITES = {V1: (check_wrap_v1, open_v1), V2: (check_wrap_v2, open_v2)}
 
 
+def check_entry(entry):
+    key = bytes.fromhex(entry["key"])
+    digest = sha256(fields("com.trustner.keybox.resource_key_id", entry["room_id"], key))
+    expect("id of an entry", base64url(digest[:16]), entry["key_id"])
+
+
+def check_interchange(v, say=lambda text: None):
+    file = json.loads(v["file"])
+    expect("head", (file["format"], file["version"]), ("com.trustner.keybox.interchange", 1))
+    salt, nonce, ciphertext = (unbase64(file[name]) for name in ("salt", "nonce", "ciphertext"))
+    expect("size of salt and nonce", (len(salt), len(nonce)), (16, 12))
+    key = Scrypt(salt=salt, length=32, n=16384, r=8, p=5).derive(v["passphrase"].encode())
+    expect("key", key.hex(), v["key"])
+    associated = fields(file["format"], file["version"], salt, nonce)
+    expect("associated data", associated.hex(), v["associated"])
+    try:
+        plaintext = AESGCM(key).decrypt(nonce, ciphertext, associated).decode()
+    except InvalidTag:
+        raise Wrong("the file does not open") from None
+    expect("plaintext", plaintext, v["plaintext"])
+    for entry in json.loads(plaintext)["keys"]:
+        check_entry(entry)
+    say("interchange file: key, associated data, plaintext, ids")
+
+
 def check(v, say=lambda text: None):
     """Checks one file's values; raises Wrong at the first that does not hold."""
+    if "passphrase" in v:
+        return check_interchange(v, say)
     if v["suite"] not in SUITES:
         raise Wrong(f"unknown suite {v['suite']}")
     check_wrap, open_content = SUITES[v["suite"]]
@@ -244,7 +273,8 @@ def check(v, say=lambda text: None):
 def check_alterations(v):
     """Every value of the file matters: with any one of them altered, something does not hold."""
     unused = {"sender_ed25519_private_hex"}
-    for name in sorted(set(v) - unused):
+    names = sorted(set(v) - unused)
+    for name in names:
         value = v[name]
         middle = len(value) // 2
         other = "1" if value[middle] != "1" else "2"
@@ -253,16 +283,17 @@ def check_alterations(v):
         except Exception:  # Whatever way a check fails is fine here.
             continue
         raise Wrong(f"{name} can be altered without notice")
+    return len(names)
 
 
 def main(paths):
     here = pathlib.Path(__file__).parent
-    for path in paths or sorted(here.glob("v*.json")):
+    for path in paths or sorted(here.glob("*.json")):
         vectors = json.loads(pathlib.Path(path).read_text())
-        print(f"{path}: {vectors['suite']}")
+        print(f"{path}: {vectors.get('suite', 'no suite')}")
         check(vectors, lambda text: print(f"  ok   {text}"))
-        check_alterations(vectors)
-        print(f"  ok   refused with each of {len(vectors) - 1} values altered")
+        checked = check_alterations(vectors)
+        print(f"  ok   refused with each of {checked} values altered")
     own = "" if hpke is None else ", its own HPKE too"
     print(f"all of it holds (PyCA cryptography {cryptography.__version__}{own})")
 
