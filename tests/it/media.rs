@@ -10,6 +10,7 @@ use hyper::Method;
 use keystead_tests::{
     Response, TestCluster, User, eventually,
     http::{Request, encode},
+    process,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -17,20 +18,20 @@ use tokio::{
     net::TcpStream,
 };
 
-const DOWNLOAD: &str = "/_matrix/client/v1/media/download";
+pub(crate) const DOWNLOAD: &str = "/_matrix/client/v1/media/download";
 
 /// Bytes that differ from place to place.
-fn bytes(length: usize) -> Vec<u8> {
+pub(crate) fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from((at * 31 + at / 251) % 256).expect("a byte")).collect()
 }
 
-fn upload(name: &str, content_type: &str, body: Vec<u8>) -> Request {
+pub(crate) fn upload(name: &str, content_type: &str, body: Vec<u8>) -> Request {
     let path = format!("/_matrix/media/v3/upload?filename={}", encode(name));
     Request::new(Method::POST, path).bytes(content_type, body)
 }
 
 /// `server/id` of what was uploaded.
-async fn uploaded(user: &User, request: Request) -> String {
+pub(crate) async fn uploaded(user: &User, request: Request) -> String {
     path_of(&user.send(request).await.ok())
 }
 
@@ -41,22 +42,24 @@ fn path_of(answer: &Value) -> String {
     path.to_owned()
 }
 
-async fn download(user: &User, path: &str) -> Response {
+pub(crate) async fn download(user: &User, path: &str) -> Response {
     user.send(Request::new(Method::GET, format!("{DOWNLOAD}/{path}"))).await
 }
 
-async fn part(user: &User, path: &str, range: &str) -> Response {
+pub(crate) async fn part(user: &User, path: &str, range: &str) -> Response {
     user.send(Request::new(Method::GET, format!("{DOWNLOAD}/{path}")).header("range", range)).await
 }
 
-/// All files below the media folder.
+/// All files below the media folder, but for the mark of the place.
 fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
     fn files(folder: &Path) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
     }
-    files(&cluster.folder().join("media"))
+    let mut files = files(&cluster.folder().join("media"));
+    files.retain(|path| !path.components().any(|part| part.as_os_str() == "keystead-place"));
+    files
 }
 
 async fn pair() -> (Arc<TestCluster>, User, User) {
@@ -202,7 +205,7 @@ async fn what_is_too_large_is_refused_and_leaves_nothing() {
 }
 
 /// Sends the head of an upload to the first replica.
-async fn begin(cluster: &TestCluster, user: &User, length: &str) -> TcpStream {
+pub(crate) async fn begin(cluster: &TestCluster, user: &User, length: &str) -> TcpStream {
     let url = cluster.url(0);
     let address = url.strip_prefix("http://").expect("an address");
     let mut stream = TcpStream::connect(address).await.expect("connected");
@@ -264,7 +267,7 @@ async fn an_address_can_be_reserved_and_used_once_by_its_owner() {
 }
 
 /// A PNG of one grey, said to have another size, with its rows stored rather than compressed.
-fn grey_png(width: u32, height: u32, told: (u32, u32)) -> Vec<u8> {
+pub(crate) fn grey_png(width: u32, height: u32, told: (u32, u32)) -> Vec<u8> {
     let row = [vec![0], vec![128; usize::try_from(width).expect("small")]].concat();
     let rows = row.repeat(usize::try_from(height).expect("small"));
     let mut zlib = vec![0x78, 1];
@@ -326,6 +329,22 @@ async fn thumbnails_are_made_once_and_bombs_are_not_decoded() {
     bob.send(thumbnail("keystead.test/nothing", "width=96&height=96")).await.refused(404, "M_NOT_FOUND");
     bob.send(thumbnail("example.org/x", "width=96&height=96")).await.refused(404, "M_NOT_FOUND");
     bob.send(thumbnail(&path, "width=x&height=96")).await.refused(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
+async fn a_replica_with_another_place_for_media_does_not_start() {
+    let (cluster, alice, bob) = pair().await;
+    let path = uploaded(&alice, upload("f", "text/plain", b"in the first place".to_vec())).await;
+    let mut command = process::command("serve");
+    command.env("KEYSTEAD_SERVER_NAME", "keystead.test");
+    command.env("KEYSTEAD_DATABASE_URL", cluster.database_url());
+    command.env("KEYSTEAD_MEDIA_FOLDER", cluster.folder().join("elsewhere"));
+    command.env("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:0");
+    let output =
+        tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("all replicas have to share one place"), "{told}");
+    assert_eq!(download(&bob, &path).await.text, "in the first place");
 }
 
 #[tokio::test]

@@ -59,6 +59,7 @@ impl TestCluster {
         };
         // Shared, as every deployment of several replicas must have it.
         let media = folder.path().join("media").display().to_string();
+        let has_bucket = settings.iter().any(|(name, _)| *name == "KEYSTEAD_MEDIA_S3_BUCKET");
         let replicas: Vec<_> = (0..count)
             .map(|number| {
                 let name = char::from(b'a' + u8::try_from(number).expect("few"));
@@ -67,13 +68,15 @@ impl TestCluster {
                     ("KEYSTEAD_SERVER_NAME".to_owned(), SERVER_NAME.to_owned()),
                     ("KEYSTEAD_DATABASE_URL".to_owned(), url.clone()),
                     ("KEYSTEAD_DATA_DIR".to_owned(), data.display().to_string()),
-                    ("KEYSTEAD_MEDIA_FOLDER".to_owned(), media.clone()),
                     ("KEYSTEAD_REGISTRATION_OPEN".to_owned(), "true".to_owned()),
                     ("KEYSTEAD_REGISTRATION_SHARED_SECRET".to_owned(), SHARED_SECRET.to_owned()),
                     ("KEYSTEAD_LIMITS_RATE_LIMITS".to_owned(), "false".to_owned()),
                     ("KEYSTEAD_AUTH_BCRYPT_COST".to_owned(), "4".to_owned()),
                     ("KEYSTEAD_LOG_FILTER".to_owned(), "info".to_owned()),
                 ];
+                if !has_bucket {
+                    all.push(("KEYSTEAD_MEDIA_FOLDER".to_owned(), media.clone()));
+                }
                 all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
                 Replica::new(all, folder.path().join(format!("{name}.log")))
             })

@@ -12,6 +12,7 @@ mod postgres;
 pub mod process;
 pub mod proxy;
 mod reaper;
+pub mod seaweedfs;
 pub mod sync;
 pub mod user;
 

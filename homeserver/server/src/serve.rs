@@ -18,6 +18,7 @@ use crate::{
     },
     jobs,
     lifecycle::StopSignals,
+    media::place::{self, PlaceError},
     telemetry::log::{self, LogError},
 };
 
@@ -30,6 +31,9 @@ pub enum ServeError {
     /// Logging could not be set up.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The media are elsewhere.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// Signals could not be taken over.
     #[error("the stop signals cannot be handled")]
     Signals(#[source] io::Error),
@@ -52,6 +56,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let listeners = Listeners::bind(&settings).await?;
     let grace = settings.server.stop_grace;
     let app = App::start(settings).await?;
+    place::check(&app).await?;
     app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
     app.shutdown.tasks().spawn(housekeeping::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);

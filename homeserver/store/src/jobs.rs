@@ -106,6 +106,15 @@ pub async fn put_off(tx: &WriteTx, job_id: &str, run_at: MilliSecondsSinceUnixEp
     Ok(tx.execute(sql, [i64::from(run_at.0).into(), job_id.into()]).await? > 0)
 }
 
+/// Gives a job that nobody has taken yet another payload. `false` if somebody has.
+///
+/// # Errors
+/// The database's own.
+pub async fn amend(tx: &WriteTx, job_id: &str, payload: &str) -> Result<bool, Error> {
+    let sql = "UPDATE jobs SET payload = $1 WHERE job_id = $2 AND attempts = 0";
+    Ok(tx.execute(sql, [payload.into(), job_id.into()]).await? > 0)
+}
+
 /// Takes back a job that nobody has taken yet: what it was for did not come to pass. `false` if somebody has taken it.
 ///
 /// # Errors
@@ -159,13 +168,17 @@ mod tests {
                 };
                 assert_eq!(oldest(&tx).await?, Some(at(10)));
                 assert!(put_off(&tx, "late", at(60)).await?);
+                assert!(amend(&tx, "late", "more").await?);
                 assert_eq!(ids(lease(&tx, at(30), at(100), 1).await?), [("a".to_owned(), 1)]);
                 assert_eq!(ids(lease(&tx, at(30), at(100), 9).await?), [("b".to_owned(), 1)]);
                 assert!(lease(&tx, at(30), at(100), 9).await?.is_empty());
                 assert!(!withdraw(&tx, "a").await? && !put_off(&tx, "a", at(1_000)).await?);
+                assert!(!amend(&tx, "a", "too late").await?);
                 delete(&tx, "a").await?;
                 let again = [("b".to_owned(), 2), ("late".to_owned(), 1)];
-                assert_eq!(ids(lease(&tx, at(100), at(200), 9).await?), again);
+                let taken = lease(&tx, at(100), at(200), 9).await?;
+                assert!(taken.iter().any(|job| job.job_id == "late" && job.payload == "more"));
+                assert_eq!(ids(taken), again);
                 delete(&tx, "b").await?;
                 delete(&tx, "late").await?;
                 assert_eq!(oldest(&tx).await?, None);

@@ -13,7 +13,9 @@ fn the_defaults_are_those_that_tools_rely_on() {
     assert_eq!(settings.server.public_base_url, "http://127.0.0.1:8008");
     assert_eq!(settings.database.url.expose(), "sqlite:data/keystead.db");
     assert_eq!(settings.data_dir, Path::new("data"));
-    assert_eq!(settings.media.folder, Path::new("data/media"));
+    assert!(
+        matches!(&settings.media.place, media::MediaPlace::Folder(folder) if folder == Path::new("data/media"))
+    );
     assert_eq!(settings.media.max_upload_bytes, 1 << 30);
     assert!(!settings.registration.open);
     assert_eq!(settings.registration.password_policy, registration::PasswordPolicy::Bsi);
@@ -82,4 +84,36 @@ fn a_secret_comes_inline_or_from_a_file_and_never_shows() {
 fn the_problems_read_as_text() {
     let text = Settings::read("x = 1".parse().unwrap(), Environment::default()).unwrap_err().to_string();
     assert_eq!(text, "the configuration has 1 problem(s)\n  x: there is no such setting");
+}
+
+#[test]
+fn a_bucket_is_whole_and_travels_encrypted_unless_told_otherwise() {
+    let bucket = |more: &str| {
+        let file = format!("[media]\ns3_bucket = \"files\"\n{more}");
+        let settings = read(&file, Environment::from([("KEYSTEAD_MEDIA_S3_SECRET_ACCESS_KEY", "hush")]))?;
+        match settings.media.place {
+            media::MediaPlace::Bucket(bucket) => Ok::<_, Vec<String>>(bucket),
+            media::MediaPlace::Folder(folder) => panic!("{}", folder.display()),
+        }
+    };
+    assert_eq!(bucket("").unwrap_err(), ["media.s3_access_key_id"]);
+    let amazon = bucket("s3_access_key_id = \"me\"").unwrap();
+    assert_eq!((amazon.endpoint_of_bucket(), amazon.region.as_str()), (None, "us-east-1"));
+    assert!(!format!("{amazon:?}").contains("hush"));
+
+    let at = |url: &str, more: &str| {
+        bucket(&format!("s3_access_key_id = \"me\"\ns3_endpoint = \"{url}\"\n{more}"))
+    };
+    for url in ["http://minio:9000", "ftp://x", "minio:9000", "https://"] {
+        assert_eq!(at(url, "").unwrap_err(), ["media.s3_endpoint"], "{url}");
+    }
+    let own = at("http://minio:9000/", "s3_allow_http = true").unwrap();
+    assert_eq!(own.endpoint_of_bucket().unwrap(), "http://minio:9000");
+    let own = at("https://s3.example", "s3_path_style = false").unwrap();
+    assert_eq!(own.endpoint_of_bucket().unwrap(), "https://files.s3.example");
+
+    let both = bucket("s3_access_key_id = \"me\"\nfolder = \"/media\"");
+    assert_eq!(both.unwrap_err(), ["media.folder"]);
+    let stray = read("[media]\ns3_region = \"eu\"", Environment::default());
+    assert_eq!(stray.unwrap_err(), ["media.s3_bucket"]);
 }

@@ -1,6 +1,6 @@
 //! Media: files that users upload and others download.
 //!
-//! The bytes are objects outside of the database ([`objects`]); the row of a medium says which object it has. A row
+//! The bytes are objects outside of the database ([`objects`], in one [`place`] for all replicas); the row of a medium says which object it has. A row
 //! never points at an object that is not whole: an upload is first written down as a job that will discard its object
 //! ([`upload`]), and the transaction that gives the medium its object takes that job back. So whatever breaks in
 //! between, nothing is left behind.
@@ -14,6 +14,7 @@ pub(crate) mod download;
 mod headers;
 pub(crate) mod objects;
 mod picture;
+pub(crate) mod place;
 mod range;
 pub(crate) mod thumbnails;
 pub(crate) mod upload;
@@ -21,10 +22,12 @@ pub(crate) mod upload;
 use tokio::sync::Semaphore;
 
 use self::objects::{Objects, ObjectsError};
-use crate::config::media::MediaSettings;
+use crate::config::media::{MediaPlace, MediaSettings};
 
-/// How many uploads a replica takes at once; each holds a few parts in memory.
+/// How many uploads a replica takes at once. Each holds up to two parts in memory: of 256 KiB for a folder, of 5 MiB for a bucket.
 const MAX_UPLOADS: usize = 64;
+/// As many for a bucket: 320 MiB of parts at most.
+const MAX_UPLOADS_TO_BUCKET: usize = 32;
 
 /// The media of this server.
 pub struct Media {
@@ -39,12 +42,16 @@ impl Media {
     ///
     /// # Errors
     ///
-    /// When the folder cannot be made or used.
+    /// When the folder cannot be made or used. A bucket is not asked for anything yet.
     pub async fn open(settings: &MediaSettings) -> Result<Self, ObjectsError> {
+        let uploads = match settings.place {
+            MediaPlace::Folder(_) => MAX_UPLOADS,
+            MediaPlace::Bucket(_) => MAX_UPLOADS_TO_BUCKET,
+        };
         Ok(Self {
-            objects: Objects::in_folder(&settings.folder).await?,
+            objects: Objects::open(settings).await?,
             max_upload_bytes: settings.max_upload_bytes,
-            uploads: Semaphore::new(MAX_UPLOADS),
+            uploads: Semaphore::new(uploads),
             decoders: Semaphore::new(thumbnails::MAX_DECODERS),
         })
     }

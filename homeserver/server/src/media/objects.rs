@@ -1,29 +1,36 @@
-//! [`Objects`]: where the bytes of media are kept, by way of the crate `object_store`.
+//! [`Objects`]: where the bytes of media are kept, by way of the crate `object_store`: a folder, or a bucket of an S3 service.
 //!
-//! Now this is a folder. Nothing outside of this file knows: a bucket is another [`ObjectStore`] and another size of parts.
-//! Each medium has a name of its own that nobody can guess, and its objects lie below it: `Ab/Ab…/content`, `Ab/Ab…/THUMBNAIL`.
+//! Nothing outside of this module knows which. Each medium has a name of its own that nobody can guess, and its objects lie below
+//! it: `Ab/Ab…/content`, `Ab/Ab…/THUMBNAIL`.
 
-use std::{
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+mod bucket;
+mod digest;
+mod https;
+
+use std::{io, ops::Range, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::{
-    GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt as _, WriteMultipart,
-    local::LocalFileSystem,
+    GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt as _, WriteMultipart, aws::AmazonS3,
+    local::LocalFileSystem, multipart::MultipartStore as _,
 };
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
-use crate::http::body::BoxError;
+use self::bucket::BucketUpload;
+use crate::{
+    config::media::{MediaPlace, MediaSettings},
+    http::body::BoxError,
+};
 
 /// The name of what was uploaded, below the name of its medium.
 pub(crate) const CONTENT: &str = "content";
-/// In a folder, parts of any size can be written. (S3 wants 5 MiB and more.)
+/// Below it lies what marks the place where the media of a server are.
+const MARKS: &str = "keystead-place";
+/// What a mark says to people who come across it.
+const MARK: &str = "Here lie the media of a Keystead server. It looks for this file when it starts: leave it here, and copy it if the media move.\n";
+/// In a folder, parts of any size can be written.
 const FOLDER_PART_BYTES: usize = 256 * 1024;
 /// How much of a file is read at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -47,28 +54,75 @@ pub enum ObjectsError {
 /// The store of objects.
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
-    /// Where a folder keeps what is being written.
-    folder: PathBuf,
+    place: Place,
     part_bytes: usize,
 }
 
-/// An object that is being written; it can be read once it is finished. Dropped before, it is removed.
-pub(crate) struct NewObject(WriteMultipart);
+enum Place {
+    /// Where the folder is, in which also lies what is being written.
+    Folder(PathBuf),
+    Bucket(Arc<AmazonS3>),
+}
+
+/// An object that is being written; it can be read once it is finished.
+pub(crate) enum NewObject {
+    /// Dropped before it is finished, it is removed.
+    Folder(WriteMultipart),
+    /// Dropped before it is finished, it has to be discarded.
+    Bucket(Box<BucketUpload>),
+}
 
 impl Objects {
-    /// Objects in a folder, which is made if it is not there. What is finished has reached the disk.
-    pub(super) async fn in_folder(folder: &Path) -> Result<Self, ObjectsError> {
-        tokio::fs::create_dir_all(folder)
+    /// Objects in the place that the settings name; a folder is made if it is not there.
+    pub(super) async fn open(settings: &MediaSettings) -> Result<Self, ObjectsError> {
+        match &settings.place {
+            MediaPlace::Folder(folder) => Self::in_folder(folder.clone()).await,
+            MediaPlace::Bucket(bucket) => {
+                let store = Arc::new(bucket::open(bucket)?);
+                let part_bytes = bucket::part_bytes(settings.max_upload_bytes);
+                Ok(Self { store: Arc::clone(&store) as _, place: Place::Bucket(store), part_bytes })
+            }
+        }
+    }
+
+    /// What is finished has reached the disk.
+    async fn in_folder(folder: PathBuf) -> Result<Self, ObjectsError> {
+        tokio::fs::create_dir_all(&folder)
             .await
-            .map_err(|error| ObjectsError::Folder(folder.to_owned(), error))?;
-        let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true).with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store), folder: folder.to_owned(), part_bytes: FOLDER_PART_BYTES })
+            .map_err(|error| ObjectsError::Folder(folder.clone(), error))?;
+        let store = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true).with_automatic_cleanup(true);
+        Ok(Self { store: Arc::new(store), place: Place::Folder(folder), part_bytes: FOLDER_PART_BYTES })
+    }
+
+    /// Whether the place bears this mark.
+    pub(super) async fn has_mark(&self, mark: &str) -> Result<bool, ObjectsError> {
+        match self.store.head(&mark_path(mark)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets a mark.
+    pub(super) async fn set_mark(&self, mark: &str) -> Result<(), ObjectsError> {
+        self.store.put(&mark_path(mark), MARK.into()).await?;
+        Ok(())
+    }
+
+    /// Takes a mark away.
+    pub(super) async fn remove_mark(&self, mark: &str) -> Result<(), ObjectsError> {
+        Ok(self.store.delete(&mark_path(mark)).await?)
     }
 
     /// Begins an object of the medium called `name`.
     pub(super) async fn create(&self, name: &str) -> Result<NewObject, ObjectsError> {
-        let upload = self.store.put_multipart(&path(name, CONTENT)).await?;
-        Ok(NewObject(WriteMultipart::new_with_chunk_size(upload, self.part_bytes)))
+        let path = path(name, CONTENT);
+        if let Place::Bucket(bucket) = &self.place {
+            let upload = BucketUpload::new(Arc::clone(bucket), path, self.part_bytes);
+            return Ok(NewObject::Bucket(Box::new(upload)));
+        }
+        let upload = self.store.put_multipart(&path).await?;
+        Ok(NewObject::Folder(WriteMultipart::new_with_chunk_size(upload, self.part_bytes)))
     }
 
     /// Writes a small object of a medium at once.
@@ -104,14 +158,30 @@ impl Objects {
         })
     }
 
-    /// Removes all objects of a medium, and what an upload that broke off has left of one. There may be none.
-    pub(super) async fn discard(&self, name: &str) -> Result<(), ObjectsError> {
+    /// Removes all objects of a medium, and what an upload that broke off has left of one: `multipart` is what [`NewObject::multipart`] gave.
+    /// There may be none.
+    pub(super) async fn discard(&self, name: &str, multipart: Option<&str>) -> Result<(), ObjectsError> {
+        if let (Place::Bucket(bucket), Some(multipart)) = (&self.place, multipart) {
+            let aborted = bucket.abort_multipart(&path(name, CONTENT), &multipart.to_owned()).await;
+            // One that was completed, or aborted before, is not there.
+            match aborted {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let all = self.store.list(Some(&folder_of(name)));
         let locations = all.map_ok(|meta| meta.location).boxed();
-        let deleted: Result<Vec<_>, _> = self.store.delete_stream(locations).try_collect().await;
-        deleted?;
+        let mut deleted = self.store.delete_stream(locations);
+        while let Some(deleted) = deleted.next().await {
+            match deleted {
+                // Somebody else may discard the same.
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Place::Folder(folder) = &self.place else { return Ok(()) };
         // A folder keeps a file that is being written beside its place, where the store does not list it.
-        match tokio::fs::remove_dir_all(self.folder.join(folder_of(name).as_ref())).await {
+        match tokio::fs::remove_dir_all(folder.join(folder_of(name).as_ref())).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ObjectsError::Leftover(error)),
             _ => Ok(()),
         }
@@ -119,18 +189,41 @@ impl Objects {
 }
 
 impl NewObject {
-    /// Appends bytes; waits while the disk is behind.
+    /// Appends bytes; waits while the disk or the service is behind.
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), ObjectsError> {
-        self.0.wait_for_capacity(PARTS_UNDER_WAY).await?;
-        self.0.write(bytes);
-        Ok(())
+        match self {
+            Self::Folder(upload) => {
+                upload.wait_for_capacity(PARTS_UNDER_WAY).await?;
+                upload.write(bytes);
+                Ok(())
+            }
+            Self::Bucket(upload) => upload.write(bytes).await,
+        }
+    }
+
+    /// What has to be known to discard what was written so far, besides the medium's name: it appears in some call of [`Self::write`],
+    /// and is to be noted before the next one.
+    pub(super) fn multipart(&self) -> Option<&str> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Bucket(upload) => upload.multipart(),
+        }
     }
 
     /// Makes the object whole and readable.
     pub(super) async fn finish(self) -> Result<(), ObjectsError> {
-        self.0.finish().await?;
-        Ok(())
+        match self {
+            Self::Folder(upload) => {
+                upload.finish().await?;
+                Ok(())
+            }
+            Self::Bucket(upload) => upload.finish().await,
+        }
     }
+}
+
+fn mark_path(mark: &str) -> object_store::path::Path {
+    object_store::path::Path::from_iter([MARKS, mark])
 }
 
 /// `Ab/Ab…`: no folder gets too full.
@@ -145,6 +238,8 @@ fn path(name: &str, object: &str) -> object_store::path::Path {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     async fn text(objects: &Objects, range: Range<u64>) -> String {
@@ -161,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn an_object_is_there_once_it_is_finished_and_gone_once_it_is_discarded() {
         let folder = tempfile::tempdir().unwrap();
-        let objects = Objects::in_folder(&folder.path().join("new/media")).await.unwrap();
+        let objects = Objects::in_folder(folder.path().join("new/media")).await.unwrap();
         let mut object = objects.create("name").await.unwrap();
         object.write(b"Hello ").await.unwrap();
         assert!(objects.read("name", CONTENT, 0..1).await.is_err());
@@ -172,22 +267,33 @@ mod tests {
         assert_eq!(text(&objects, 3..3).await, "");
         objects.put("name", "small", Bytes::from_static(b"s")).await.unwrap();
         assert_eq!(files(folder.path()).len(), 2);
-        objects.discard("name").await.unwrap();
+        objects.discard("name", None).await.unwrap();
         assert!(files(folder.path()).is_empty());
         assert!(objects.read("name", CONTENT, 0..1).await.is_err());
-        objects.discard("name").await.unwrap();
+        objects.discard("name", None).await.unwrap();
     }
 
     #[tokio::test]
     async fn what_a_crash_leaves_of_an_upload_is_discarded() {
         let folder = tempfile::tempdir().unwrap();
-        let objects = Objects::in_folder(folder.path()).await.unwrap();
+        let objects = Objects::in_folder(folder.path().to_owned()).await.unwrap();
         let mut object = objects.create("name").await.unwrap();
         object.write(&vec![7; 2 * FOLDER_PART_BYTES]).await.unwrap();
         // A crash drops nothing.
         std::mem::forget(object);
         assert_eq!(files(folder.path()).len(), 1);
-        objects.discard("name").await.unwrap();
+        objects.discard("name", None).await.unwrap();
         assert!(files(folder.path()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_place_bears_the_marks_that_were_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::in_folder(folder.path().to_owned()).await.unwrap();
+        assert!(!objects.has_mark("m").await.unwrap());
+        objects.set_mark("m").await.unwrap();
+        assert!(objects.has_mark("m").await.unwrap() && !objects.has_mark("n").await.unwrap());
+        objects.remove_mark("m").await.unwrap();
+        assert!(!objects.has_mark("m").await.unwrap());
     }
 }

@@ -18,7 +18,8 @@ use crate::{
     rate_limits::Limit,
 };
 
-/// The kind of job that discards the objects of an upload that came to nothing; its payload is their name.
+/// The kind of job that discards the objects of an upload that came to nothing; its payload is their name, and,
+/// behind a blank, the multipart upload that a bucket keeps.
 pub(crate) const JOB: &str = "discard_media";
 /// So long after its last sign of life an upload counts as broken off, whatever became of its replica.
 const LEASE: Duration = Duration::from_secs(600);
@@ -100,8 +101,9 @@ impl Upload {
         Ok(Self { app, job, last_sign: Instant::now() })
     }
 
+    /// The name of the medium's objects.
     fn name(&self) -> &str {
-        &self.job.payload
+        leftover(&self.job.payload).0
     }
 
     /// Receives all bytes into the object and returns how many there were.
@@ -115,6 +117,9 @@ impl Upload {
                 return Err(too_large(&app.media));
             }
             object.write(&part).await.map_err(ApiError::internal)?;
+            if let Some(multipart) = object.multipart() {
+                self.note(multipart).await?;
+            }
             app.metrics.media_received(part.len());
             if self.last_sign.elapsed() >= SIGN_OF_LIFE {
                 self.give_sign_of_life().await?;
@@ -122,6 +127,22 @@ impl Upload {
         }
         object.finish().await.map_err(ApiError::internal)?;
         Ok(size)
+    }
+
+    /// Adds to the job what has to be known to discard what was written, unless it is there already.
+    async fn note(&mut self, multipart: &str) -> Result<(), ApiError> {
+        if leftover(&self.job.payload).1.is_some() {
+            return Ok(());
+        }
+        let payload = format!("{} {multipart}", self.name());
+        let (job_id, new) = (&*self.job.job_id, &*payload);
+        let noted = self
+            .app
+            .store
+            .write("note_multipart", |tx| async move { job_store::amend(&tx, job_id, new).await })
+            .await?;
+        self.job.payload = payload;
+        if noted { Ok(()) } else { Err(lease_lost()) }
     }
 
     async fn give_sign_of_life(&mut self) -> Result<(), ApiError> {
@@ -168,9 +189,9 @@ impl Upload {
         let (app, job_id) = (&self.app, &*self.job.job_id);
         let withdraw =
             || app.store.write("give_up_upload", |tx| async move { job_store::withdraw(&tx, job_id).await });
-        let given_up = match app.media.objects.discard(self.name()).await {
+        let given_up = match discard(app, &self.job.payload).await {
             Ok(()) => withdraw().await.map(drop).map_err(JobError::from),
-            Err(error) => Err(JobError::Media(error)),
+            Err(error) => Err(error),
         };
         if let Err(error) = given_up {
             tracing::warn!(
@@ -181,13 +202,19 @@ impl Upload {
     }
 }
 
-/// Discards the objects of an upload that came to nothing.
+/// Discards the objects of an upload that came to nothing: the job [`JOB`] with this payload.
 ///
 /// # Errors
 ///
 /// When they cannot be removed; the job is tried again then.
-pub(crate) async fn discard(app: &App, name: &str) -> Result<(), JobError> {
-    app.media.objects.discard(name).await.map_err(JobError::Media)
+pub(crate) async fn discard(app: &App, payload: &str) -> Result<(), JobError> {
+    let (name, multipart) = leftover(payload);
+    app.media.objects.discard(name, multipart).await.map_err(JobError::Media)
+}
+
+/// The name of the objects that a job is to discard, and of the multipart upload, if there is one.
+fn leftover(payload: &str) -> (&str, Option<&str>) {
+    payload.split_once(' ').map_or((payload, None), |(name, multipart)| (name, Some(multipart)))
 }
 
 /// 409 `M_CANNOT_OVERWRITE_MEDIA`.
