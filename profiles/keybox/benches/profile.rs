@@ -1,13 +1,19 @@
 //! What the suites of the profile cost: wraps, unwraps, and content. `compare` sets the figures beside OpenSSL's own.
+//!
+//! Times are processor time of all threads, so that what else runs on the machine counts less. How well the cores are used shows
+//! where the same work is measured by the clock on the wall, too.
 
 #![allow(missing_docs, reason = "macros of the harness write functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::hint::black_box;
-use std::num::NonZero;
-use std::thread;
+use std::mem;
+use std::sync::LazyLock;
+use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rustix::time::{ClockId, clock_gettime};
 
 use keystead_keybox::OpensslEntropy;
 use keystead_keybox::context::WrapContext;
@@ -17,12 +23,48 @@ use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
 use keystead_keybox::suite::{SUITES, Suite};
 
 const KEYBOXES: usize = 1_000;
+const ROOM: &str = "!r3UXd9oTgYpXnI3kCqhOPvYl4vJmWbPzJ0zvMGuTPHI";
+/// So few at once that they stay in the cache, as what a program just made does.
+const BATCH: BatchSize = BatchSize::NumIterations(16);
 const CONTEXT: &[u8] = &[7; 250];
+
+/// Processor time of the process.
+struct ProcessorTime;
+
+impl Measurement for ProcessorTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        self.start() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 fn context<'a>(suite: &'a Suite, key_id: &'a ResourceKeyId, recipient_keybox: &'a str) -> WrapContext<'a> {
     WrapContext {
         suite: suite.id,
-        room_id: "!r3UXd9oTgYpXnI3kCqhOPvYl4vJmWbPzJ0zvMGuTPHI",
+        room_id: ROOM,
         key_id,
         sender: "@alice:example.org",
         sender_keybox: "ALICEBOX",
@@ -31,85 +73,102 @@ fn context<'a>(suite: &'a Suite, key_id: &'a ResourceKeyId, recipient_keybox: &'
     }
 }
 
-/// Wraps a resource key for all of `keyboxes` on all cores; each core takes its share.
-fn wrap_for_all(suite: &Suite, key: &ResourceKey, id: &ResourceKeyId, keyboxes: &[PublicKeySet]) {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    thread::scope(|scope| {
-        for share in keyboxes.chunks(keyboxes.len().div_ceil(cores)) {
-            scope.spawn(move || {
-                for keybox in share {
-                    let context = context(suite, id, &keybox.keybox_id);
-                    black_box(suite.wrap(key, keybox, &context, &mut OpensslEntropy).unwrap());
-                }
-            });
-        }
-    });
-}
+static BOB: LazyLock<PrivateKeySet> =
+    LazyLock::new(|| PrivateKeySet::generate("@bob:example.org", "BOBBOX", &mut OpensslEntropy).unwrap());
+static KEY: LazyLock<ResourceKey> = LazyLock::new(|| ResourceKey::generate(&mut OpensslEntropy).unwrap());
 
-fn wraps(criterion: &mut Criterion) {
-    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
-    let id = key.id("!r3UXd9oTgYpXnI3kCqhOPvYl4vJmWbPzJ0zvMGuTPHI");
-    let own = PrivateKeySet::generate("@bob:example.org", "BOBBOX", &mut OpensslEntropy).unwrap();
-    // Many keys take long to make, and what a wrap costs depends on how many keys there are, not on which: 50 keys,
-    // each as 20 KeyBoxes with a copy of it of their own.
-    let keys: Vec<_> = (0..50)
-        .map(|_| PrivateKeySet::generate("@bob:example.org", "BOBBOX", &mut OpensslEntropy).unwrap())
-        .map(|keys| keys.public().unwrap())
-        .collect();
-    let keyboxes: Vec<PublicKeySet> = keys
-        .iter()
-        .cycle()
-        .take(KEYBOXES)
-        .enumerate()
-        .map(|(index, keys)| PublicKeySet { keybox_id: format!("BOX{index}"), ..keys.clone() })
-        .collect();
+/// Many keys take long to make, and what a wrap costs depends on how many keys there are, not on which: 50 keys, each as 20
+/// KeyBoxes with a copy of it of their own.
+static MANY: LazyLock<Vec<PublicKeySet>> = LazyLock::new(|| {
+    let make = || PrivateKeySet::generate("@bob:example.org", "BOBBOX", &mut OpensslEntropy).unwrap();
+    let keys: Vec<_> = (0..50).map(|_| make().public().unwrap()).collect();
+    let named = |(index, keys): (usize, &PublicKeySet)| {
+        let mut keys = keys.clone();
+        keys.keybox_id = format!("BOX{index}");
+        keys
+    };
+    keys.iter().cycle().take(KEYBOXES).enumerate().map(named).collect()
+});
+
+fn wrap_for_all<M: Measurement>(criterion: &mut Criterion<M>, name: &str) {
     for suite in SUITES {
-        let version = suite.version;
-        let mut group = criterion.benchmark_group(format!("v{version}"));
+        let mut group = criterion.benchmark_group(format!("v{}", suite.version));
         group.throughput(Throughput::Elements(KEYBOXES as u64)).sample_size(10);
-        group.bench_function("wrap for 1,000 KeyBoxes", |bencher| {
-            bencher.iter(|| wrap_for_all(suite, &key, &id, &keyboxes));
-        });
-        group.throughput(Throughput::Elements(1)).sample_size(50);
-        let (public, context) = (own.public().unwrap(), context(suite, &id, "BOBBOX"));
-        let wrap = suite.wrap(&key, &public, &context, &mut OpensslEntropy).unwrap();
-        group.bench_function("unwrap", |bencher| {
-            bencher.iter(|| suite.unwrap(&wrap, &own, &context));
+        group.bench_function(name, |bencher| {
+            let id = KEY.id(ROOM);
+            let recipients: Vec<_> =
+                MANY.iter().map(|keybox| (keybox, context(suite, &id, &keybox.keybox_id))).collect();
+            bencher.iter(|| black_box(suite.wrap_all(&KEY, &recipients, &mut OpensslEntropy).unwrap()));
         });
     }
 }
 
-fn content(criterion: &mut Criterion) {
-    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+fn wraps_by_the_clock(criterion: &mut Criterion) {
+    wrap_for_all(criterion, "wrap for 1,000 KeyBoxes, wall clock");
+}
+
+fn wraps(criterion: &mut Criterion<ProcessorTime>) {
+    wrap_for_all(criterion, "wrap for 1,000 KeyBoxes");
     for suite in SUITES {
-        let version = suite.version;
-        let mut group = criterion.benchmark_group(format!("v{version}"));
+        let mut group = criterion.benchmark_group(format!("v{}", suite.version));
+        group.throughput(Throughput::Elements(1)).sample_size(50);
+        group.bench_function("wrap for a KeyBox never seen", |bencher| {
+            let (id, public) = (KEY.id(ROOM), BOB.public().unwrap());
+            let context = context(suite, &id, "BOBBOX");
+            bencher.iter_batched(
+                || public.clone(),
+                |public| suite.wrap(&KEY, &public, &context, &mut OpensslEntropy).unwrap(),
+                BATCH,
+            );
+        });
+        group.bench_function("unwrap", |bencher| {
+            let (id, public) = (KEY.id(ROOM), BOB.public().unwrap());
+            let context = context(suite, &id, "BOBBOX");
+            let wrap = suite.wrap(&KEY, &public, &context, &mut OpensslEntropy).unwrap();
+            bencher.iter(|| suite.unwrap(&wrap, &BOB, &context));
+        });
+    }
+}
+
+fn content(criterion: &mut Criterion<ProcessorTime>) {
+    for suite in SUITES {
+        let mut group = criterion.benchmark_group(format!("v{}", suite.version));
         for (size, name) in [(1 << 10, "1 KiB"), (1 << 20, "1 MiB")] {
             group.throughput(Throughput::Bytes(size as u64));
             let text = vec![42_u8; size];
             group.bench_function(format!("seal {name}"), |bencher| {
-                bencher.iter_batched(
-                    || text.clone(),
-                    |text| suite.seal(&key, CONTEXT, text, &mut OpensslEntropy).unwrap(),
-                    BatchSize::SmallInput,
-                );
+                // In place, as `openssl speed` does: what comes out is what goes in next.
+                let mut text = text.clone();
+                bencher.iter(|| {
+                    let sealed =
+                        suite.seal(&KEY, CONTEXT, mem::take(&mut text), &mut OpensslEntropy).unwrap();
+                    text = sealed.ciphertext;
+                });
             });
-            let sealed = suite.seal(&key, CONTEXT, text.clone(), &mut OpensslEntropy).unwrap();
             group.bench_function(format!("open {name}"), |bencher| {
+                let sealed = suite.seal(&KEY, CONTEXT, text.clone(), &mut OpensslEntropy).unwrap();
                 bencher.iter_batched(
                     || sealed.clone(),
-                    |sealed| suite.open(&key, CONTEXT, sealed).unwrap(),
-                    BatchSize::SmallInput,
+                    |sealed| suite.open(&KEY, CONTEXT, sealed).unwrap(),
+                    BATCH,
                 );
             });
         }
+        // A message under a key that was just received: what was kept beside the key is not there yet.
+        group.throughput(Throughput::Bytes(1 << 10));
+        group.bench_function("open 1 KiB with a new key", |bencher| {
+            let sealed = suite.seal(&KEY, CONTEXT, vec![42; 1 << 10], &mut OpensslEntropy).unwrap();
+            bencher.iter_batched(
+                || (ResourceKey::from_bytes(KEY.as_bytes()).unwrap(), sealed.clone()),
+                |(key, sealed)| suite.open(&key, CONTEXT, sealed).unwrap(),
+                BATCH,
+            );
+        });
     }
 }
 
 /// A whole message, with its JSON and the Ed25519 signature, as it is sent and received.
-fn envelopes(criterion: &mut Criterion) {
-    let keys = PrivateKeySet::generate("@alice:example.org", "ALICEBOX", &mut OpensslEntropy).unwrap();
-    let (public, key) = (keys.public().unwrap(), ResourceKey::generate(&mut OpensslEntropy).unwrap());
+fn envelopes(criterion: &mut Criterion<ProcessorTime>) {
     let payload = Payload {
         room_id: "!r".to_owned(),
         event_type: "m.room.message".to_owned(),
@@ -118,16 +177,23 @@ fn envelopes(criterion: &mut Criterion) {
     for suite in SUITES {
         let mut group = criterion.benchmark_group(format!("v{}", suite.version));
         group.throughput(Throughput::Elements(1));
-        let request = SealRequest { suite: suite.id, key: &key, keys: &keys, counter: 0 };
         group.bench_function("seal a message of 1 KiB", |bencher| {
+            let request = SealRequest { suite: suite.id, key: &KEY, keys: &BOB, counter: 0 };
             bencher.iter(|| Envelope::seal(request, &payload, &mut OpensslEntropy).unwrap());
         });
-        let envelope = Envelope::seal(request, &payload, &mut OpensslEntropy).unwrap();
         group.bench_function("open a message of 1 KiB", |bencher| {
-            bencher.iter(|| envelope.open("!r", &public, &key).unwrap());
+            let public = BOB.public().unwrap();
+            let request = SealRequest { suite: suite.id, key: &KEY, keys: &BOB, counter: 0 };
+            let envelope = Envelope::seal(request, &payload, &mut OpensslEntropy).unwrap();
+            bencher.iter(|| envelope.open("!r", &public, &KEY).unwrap());
         });
     }
 }
 
-criterion_group!(benches, wraps, content, envelopes);
-criterion_main!(benches);
+criterion_group! {
+    name = processor;
+    config = Criterion::default().with_measurement(ProcessorTime);
+    targets = wraps, content, envelopes
+}
+criterion_group!(wall, wraps_by_the_clock);
+criterion_main!(processor, wall);

@@ -140,6 +140,7 @@ mod tests {
             ed25519: std::array::from_fn(|index| u8::try_from(index).unwrap()),
             rsa: vec![1, 2, 3],
             x25519: None,
+            prepared: Default::default(),
         }
     }
 

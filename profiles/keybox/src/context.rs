@@ -30,8 +30,7 @@ impl MessageContext<'_> {
             .text(self.sender)
             .text(self.sender_keybox)
             .number(self.counter)
-            .as_slice()
-            .to_vec()
+            .into_vec()
     }
 }
 
@@ -65,7 +64,6 @@ impl WrapContext<'_> {
             .text(self.sender_keybox)
             .text(self.recipient)
             .text(self.recipient_keybox)
-            .as_slice()
-            .to_vec()
+            .into_vec()
     }
 }

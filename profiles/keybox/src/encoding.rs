@@ -104,6 +104,11 @@ impl Fields {
         &self.0
     }
 
+    /// The whole byte string, to keep.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.0
+    }
+
     /// The same byte string in memory that is wiped when dropped, for fields that are secret.
     pub(crate) fn wiped(self) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(self.0)

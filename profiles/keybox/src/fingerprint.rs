@@ -40,6 +40,7 @@ mod tests {
             ed25519: std::array::from_fn(|index| u8::try_from(index).unwrap()),
             rsa: Vec::new(),
             x25519: None,
+            prepared: Default::default(),
         }
     }
 

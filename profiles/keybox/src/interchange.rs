@@ -6,7 +6,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::encoding::{Fields, base64_bytes};
 use crate::entropy::{Entropy, random};
 use crate::key_message::Origin;
-use crate::primitives::{CryptoError, aes_256_gcm_open, aes_256_gcm_seal, scrypt};
+use crate::primitives::{CryptoError, Gcm, scrypt};
 use crate::resource_key::{ResourceKey, ResourceKeyId};
 
 const FORMAT: &str = "com.trustner.keybox.interchange";
@@ -118,12 +118,8 @@ pub fn seal(
     let mut plain = Zeroizing::new(Vec::with_capacity(1024 + entries.len() * 1024));
     serde_json::to_writer(&mut *plain, &Keys { keys: entries.to_vec() })
         .map_err(|error| InterchangeError::Malformed(Some(error)))?;
-    let tag = aes_256_gcm_seal(
-        &*derive(passphrase, &salt)?,
-        &nonce,
-        associated(&salt, &nonce).as_slice(),
-        &mut plain,
-    )?;
+    let cipher = Gcm::new(&*derive(passphrase, &salt)?)?;
+    let tag = cipher.seal(&nonce, associated(&salt, &nonce).as_slice(), &mut plain)?;
     let ciphertext = [plain.as_slice(), &tag].concat();
     let file = File { format: FORMAT.to_owned(), version: VERSION, salt, nonce, ciphertext };
     serde_json::to_string(&file).map_err(|error| InterchangeError::Malformed(Some(error)))
@@ -148,14 +144,9 @@ pub fn open(text: &str, passphrase: &str) -> Result<Vec<Entry>, InterchangeError
     let (ciphertext, tag) =
         file.ciphertext.split_last_chunk::<TAG>().ok_or(InterchangeError::Malformed(None))?;
     let mut plain = Zeroizing::new(ciphertext.to_vec());
-    aes_256_gcm_open(
-        &*derive(passphrase, &file.salt)?,
-        &file.nonce,
-        associated(&file.salt, &file.nonce).as_slice(),
-        &mut plain,
-        tag,
-    )
-    .map_err(|_| InterchangeError::WrongPassphrase)?;
+    Gcm::new(&*derive(passphrase, &file.salt)?)?
+        .open(&file.nonce, associated(&file.salt, &file.nonce).as_slice(), &mut plain, tag)
+        .map_err(|_| InterchangeError::WrongPassphrase)?;
     Ok(serde_json::from_slice::<Keys>(&plain).map_err(malformed)?.keys)
 }
 

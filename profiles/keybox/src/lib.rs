@@ -22,6 +22,7 @@ pub mod interchange;
 pub mod key_message;
 pub mod key_set;
 pub mod master_key;
+pub mod parallel;
 mod primitives;
 pub mod replay;
 pub mod resource_key;

@@ -1,9 +1,8 @@
 //! The primitives, each one call into OpenSSL. Nothing outside this crate touches a cipher.
 
-use std::sync::OnceLock;
+mod cipher;
+mod hash;
 
-use openssl::cipher::{Cipher, CipherRef};
-use openssl::cipher_ctx::CipherCtx;
 use openssl::derive::Deriver;
 use openssl::error::ErrorStack;
 use openssl::md::Md;
@@ -15,64 +14,14 @@ use openssl::sign::{Signer, Verifier};
 use openssl::symm;
 use zeroize::Zeroizing;
 
-use crate::entropy::{Entropy, random};
-
-/// What OpenSSL is given at once: it counts bytes in a C `int`.
-const CHUNK: usize = 1 << 30;
+pub(crate) use cipher::{Gcm, Ofb};
+pub use hash::sha256;
+pub(crate) use hash::{HmacKey, hkdf_expand, hkdf_extract, hkdf_sha256};
 
 /// A call into the cryptographic library that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the cryptographic library failed")]
 pub struct CryptoError(#[from] ErrorStack);
-
-/// SHA-256 of `data`.
-pub fn sha256(data: &[u8]) -> [u8; 32] {
-    openssl::sha::sha256(data)
-}
-
-/// HMAC-SHA-256 (RFC 2104) under `key` of all `parts`, one after the other.
-///
-/// Put together from OpenSSL's SHA-256: its own HMAC and HKDF look up and set up so much at each call that short messages would
-/// take ten times as long.
-pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    const BLOCK: usize = 64;
-    let mut padded = Zeroizing::new([0_u8; BLOCK]);
-    let hashed = Zeroizing::new(sha256(key));
-    let used = if key.len() > BLOCK { hashed.as_slice() } else { key };
-    padded.iter_mut().zip(used).for_each(|(byte, of_key)| *byte = *of_key);
-
-    let mut inner = Sha256::new();
-    padded.iter_mut().for_each(|byte| *byte ^= 0x36);
-    inner.update(padded.as_slice());
-    parts.iter().for_each(|part| inner.update(part));
-    let mut outer = Sha256::new();
-    padded.iter_mut().for_each(|byte| *byte ^= 0x36 ^ 0x5c);
-    outer.update(padded.as_slice());
-    outer.update(Zeroizing::new(inner.finish()).as_slice());
-    outer.finish()
-}
-
-/// HKDF-SHA-256 (RFC 5869) without a salt: 32 bytes from `secret` for the use named by `info`.
-pub(crate) fn hkdf_sha256(secret: &[u8], info: &str) -> Zeroizing<[u8; 32]> {
-    hkdf_expand(&hkdf_extract(&[], &[secret]), &[info.as_bytes()])
-}
-
-/// The first step of HKDF-SHA-256: a key from a secret, in parts, and a salt, which may be empty.
-pub(crate) fn hkdf_extract(salt: &[u8], secret: &[&[u8]]) -> Zeroizing<[u8; 32]> {
-    Zeroizing::new(hmac_sha256(salt, secret))
-}
-
-/// The second step of HKDF-SHA-256: `N` bytes, up to 32, from the key that [`hkdf_extract`] made, for the use named by
-/// `info`, in parts.
-pub(crate) fn hkdf_expand<const N: usize>(key: &[u8; 32], info: &[&[u8]]) -> Zeroizing<[u8; N]> {
-    const { assert!(N <= 32, "one block of the expansion is all that is here") };
-    let mut parts = info.to_vec();
-    parts.push(&[1]);
-    let block = Zeroizing::new(hmac_sha256(key, &parts));
-    let mut output = Zeroizing::new([0; N]);
-    output.iter_mut().zip(block.iter()).for_each(|(byte, of_block)| *byte = *of_block);
-    output
-}
 
 /// X25519 (RFC 7748). An error if `public` is a point of low order: OpenSSL refuses a result of zeros (section 6.1).
 pub(crate) fn x25519(
@@ -112,117 +61,45 @@ pub(crate) fn ed25519_verify(
     Ok(Verifier::new_without_digest(&key)?.verify_oneshot(signature, message).unwrap_or(false))
 }
 
-/// AES-256 in output feedback mode, in place. Encryption and decryption are the same operation.
-pub(crate) fn aes_256_ofb(key: &[u8; 32], iv: &[u8; 16], data: &mut [u8]) -> Result<(), CryptoError> {
-    let mut cipher = CipherCtx::new()?;
-    cipher.encrypt_init(Some(ofb()?), Some(key), Some(iv))?;
-    Ok(update(&mut cipher, data)?)
-}
-
 /// AES-256 in cipher block chaining mode with PKCS#7 padding.
 pub(crate) fn aes_256_cbc(key: &[u8; 32], iv: &[u8; 16], data: &[u8]) -> Result<Vec<u8>, CryptoError> {
     Ok(symm::encrypt(symm::Cipher::aes_256_cbc(), key, Some(iv), data)?)
 }
 
-/// Encrypts `data` with AES-256-GCM in place. Returns the tag.
-pub(crate) fn aes_256_gcm_seal(
-    key: &[u8; 32],
-    nonce: &[u8; 12],
-    associated: &[u8],
-    data: &mut [u8],
-) -> Result<[u8; 16], CryptoError> {
-    let mut cipher = CipherCtx::new()?;
-    cipher.encrypt_init(Some(gcm()?), Some(key), Some(nonce))?;
-    cipher.cipher_update(associated, None)?;
-    update(&mut cipher, data)?;
-    cipher.cipher_final(&mut [])?;
-    let mut tag = [0; 16];
-    cipher.tag(&mut tag)?;
-    Ok(tag)
-}
-
-/// Decrypts `data` with AES-256-GCM in place. An error, with `data` zeroed, if key, nonce, associated data, ciphertext
-/// and tag do not belong together. OpenSSL compares the tag in constant time.
-pub(crate) fn aes_256_gcm_open(
-    key: &[u8; 32],
-    nonce: &[u8; 12],
-    associated: &[u8],
-    data: &mut [u8],
-    tag: &[u8; 16],
-) -> Result<(), CryptoError> {
-    let mut open = || -> Result<(), ErrorStack> {
-        let mut cipher = CipherCtx::new()?;
-        cipher.decrypt_init(Some(gcm()?), Some(key), Some(nonce))?;
-        cipher.set_tag(tag)?;
-        cipher.cipher_update(associated, None)?;
-        update(&mut cipher, data)?;
-        cipher.cipher_final(&mut [])?;
-        Ok(())
-    };
-    // Plaintext that was not authenticated must not be seen by anybody, by whatever mistake of a caller.
-    open().map_err(|error| {
-        data.fill(0);
-        error.into()
-    })
-}
-
-fn gcm() -> Result<&'static CipherRef, ErrorStack> {
-    static GCM: OnceLock<Cipher> = OnceLock::new();
-    fetched(&GCM, "AES-256-GCM")
-}
-
-fn ofb() -> Result<&'static CipherRef, ErrorStack> {
-    static OFB: OnceLock<Cipher> = OnceLock::new();
-    fetched(&OFB, "AES-256-OFB")
-}
-
-/// A cipher that is looked up in OpenSSL's providers once, not at each use.
-fn fetched(cell: &'static OnceLock<Cipher>, name: &str) -> Result<&'static CipherRef, ErrorStack> {
-    match cell.get() {
-        Some(cipher) => Ok(cipher),
-        None => {
-            let cipher = Cipher::fetch(None, name, None)?;
-            Ok(cell.get_or_init(|| cipher))
-        }
-    }
-}
-
-/// Runs a stream cipher over `data` in place.
-fn update(cipher: &mut CipherCtx, data: &mut [u8]) -> Result<(), ErrorStack> {
-    for chunk in data.chunks_mut(CHUNK) {
-        let length = chunk.len();
-        cipher.cipher_update_inplace(chunk, length)?;
-    }
-    Ok(())
-}
-
 /// Bytes of a modulus of 2048 bits.
 const RSA_BYTES: usize = 256;
-/// Bytes of OAEP's data block: all but a zero and the seed.
-const OAEP_BLOCK: usize = RSA_BYTES - 1 - 32;
 
-/// RSA-OAEP (RFC 8017, section 7.1.1) for a modulus of 2048 bits, with SHA-256 as both hashes, a label, and a seed from
-/// `entropy`. An error if the modulus or `data` is too long.
+/// RSA-OAEP (RFC 8017, section 7.1.1) for a modulus of 2048 bits, with SHA-256 as both hashes, a label, and a random seed
+/// that is used for nothing else. An error if the modulus or `data` is too long.
 ///
 /// The encoding is done here, since OpenSSL's own way to it costs more than the RSA operation.
 pub(crate) fn rsa_oaep_encrypt(
     key: &RsaRef<Public>,
     label: &[u8],
     data: &[u8],
-    entropy: &mut dyn Entropy,
+    seed: &[u8; 32],
 ) -> Result<Vec<u8>, CryptoError> {
-    let seed = Zeroizing::new(random::<32>(entropy)?);
-    // EM = 0x00 || maskedSeed || maskedDB, DB = lHash || PS || 0x01 || M. With too long a message no RSA operation fits it.
-    let padding = vec![0; OAEP_BLOCK.saturating_sub(32 + 1 + data.len())];
-    let mut block = Zeroizing::new([&sha256(label)[..], &padding, &[1], data].concat());
-    mgf1_xor(seed.as_slice(), &mut block);
-    let mut masked_seed = seed;
-    mgf1_xor(&block, masked_seed.as_mut_slice());
-    let encoded = Zeroizing::new([&[0], masked_seed.as_slice(), &block].concat());
+    let encoded = oaep_encode(label, data, seed).ok_or_else(ErrorStack::get)?;
     let mut wrapped = vec![0; RSA_BYTES.max(usize::try_from(key.size()).unwrap_or(RSA_BYTES))];
-    let length = key.public_encrypt(&encoded, &mut wrapped, Padding::NONE)?;
+    let length = key.public_encrypt(encoded.as_slice(), &mut wrapped, Padding::NONE)?;
     wrapped.truncate(length);
     Ok(wrapped)
+}
+
+/// EM = 0x00 || maskedSeed || maskedDB, with DB = lHash || PS || 0x01 || M. `None` if the message is too long.
+fn oaep_encode(label: &[u8], data: &[u8], seed: &[u8; 32]) -> Option<Zeroizing<[u8; RSA_BYTES]>> {
+    let mut encoded = Zeroizing::new([0; RSA_BYTES]);
+    let (_, rest) = encoded.split_first_mut()?;
+    let (masked_seed, block) = rest.split_first_chunk_mut::<32>()?;
+    let (label_hash, rest) = block.split_first_chunk_mut::<32>()?;
+    let (padding, message) = rest.split_at_mut(rest.len().checked_sub(data.len())?);
+    *label_hash = sha256(label);
+    *padding.last_mut()? = 1;
+    message.copy_from_slice(data);
+    mgf1_xor(seed, block);
+    *masked_seed = *seed;
+    mgf1_xor(block, masked_seed);
+    Some(encoded)
 }
 
 /// Adds the mask MGF1 with SHA-256 (RFC 8017, appendix B.2.1) to `data`.
@@ -276,42 +153,6 @@ mod tests {
     use crate::encoding::{from_hex, hex};
 
     #[test]
-    fn hkdf_matches_rfc_5869_test_case_3() {
-        let output = hkdf_sha256(&[0x0b; 22], "");
-        assert_eq!(hex(&*output), "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d");
-    }
-
-    #[test]
-    fn the_steps_of_hkdf_match_rfc_5869_test_case_1() {
-        let salt = from_hex::<13>("000102030405060708090a0b0c").unwrap();
-        let key = hkdf_extract(&*salt, &[&[0x0b; 10], &[0x0b; 12]]);
-        assert_eq!(hex(&*key), "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5");
-        let info = from_hex::<10>("f0f1f2f3f4f5f6f7f8f9").unwrap();
-        let output = hkdf_expand::<32>(&key, &[&info[..4], &info[4..]]);
-        assert_eq!(hex(&*output), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf");
-        assert_eq!(hkdf_expand::<12>(&key, &[&*info])[..], output[..12]);
-    }
-
-    #[test]
-    fn hmac_matches_rfc_4231() {
-        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
-        assert_eq!(hex(&hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"])), expected, "2");
-        let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
-        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
-        assert_eq!(hex(&hmac_sha256(&[0xaa; 131], &[text])), expected, "6");
-    }
-
-    #[test]
-    fn hmac_is_that_of_openssl_for_keys_of_every_length() {
-        for length in 1..200 {
-            let key = vec![0x5a; length];
-            let pkey = PKey::hmac(&key).unwrap();
-            let mut signer = Signer::new(openssl::hash::MessageDigest::sha256(), &pkey).unwrap();
-            assert_eq!(hmac_sha256(&key, &[&key]).to_vec(), signer.sign_oneshot_to_vec(&key).unwrap());
-        }
-    }
-
-    #[test]
     fn x25519_matches_rfc_7748_section_6_1() {
         let private =
             from_hex::<32>("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb").unwrap();
@@ -334,55 +175,16 @@ mod tests {
         // RFC 8017: at most k - 2 hLen - 2 bytes.
         for length in [0, 1, 32, 190] {
             let data = vec![7; length];
-            let wrapped = rsa_oaep_encrypt(&public, b"label", &data, &mut crate::OpensslEntropy).unwrap();
+            let wrapped = rsa_oaep_encrypt(&public, b"label", &data, &[1; 32]).unwrap();
             assert_eq!(*rsa_oaep_decrypt(&private, b"label", &wrapped).unwrap(), data);
             assert!(rsa_oaep_decrypt(&private, b"lapel", &wrapped).is_err());
-            let again = rsa_oaep_encrypt(&public, b"label", &data, &mut crate::OpensslEntropy).unwrap();
+            let again = rsa_oaep_encrypt(&public, b"label", &data, &[2; 32]).unwrap();
             assert_ne!(wrapped, again);
         }
-        rsa_oaep_encrypt(&public, b"label", &[7; 191], &mut crate::OpensslEntropy).unwrap_err();
+        rsa_oaep_encrypt(&public, b"label", &[7; 191], &[1; 32]).unwrap_err();
         let long = openssl::rsa::Rsa::generate(3072).unwrap();
         let long = openssl::rsa::Rsa::public_key_from_der(&long.public_key_to_der().unwrap()).unwrap();
-        rsa_oaep_encrypt(&long, b"label", &[7; 32], &mut crate::OpensslEntropy).unwrap_err();
-    }
-
-    #[test]
-    fn ofb_matches_sp_800_38a_f_4_5() {
-        let key = from_hex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4").unwrap();
-        let iv = from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
-        let block = from_hex::<16>("6bc1bee22e409f96e93d7e117393172a").unwrap();
-        let mut data = *block;
-        aes_256_ofb(&key, &iv, &mut data).unwrap();
-        assert_eq!(hex(&data), "dc7e84bfda79164b7ecd8486985d3860");
-        aes_256_ofb(&key, &iv, &mut data).unwrap();
-        assert_eq!(data, *block);
-    }
-
-    #[test]
-    fn gcm_matches_test_case_16_of_its_specification() {
-        // McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B.
-        let key = from_hex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308").unwrap();
-        let nonce = from_hex("cafebabefacedbaddecaf888").unwrap();
-        let associated = from_hex::<20>("feedfacedeadbeeffeedfacedeadbeefabaddad2").unwrap();
-        let plaintext = from_hex::<60>(
-            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525\
-             b16aedf5aa0de657ba637b39",
-        )
-        .unwrap();
-        let mut data = *plaintext;
-        let tag = aes_256_gcm_seal(&key, &nonce, &*associated, &mut data).unwrap();
-        assert_eq!(hex(&tag), "76fc6ece0f4e1768cddf8853bb2d551b");
-        assert_eq!(
-            hex(&data),
-            "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838\
-             c5f61e6393ba7a0abcc9f662"
-        );
-        let sealed = data;
-        aes_256_gcm_open(&key, &nonce, &*associated, &mut data, &tag).unwrap();
-        assert_eq!(data, *plaintext);
-        data = sealed;
-        aes_256_gcm_open(&key, &nonce, &associated[1..], &mut data, &tag).unwrap_err();
-        assert_eq!(data, [0; 60]);
+        rsa_oaep_encrypt(&long, b"label", &[7; 32], &[1; 32]).unwrap_err();
     }
 
     #[test]

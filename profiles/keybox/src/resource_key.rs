@@ -1,37 +1,52 @@
 //! Resource keys: the symmetric keys that all KeyBoxes of a room hold.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::encoding::{DecodeError, Fields, base64_url, from_hex, hex};
-use crate::entropy::{Entropy, random};
+use crate::entropy::Entropy;
 use crate::primitives::{CryptoError, sha256};
+use crate::suite::ContentCipher;
 
-/// 32 random bytes under which the content of a room is sealed. Wiped from memory when dropped.
+/// 32 random bytes under which the content of a room is sealed. Clones share them; they are wiped from memory with the last.
 #[derive(Clone)]
-pub struct ResourceKey(Zeroizing<[u8; 32]>);
+pub struct ResourceKey(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    bytes: Zeroizing<[u8; 32]>,
+    /// The cipher of the suite that the key serves, by version, once it was used.
+    cipher: OnceLock<(u32, Arc<dyn ContentCipher>)>,
+}
 
 impl ResourceKey {
     /// Draws a new key.
     pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, CryptoError> {
-        Ok(Self(Zeroizing::new(random(entropy)?)))
+        let mut bytes = Zeroizing::new([0; 32]);
+        entropy.fill(bytes.as_mut_slice())?;
+        Ok(Self::new(&bytes))
     }
 
     /// A key from its 32 bytes; `None` for any other number of bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut key = Zeroizing::new([0; 32]);
-        if bytes.len() != key.len() {
-            return None;
+        Some(Self::new(bytes.try_into().ok()?))
+    }
+
+    /// Copied to where it stays: what is moved would leave itself behind.
+    fn new(bytes: &[u8; 32]) -> Self {
+        let mut inner = Arc::new(Inner::default());
+        if let Some(inner) = Arc::get_mut(&mut inner) {
+            inner.bytes.copy_from_slice(bytes);
         }
-        key.copy_from_slice(bytes);
-        Some(Self(key))
+        Self(inner)
     }
 
     /// A key from its 64 lower-case hexadecimal characters.
     pub fn from_hex(text: &str) -> Result<Self, DecodeError> {
-        Ok(Self(from_hex(text)?))
+        Ok(Self::new(&*from_hex(text)?))
     }
 
     /// The key as 64 lower-case hexadecimal characters: what `openssl enc -K` takes.
@@ -41,7 +56,7 @@ impl ResourceKey {
 
     /// The open key. Do not copy it into anything that is not wiped.
     pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.0.bytes
     }
 
     /// The id of this key in a room. It commits to both, so a receiver can check that id, room and key belong together.
@@ -49,6 +64,17 @@ impl ResourceKey {
         let fields = Fields::new("com.trustner.keybox.resource_key_id").text(room_id).bytes(self.as_bytes());
         let digest = Zeroizing::new(sha256(fields.wiped().as_slice()));
         ResourceKeyId(base64_url(digest.first_chunk::<16>().map_or(&[], |half| half.as_slice())))
+    }
+
+    /// What [`Self::keep`] was given for that version of suite.
+    pub(crate) fn prepared(&self, version: u32) -> Option<Arc<dyn ContentCipher>> {
+        let (of, cipher) = self.0.cipher.get()?;
+        (*of == version).then(|| Arc::clone(cipher))
+    }
+
+    /// Keeps a cipher that has this key, to be used again. A key serves one suite: only the first is kept.
+    pub(crate) fn keep(&self, version: u32, cipher: &Arc<dyn ContentCipher>) {
+        self.0.cipher.get_or_init(|| (version, Arc::clone(cipher)));
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod v1;
 pub(crate) mod v2;
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -14,8 +15,9 @@ pub use v1::ID as V1;
 pub use v2::ID as V2;
 
 use crate::context::WrapContext;
-use crate::entropy::Entropy;
+use crate::entropy::{Entropy, random};
 use crate::key_set::{PrivateKeySet, PublicKeySet};
+use crate::parallel;
 use crate::primitives::CryptoError;
 use crate::resource_key::ResourceKey;
 
@@ -54,10 +56,24 @@ pub enum WrapError {
     NotSpoken,
 }
 
-type Wrap = fn(&ResourceKey, &PublicKeySet, &WrapContext<'_>, &mut dyn Entropy) -> Result<Vec<u8>, WrapError>;
+/// The last argument is random and secret: the seed of OAEP, or the ephemeral key.
+type Wrap = fn(&ResourceKey, &PublicKeySet, &WrapContext<'_>, &[u8; 32]) -> Result<Vec<u8>, WrapError>;
 type Unwrap = fn(&[u8], &PrivateKeySet, &WrapContext<'_>) -> Result<ResourceKey, OpenError>;
-type Seal = fn(&ResourceKey, &[u8], Vec<u8>, &mut dyn Entropy) -> Result<Sealed, CryptoError>;
-type Open = fn(&ResourceKey, &[u8], Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError>;
+type Prepare = fn(&ResourceKey) -> Result<Arc<dyn ContentCipher>, CryptoError>;
+
+/// A suite's cipher for content with the keys that it derives from one resource key, ready for any number of messages.
+pub(crate) trait ContentCipher: Send + Sync {
+    /// What [`Suite::seal`] promises.
+    fn seal(
+        &self,
+        context: &[u8],
+        plaintext: Vec<u8>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Sealed, CryptoError>;
+
+    /// What [`Suite::open`] promises.
+    fn open(&self, context: &[u8], sealed: Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError>;
+}
 
 /// One row of the table: an identifier and its primitives.
 #[derive(Debug)]
@@ -70,8 +86,7 @@ pub struct Suite {
     pub key_entry: &'static str,
     wrap: Wrap,
     unwrap: Unwrap,
-    seal: Seal,
-    open: Open,
+    prepare: Prepare,
 }
 
 /// All suites, best last.
@@ -125,7 +140,26 @@ impl Suite {
         if !self.is_spoken_by(recipient) {
             return Err(WrapError::NotSpoken);
         }
-        (self.wrap)(key, recipient, context, entropy)
+        (self.wrap)(key, recipient, context, &Zeroizing::new(random(entropy)?))
+    }
+
+    /// [`Self::wrap`] for many KeyBoxes, on all cores; the results are in the order of the recipients.
+    pub fn wrap_all(
+        &self,
+        key: &ResourceKey,
+        recipients: &[(&PublicKeySet, WrapContext<'_>)],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Result<Vec<u8>, WrapError>>, CryptoError> {
+        let mut seeds = Zeroizing::new(vec![[0; 32]; recipients.len()]);
+        entropy.fill(seeds.as_flattened_mut())?;
+        let work: Vec<_> = recipients.iter().zip(seeds.iter()).collect();
+        Ok(parallel::map(&work, |((recipient, context), seed)| {
+            if self.is_spoken_by(recipient) {
+                (self.wrap)(key, recipient, context, seed)
+            } else {
+                Err(WrapError::NotSpoken)
+            }
+        }))
     }
 
     /// Opens a wrap that was made for this KeyBox and `context`, and checks that the key id in `context` is the key's.
@@ -148,7 +182,7 @@ impl Suite {
         plaintext: Vec<u8>,
         entropy: &mut dyn Entropy,
     ) -> Result<Sealed, CryptoError> {
-        (self.seal)(key, context, plaintext, entropy)
+        self.cipher(key)?.seal(context, plaintext, entropy)
     }
 
     /// Checks that `sealed` is authentic for `context`; only then is there a plaintext. Works in place.
@@ -158,6 +192,16 @@ impl Suite {
         context: &[u8],
         sealed: Sealed,
     ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        (self.open)(key, context, sealed)
+        self.cipher(key)?.open(context, sealed)
+    }
+
+    /// The cipher of a resource key, which is prepared once and kept beside the key.
+    fn cipher(&self, key: &ResourceKey) -> Result<Arc<dyn ContentCipher>, CryptoError> {
+        if let Some(prepared) = key.prepared(self.version) {
+            return Ok(prepared);
+        }
+        let prepared = (self.prepare)(key)?;
+        key.keep(self.version, &prepared);
+        Ok(prepared)
     }
 }

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::entropy::{Entropy, random};
 use crate::key_set::PrivateKeySet;
-use crate::primitives::{CryptoError, aes_256_gcm_open, aes_256_gcm_seal, hkdf_sha256};
+use crate::primitives::{CryptoError, Gcm, hkdf_sha256};
 
 const NONCE: usize = 12;
 const TAG: usize = 16;
@@ -37,7 +37,7 @@ impl Vault {
         let nonce: [u8; NONCE] = random(entropy)?;
         let mut sealed = [&nonce, record].concat();
         if let Some((_, data)) = sealed.split_at_mut_checked(NONCE) {
-            let tag = aes_256_gcm_seal(&self.0, &nonce, name.as_bytes(), data)?;
+            let tag = Gcm::new(&self.0)?.seal(&nonce, name.as_bytes(), data)?;
             sealed.extend_from_slice(&tag);
         }
         Ok(sealed)
@@ -48,7 +48,8 @@ impl Vault {
         let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(NotOurs)?;
         let (ciphertext, tag) = rest.split_last_chunk::<TAG>().ok_or(NotOurs)?;
         let mut record = Zeroizing::new(ciphertext.to_vec());
-        aes_256_gcm_open(&self.0, nonce, name.as_bytes(), &mut record, tag).map_err(|_| NotOurs)?;
+        let cipher = Gcm::new(&self.0).map_err(|_| NotOurs)?;
+        cipher.open(nonce, name.as_bytes(), &mut record, tag).map_err(|_| NotOurs)?;
         Ok(record)
     }
 }

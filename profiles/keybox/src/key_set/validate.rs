@@ -82,6 +82,7 @@ pub fn validate_device_keys(
         ed25519,
         rsa,
         x25519,
+        prepared: Default::default(),
     }))
 }
 

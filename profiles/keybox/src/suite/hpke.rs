@@ -7,10 +7,7 @@ use openssl::pkey::{Id, PKey, PKeyRef, Private};
 use zeroize::Zeroizing;
 
 use super::OpenError;
-use crate::entropy::{Entropy, random};
-use crate::primitives::{
-    CryptoError, aes_256_gcm_open, aes_256_gcm_seal, hkdf_expand, hkdf_extract, x25519, x25519_public,
-};
+use crate::primitives::{CryptoError, Gcm, hkdf_expand, hkdf_extract, x25519, x25519_public};
 
 /// Section 4.1: "KEM" and the id of DHKEM(X25519, HKDF-SHA256), 0x0020.
 const KEM_SUITE_ID: &[u8] = b"KEM\x00\x20";
@@ -18,15 +15,14 @@ const KEM_SUITE_ID: &[u8] = b"KEM\x00\x20";
 const HPKE_SUITE_ID: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
 const MODE_BASE: u8 = 0;
 
-/// `SealBase` of section 6.1 with an empty `aad`: `enc || ct`.
+/// `SealBase` of section 6.1 with an empty `aad`: `enc || ct`. The private key `ephemeral` is drawn for this message alone.
 pub(super) fn seal(
+    ephemeral: &[u8; 32],
     recipient: &[u8; 32],
     info: &[u8],
     plaintext: &[u8],
-    entropy: &mut dyn Entropy,
 ) -> Result<Vec<u8>, CryptoError> {
-    let ephemeral = Zeroizing::new(random::<32>(entropy)?);
-    seal_with(&ephemeral, recipient, info, &[], plaintext)
+    seal_with(ephemeral, recipient, info, &[], plaintext)
 }
 
 /// `OpenBase` of section 6.1 with an empty `aad`, for `sealed` = `enc || ct`.
@@ -50,7 +46,7 @@ fn seal_with(
     let dh = x25519(&ephemeral, recipient)?;
     let context = key_schedule(&shared_secret(&dh, &enc, recipient), info);
     let mut ciphertext = Zeroizing::new(plaintext.to_vec());
-    let tag = aes_256_gcm_seal(&context.key, &context.base_nonce, aad, &mut ciphertext)?;
+    let tag = Gcm::new(&context.key)?.seal(&context.base_nonce, aad, &mut ciphertext)?;
     Ok([&enc[..], &ciphertext, &tag].concat())
 }
 
@@ -67,7 +63,8 @@ fn open_with(
     let own = x25519_public(recipient)?;
     let context = key_schedule(&shared_secret(&dh, enc, &own), info);
     let mut plaintext = Zeroizing::new(ciphertext.to_vec());
-    aes_256_gcm_open(&context.key, &context.base_nonce, aad, &mut plaintext, tag)
+    Gcm::new(&context.key)?
+        .open(&context.base_nonce, aad, &mut plaintext, tag)
         .map_err(|_| OpenError::NotAuthentic)?;
     Ok(plaintext)
 }
@@ -120,7 +117,6 @@ fn labeled_expand<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OpensslEntropy;
     use crate::encoding::{from_hex, hex};
 
     /// The vector of the RFC's authors for mode 0x00, KEM 0x0020, KDF 0x0001, AEAD 0x0002, first message
@@ -180,18 +176,12 @@ mod tests {
     #[test]
     fn a_short_message_or_an_encapsulated_key_of_low_order_does_not_open() {
         let recipient = key(SK_RM);
-        let sealed = seal(&from_hex(PK_RM).unwrap(), INFO, b"", &mut OpensslEntropy).unwrap();
+        let sealed = seal(&from_hex(SK_EM).unwrap(), &from_hex(PK_RM).unwrap(), INFO, b"").unwrap();
         assert_eq!(*open(&recipient, INFO, &sealed).unwrap(), b"");
         for length in 0..OVERHEAD {
             assert!(matches!(open(&recipient, INFO, &sealed[..length]), Err(OpenError::NotAuthentic)));
         }
         assert!(matches!(open(&recipient, INFO, &[0; OVERHEAD]), Err(OpenError::NotAuthentic)));
-        assert!(seal(&[0; 32], INFO, b"", &mut OpensslEntropy).is_err());
-    }
-
-    #[test]
-    fn each_message_has_its_own_ephemeral_key() {
-        let seal = || seal(&from_hex(PK_RM).unwrap(), INFO, PT, &mut OpensslEntropy).unwrap();
-        assert_ne!(seal()[..32], seal()[..32]);
+        assert!(seal(&from_hex(SK_EM).unwrap(), &[0; 32], INFO, b"").is_err());
     }
 }

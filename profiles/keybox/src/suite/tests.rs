@@ -129,6 +129,53 @@ fn content_opens_for_its_context_and_key_only() {
     }
 }
 
+/// With a seed and an ephemeral key of its own for each.
+#[test]
+fn wraps_for_many_keyboxes_open_each_for_its_own_and_none_is_like_another() {
+    let (keys, key) = ([keybox(), keybox()], ResourceKey::generate(&mut OpensslEntropy).unwrap());
+    let id = key.id("!r");
+    let public: Vec<_> = keys.iter().map(|keys| keys.public().unwrap()).collect();
+    let mut silent = public[0].clone();
+    silent.algorithms.clear();
+    let names: Vec<_> = (0..100).map(|number| format!("BOX{number}")).collect();
+    for suite in SUITES {
+        let here = |name| WrapContext { recipient_keybox: name, ..context(suite, &id) };
+        let mut recipients: Vec<_> =
+            names.iter().zip(public.iter().cycle()).map(|(name, public)| (public, here(name))).collect();
+        recipients[50].0 = &silent;
+        let wraps = suite.wrap_all(&key, &recipients, &mut OpensslEntropy).unwrap();
+        assert_eq!(wraps.len(), recipients.len());
+        let mut beginnings = std::collections::BTreeSet::new();
+        for (index, wrap) in wraps.iter().enumerate() {
+            if index == 50 {
+                assert!(matches!(wrap, Err(WrapError::NotSpoken)));
+                continue;
+            }
+            let wrap = wrap.as_ref().unwrap();
+            assert_eq!(suite.unwrap(wrap, &keys[index % 2], &recipients[index].1).unwrap(), key);
+            assert!(suite.unwrap(wrap, &keys[index % 2], &recipients[(index + 2) % 100].1).is_err());
+            assert!(beginnings.insert(wrap[..32].to_vec()), "two have the same {index}");
+        }
+        let wrap = |entropy| suite.wrap(&key, &public[0], &here("BOX"), entropy).unwrap();
+        assert_ne!(wrap(&mut OpensslEntropy)[..32], wrap(&mut OpensslEntropy)[..32]);
+        assert!(suite.wrap_all(&key, &[], &mut OpensslEntropy).unwrap().is_empty());
+    }
+}
+
+/// What is kept beside a resource key is that of the suite that asks for it.
+#[test]
+fn a_key_that_is_used_with_two_suites_serves_each_as_a_new_one_does() {
+    let bytes = [9; 32];
+    let key = ResourceKey::from_bytes(&bytes).unwrap();
+    for suite in [&SUITES[1], &SUITES[0], &SUITES[1]] {
+        let new = ResourceKey::from_bytes(&bytes).unwrap();
+        let sealed = suite.seal(&key, b"here", b"text".to_vec(), &mut OpensslEntropy).unwrap();
+        assert_eq!(*suite.open(&new, b"here", sealed).unwrap(), b"text");
+        let sealed = suite.seal(&new, b"here", b"text".to_vec(), &mut OpensslEntropy).unwrap();
+        assert_eq!(*suite.open(&key.clone(), b"here", sealed).unwrap(), b"text");
+    }
+}
+
 /// One wrap of each suite with its keys: what the properties below alter and move.
 struct Wrapped {
     suite: &'static Suite,
