@@ -23,6 +23,7 @@ mod keybox_suites;
 mod keybox_transport;
 mod lifecycle;
 mod media;
+mod media_care;
 mod media_s3;
 mod push_rules;
 mod rooms;

@@ -35,7 +35,7 @@ pub(crate) async fn uploaded(user: &User, request: Request) -> String {
     path_of(&user.send(request).await.ok())
 }
 
-fn path_of(answer: &Value) -> String {
+pub(crate) fn path_of(answer: &Value) -> String {
     let address = answer["content_uri"].as_str().expect("an address");
     let path = address.strip_prefix("mxc://").expect("an mxc address");
     assert!(path.starts_with("keystead.test/") && path.len() > "keystead.test/".len() + 40, "{path}");
@@ -51,7 +51,7 @@ pub(crate) async fn part(user: &User, path: &str, range: &str) -> Response {
 }
 
 /// All files below the media folder, but for the mark of the place.
-fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
+pub(crate) fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
     fn files(folder: &Path) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -62,7 +62,7 @@ fn objects(cluster: &TestCluster) -> Vec<PathBuf> {
     files
 }
 
-async fn pair() -> (Arc<TestCluster>, User, User) {
+pub(crate) async fn pair() -> (Arc<TestCluster>, User, User) {
     let cluster = TestCluster::start().await;
     let alice = cluster.user("alice").await.at(0);
     let bob = cluster.user("bob").await.at(1);

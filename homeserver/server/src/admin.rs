@@ -1,5 +1,7 @@
 //! `keystead admin`: what is done to a server from its own machine, beside the running replicas.
 
+mod media;
+
 use std::{
     io::{self, BufRead as _},
     sync::Arc,
@@ -24,7 +26,10 @@ use crate::{
         Actor,
         passphrases::{self, RotationError},
     },
+    media::place::PlaceError,
 };
+
+use self::media::MediaCommand;
 
 /// Characters of a password that is made up here: 120 random bits.
 const PASSWORD_LENGTH: usize = 24;
@@ -39,6 +44,9 @@ const MAX_TOKEN_LENGTH: usize = 64;
 pub(crate) enum AdminCommand {
     /// Make an account; without --password-stdin a password is made up and printed
     CreateUser(CreateUser),
+    /// Look after the files that users uploaded
+    #[command(subcommand)]
+    Media(MediaCommand),
     /// Give an account another password, and end its sessions
     ResetPassword(ResetPassword),
     /// Seal all passphrases that the server keeps under the first of the configured master keys
@@ -108,8 +116,12 @@ pub(crate) struct ListTokens {
 pub(crate) enum AdminError {
     #[error("standard input cannot be read")]
     Input(#[source] io::Error),
+    #[error("no medium of this server has the address {0}")]
+    NoSuchMedium(String),
     #[error("no such account, or it is closed")]
     NoSuchUser,
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error(transparent)]
     Refused(#[from] ApiError),
     #[error(transparent)]
@@ -129,6 +141,7 @@ pub(crate) async fn run(settings: Settings, command: AdminCommand) -> Result<(),
     let app = App::start(settings).await?;
     let done = match command {
         AdminCommand::CreateUser(args) => create_user(&app, &args).await,
+        AdminCommand::Media(command) => media::run(&app, command).await,
         AdminCommand::ResetPassword(args) => reset_password(&app, &args).await,
         AdminCommand::RotateMasterKey => rotate_master_key(&app).await,
         AdminCommand::RegistrationToken(TokenCommand::Create(args)) => create_token(&app, args).await,

@@ -15,7 +15,7 @@ use crate::{
     app::App,
     entropy::Entropy,
     http::error::ApiError,
-    media::{objects::ObjectsError, upload},
+    media::{objects::ObjectsError, removal, upload},
     profiles,
     rooms::WriteError,
 };
@@ -65,11 +65,15 @@ pub(crate) fn new(
 
 /// Begins a job that has just been written, without waiting for its end.
 pub(crate) fn start(app: &Arc<App>, job: NewJob) {
-    let NewJob { job_id, kind, payload, created_ts, .. } = job;
-    let job = Job { job_id, kind: kind.to_owned(), payload, created_ts, attempts: 1 };
     let app = Arc::clone(app);
     let tasks = app.shutdown.tasks().clone();
-    tasks.spawn(async move { finish(&app, &job).await });
+    tasks.spawn(async move { finish_new(&app, job).await });
+}
+
+/// Does a job that has just been written. One that fails is done by a replica, later.
+pub(crate) async fn finish_new(app: &Arc<App>, job: NewJob) {
+    let NewJob { job_id, kind, payload, created_ts, .. } = job;
+    finish(app, &Job { job_id, kind: kind.to_owned(), payload, created_ts, attempts: 1 }).await;
 }
 
 /// Does the jobs that nobody has finished, until the server stops.
@@ -139,6 +143,7 @@ async fn finish(app: &Arc<App>, job: &Job) {
 async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
     match job.kind.as_str() {
         deactivation::JOB => deactivation::leave_rooms(app, &job.payload).await,
+        removal::JOB => removal::erase(app, &job.payload).await,
         upload::JOB => upload::discard(app, &job.payload).await,
         profiles::JOB => profiles::carry_into_rooms(app, &job.payload).await,
         kind => Err(JobError::UnknownKind(kind.to_owned())),

@@ -2,8 +2,10 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#content-repository>
 
+pub mod care;
+
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{Error, ReadTx, WriteTx, streams::milliseconds};
 
@@ -16,6 +18,8 @@ pub struct Medium {
     pub expires_ts: Option<MilliSecondsSinceUnixEpoch>,
     /// What was uploaded; nothing yet at a reserved address.
     pub content: Option<Content>,
+    /// Whether it is withheld from everybody.
+    pub is_quarantined: bool,
 }
 
 /// What was uploaded.
@@ -47,8 +51,8 @@ pub struct ThumbnailSize {
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn find(tx: &ReadTx, media_id: &str) -> Result<Option<Medium>, Error> {
-    let sql =
-        "SELECT user_id, expires_ts, object, content_type, file_name, size FROM media WHERE media_id = $1";
+    let sql = "SELECT user_id, expires_ts, object, content_type, file_name, size, quarantined_ts FROM media \
+               WHERE media_id = $1";
     let rows = tx.query(sql, [media_id.into()]).await?;
     rows.first().map(|row| read(row, media_id)).transpose()
 }
@@ -168,7 +172,7 @@ pub async fn find_thumbnail(
     rows.first().map(content).transpose()
 }
 
-/// Writes down a thumbnail; whoever came first has made it.
+/// Writes down a thumbnail; whoever came first has made it. `false` if the medium has gone meanwhile.
 ///
 /// # Errors
 /// The database's own.
@@ -177,7 +181,13 @@ pub async fn insert_thumbnail(
     media_id: &str,
     size: ThumbnailSize,
     content: &Content,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    // The medium stays until this is committed; on SQLite the transaction has begun as the only writer.
+    let lock = if tx.backend() == DbBackend::Postgres { " FOR SHARE" } else { "" };
+    let medium = format!("SELECT 1 AS one FROM media WHERE media_id = $1{lock}");
+    if tx.query(&medium, [media_id.into()]).await?.is_empty() {
+        return Ok(false);
+    }
     let [media_id, method, width, height] = thumbnail_key(media_id, size);
     tx.execute(
         "INSERT INTO media_thumbnails (media_id, method, width, height, object, content_type, size) \
@@ -193,7 +203,7 @@ pub async fn insert_thumbnail(
         ],
     )
     .await?;
-    Ok(())
+    Ok(true)
 }
 
 fn thumbnail_key(media_id: &str, size: ThumbnailSize) -> [Value; 4] {
@@ -203,22 +213,24 @@ fn thumbnail_key(media_id: &str, size: ThumbnailSize) -> [Value; 4] {
 fn read(row: &QueryResult, media_id: &str) -> Result<Medium, Error> {
     let user_id: String = row.try_get("", "user_id")?;
     let expires_ts: Option<i64> = row.try_get("", "expires_ts")?;
-    let object: Option<String> = row.try_get("", "object")?;
-    let content = match object {
-        None => None,
-        Some(object) => Some(Content {
-            object,
-            content_type: row.try_get("", "content_type")?,
-            file_name: row.try_get("", "file_name")?,
-            size: read_size(row.try_get("", "size")?, "media", media_id)?,
-        }),
-    };
+    let quarantined_ts: Option<i64> = row.try_get("", "quarantined_ts")?;
     Ok(Medium {
         user_id: UserId::parse(user_id)
             .map_err(|error| Error::corrupt("media", "user_id", media_id, error))?,
         expires_ts: expires_ts.map(milliseconds),
-        content,
+        content: content(row, media_id)?,
+        is_quarantined: quarantined_ts.is_some(),
     })
+}
+
+fn content(row: &QueryResult, media_id: &str) -> Result<Option<Content>, Error> {
+    let Some(object) = row.try_get("", "object")? else { return Ok(None) };
+    Ok(Some(Content {
+        object,
+        content_type: row.try_get("", "content_type")?,
+        file_name: row.try_get("", "file_name")?,
+        size: read_size(row.try_get("", "size")?, "media", media_id)?,
+    }))
 }
 
 fn read_size(size: i64, table: &'static str, media_id: &str) -> Result<u64, Error> {
@@ -289,6 +301,7 @@ mod tests {
         store
             .write("test", |tx| async move {
                 let thumbnail = Content { file_name: None, ..content("t1") };
+                insert(&tx, "one", user_id!("@a:x"), at(1), &content("o")).await?;
                 insert_thumbnail(&tx, "one", size, &thumbnail).await?;
                 insert_thumbnail(&tx, "one", size, &content("t2")).await?;
                 assert_eq!(find_thumbnail(&tx, "one", size).await?, Some(thumbnail));

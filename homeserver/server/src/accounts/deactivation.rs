@@ -8,13 +8,13 @@ use ruma::{
     events::room::member::{MembershipState, RoomMemberEventContent},
 };
 
-use crate::{app::App, http::error::ApiError, jobs::JobError, rooms::set_own_member};
+use crate::{app::App, http::error::ApiError, jobs::JobError, media::removal, rooms::set_own_member};
 
 /// The kind of job that takes a closed account out of its rooms; its payload is the user's id.
 pub(crate) const JOB: &str = "leave_rooms";
 
 /// Closes an account: nobody can log in to it or take its name any more, its sessions, devices, keys and profile are gone,
-/// and it leaves its rooms soon.
+/// and it leaves its rooms soon. With `erase`, the files that it uploaded are deleted soon, too.
 ///
 /// # Errors
 ///
@@ -23,9 +23,12 @@ pub async fn deactivate(
     app: &Arc<App>,
     user_id: &UserId,
     now: MilliSecondsSinceUnixEpoch,
+    erase: bool,
 ) -> Result<(), ApiError> {
-    let job = crate::jobs::new(&*app.entropy, JOB, user_id.as_str(), now);
-    let new_job = &job;
+    let kinds = [Some(JOB), erase.then_some(removal::JOB)];
+    let new = |kind| crate::jobs::new(&*app.entropy, kind, user_id.as_str(), now);
+    let jobs: Vec<_> = kinds.into_iter().flatten().map(new).collect();
+    let new_jobs = &jobs;
     app.store
         .write("deactivate", |tx| async move {
             tx.lock_shards(&keys::device_list_shards(&tx, user_id).await?).await?;
@@ -39,11 +42,15 @@ pub async fn deactivate(
             key_backup::delete_of_user(&tx, user_id).await?;
             devices::delete(&tx, user_id, &devices).await?;
             keybox_log::delete_of_user(&tx, user_id).await?;
-            jobs::insert(&tx, new_job).await?;
+            for job in new_jobs {
+                jobs::insert(&tx, job).await?;
+            }
             Ok::<_, Error>(())
         })
         .await?;
-    crate::jobs::start(app, job);
+    for job in jobs {
+        crate::jobs::start(app, job);
+    }
     Ok(())
 }
 

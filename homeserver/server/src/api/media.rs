@@ -98,7 +98,9 @@ pub(super) async fn get_content(
 ) -> Result<Custom, ApiError> {
     let content =
         download::content(&ctx.app, &request.server_name, &request.media_id, request.timeout_ms).await?;
-    File::whole(&content, None).answer(&ctx.app, &streaming.method, &streaming.headers).await
+    File::whole(&request.media_id, &content, None)
+        .answer(&ctx.app, &streaming.method, &streaming.headers)
+        .await
 }
 
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}`.
@@ -109,7 +111,7 @@ pub(super) async fn get_content_as_filename(
 ) -> Result<Custom, ApiError> {
     let content =
         download::content(&ctx.app, &request.server_name, &request.media_id, request.timeout_ms).await?;
-    let file = File::whole(&content, Some(&request.filename));
+    let file = File::whole(&request.media_id, &content, Some(&request.filename));
     file.answer(&ctx.app, &streaming.method, &streaming.headers).await
 }
 

@@ -16,6 +16,8 @@ pub struct MediaSettings {
     pub place: MediaPlace,
     /// `media.max_upload_bytes`: the largest file that users may upload, in bytes; default 1 GiB.
     pub max_upload_bytes: u64,
+    /// `media.user_quota_bytes`: how many bytes the files of one user may have together; no limit by default.
+    pub user_quota_bytes: Option<u64>,
 }
 
 /// Where files lie.
@@ -60,7 +62,7 @@ impl MediaSettings {
             }
             None => MediaPlace::Folder(folder.unwrap_or_else(|| data_dir.join("media"))),
         };
-        Self { place, max_upload_bytes }
+        Self { place, max_upload_bytes, user_quota_bytes: section.optional("user_quota_bytes") }
     }
 }
 

@@ -16,7 +16,7 @@ fn the_defaults_are_those_that_tools_rely_on() {
     assert!(
         matches!(&settings.media.place, media::MediaPlace::Folder(folder) if folder == Path::new("data/media"))
     );
-    assert_eq!(settings.media.max_upload_bytes, 1 << 30);
+    assert_eq!((settings.media.max_upload_bytes, settings.media.user_quota_bytes), (1 << 30, None));
     assert!(!settings.registration.open);
     assert_eq!(settings.registration.password_policy, registration::PasswordPolicy::Bsi);
     assert!(settings.limits.rate_limits);

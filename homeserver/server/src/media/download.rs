@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 ///
-/// 404 `M_NOT_FOUND`, also for an address that has lapsed.
+/// 404 `M_NOT_FOUND`, also for an address that has lapsed, and for a medium that is withheld.
 pub(crate) async fn find(app: &App, server: &ServerName, media_id: &str) -> Result<Medium, ApiError> {
     let not_found = || ApiError::not_found("There is no such medium on this server");
     if *server != app.settings.server.name {
@@ -36,6 +36,7 @@ pub(crate) async fn find(app: &App, server: &ServerName, media_id: &str) -> Resu
     let medium = app.store.read("find_media", |tx| async move { store::find(&tx, media_id).await }).await?;
     let now = app.clock.now();
     medium
+        .filter(|medium| !medium.is_quarantined)
         .filter(|medium| medium.content.is_some() || medium.expires_ts.is_none_or(|expires| now < expires))
         .ok_or_else(not_found)
 }
@@ -69,6 +70,8 @@ pub(crate) async fn content(
 
 /// An object to be sent, and what is told about it.
 pub(crate) struct File<'a> {
+    /// The medium that it is of.
+    pub(crate) media_id: &'a str,
     /// What it is.
     pub(crate) content: &'a Content,
     /// Which of the medium's objects it is.
@@ -82,7 +85,7 @@ impl File<'_> {
     ///
     /// # Errors
     ///
-    /// 500 when the object cannot be read, such as when replicas do not share their folder.
+    /// 404 when the medium has been deleted meanwhile; 500 when the object cannot be read.
     pub(crate) async fn answer(
         &self,
         app: &Arc<App>,
@@ -123,9 +126,16 @@ impl File<'_> {
 
     async fn stream(&self, app: &Arc<App>, part: std::ops::Range<u64>) -> Result<Body, ApiError> {
         let length = part.end.saturating_sub(part.start);
-        let read = app.media.objects.read(&self.content.object, self.object, part).await;
+        let read = match app.media.objects.read(&self.content.object, self.object, part).await {
+            Err(error) if error.is_not_found() => {
+                // It is an error of ours only if the medium should be there.
+                find(app, &app.settings.server.name, self.media_id).await?;
+                return Err(ApiError::internal(error));
+            }
+            read => read.map_err(ApiError::internal)?,
+        };
         let metrics = app.metrics.clone();
-        let parts = read.map_err(ApiError::internal)?.inspect(move |part| {
+        let parts = read.inspect(move |part| {
             metrics.media_sent(part.as_ref().map_or(0, Bytes::len));
         });
         Ok(Body::stream(length, parts))
@@ -134,9 +144,9 @@ impl File<'_> {
 
 impl<'a> File<'a> {
     /// What was uploaded, under the name that it was given, or under another one.
-    pub(crate) fn whole(content: &'a Content, file_name: Option<&'a str>) -> Self {
+    pub(crate) fn whole(media_id: &'a str, content: &'a Content, file_name: Option<&'a str>) -> Self {
         let file_name = file_name.or(content.file_name.as_deref());
-        Self { content, object: objects::CONTENT, file_name }
+        Self { media_id, content, object: objects::CONTENT, file_name }
     }
 }
 

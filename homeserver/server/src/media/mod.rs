@@ -15,7 +15,9 @@ mod headers;
 pub(crate) mod objects;
 mod picture;
 pub(crate) mod place;
+mod quota;
 mod range;
+pub(crate) mod removal;
 pub(crate) mod thumbnails;
 pub(crate) mod upload;
 

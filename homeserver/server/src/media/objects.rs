@@ -51,6 +51,13 @@ pub enum ObjectsError {
     Object(#[from] object_store::Error),
 }
 
+impl ObjectsError {
+    /// Whether there is no such object.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Object(object_store::Error::NotFound { .. }))
+    }
+}
+
 /// The store of objects.
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,

@@ -51,7 +51,9 @@ pub(crate) async fn answer(
     };
     // The objects of a thumbnail lie below the name of its medium.
     let sent = Content { object: content.object.clone(), ..thumbnail.clone() };
-    File { content: &sent, object: &thumbnail.object, file_name: None }.answer(app, method, headers).await
+    File { media_id, content: &sent, object: &thumbnail.object, file_name: None }
+        .answer(app, method, headers)
+        .await
 }
 
 async fn find(app: &App, media_id: &str, size: ThumbnailSize) -> Result<Option<Content>, ApiError> {
@@ -87,12 +89,18 @@ async fn make(
     app.metrics.media_thumbnail(fitting.is_ok());
     let thumbnail = keep(app, content, size, fitting.map_err(refusal)?).await?;
     let new = &thumbnail;
-    app.store
+    let is_kept = app
+        .store
         .write(
             "insert_thumbnail",
             |tx| async move { store::insert_thumbnail(&tx, media_id, size, new).await },
         )
         .await?;
+    if !is_kept {
+        // The medium was deleted meanwhile, and perhaps before its thumbnail was written.
+        app.media.objects.discard(&content.object, None).await.map_err(ApiError::internal)?;
+        return Err(ApiError::not_found("There is no such medium on this server"));
+    }
     Ok(thumbnail)
 }
 

@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use keystead_store::{
     jobs::{self as job_store, NewJob},
-    media::{self as store, Content},
+    media::{self as store, Content, care},
 };
 use ruma::{MilliSecondsSinceUnixEpoch, UInt, UserId};
 use tokio::time::Instant;
 
-use super::{Media, headers};
+use super::{Media, headers, quota};
 use crate::{
     app::App,
     context::{Ctx, Session},
@@ -48,7 +48,7 @@ pub(crate) struct Description {
 ///
 /// # Errors
 ///
-/// 413 `M_TOO_LARGE`, 429 `M_LIMIT_EXCEEDED`, 409 `M_CANNOT_OVERWRITE_MEDIA` when the address has got its content meanwhile, and
+/// 413 `M_TOO_LARGE`, 403 as [`quota::exceeded`] says, 429 `M_LIMIT_EXCEEDED`, 409 `M_CANNOT_OVERWRITE_MEDIA` when the address has got its content meanwhile, and
 /// what is wrong with the body. Nothing is left behind then.
 pub(crate) async fn receive(
     ctx: &Ctx<Session>,
@@ -61,11 +61,15 @@ pub(crate) async fn receive(
         return Err(too_large(media));
     }
     ctx.app.rate_limits.take(Limit::Uploads, ctx.requester.user_id.as_str(), ctx.now)?;
+    let left = quota::left(&ctx.app, &ctx.requester.user_id).await?.unwrap_or(u64::MAX);
+    if body.announced().unwrap_or_default() > left {
+        return Err(quota::exceeded(&ctx.app));
+    }
     let _permit =
         media.uploads.try_acquire().map_err(|_| ApiError::limit_exceeded(Duration::from_secs(1)))?;
 
     let mut upload = Upload::begin(ctx).await?;
-    let received = upload.receive(body).await;
+    let received = upload.receive(body, left).await;
     ctx.app.metrics.media_upload(received.is_ok());
     let size = match received {
         Ok(size) => size,
@@ -106,8 +110,8 @@ impl Upload {
         leftover(&self.job.payload).0
     }
 
-    /// Receives all bytes into the object and returns how many there were.
-    async fn receive(&mut self, mut body: IncomingBody) -> Result<u64, ApiError> {
+    /// Receives all bytes, which may be `left` many, into the object and returns how many there were.
+    async fn receive(&mut self, mut body: IncomingBody, left: u64) -> Result<u64, ApiError> {
         let app = Arc::clone(&self.app);
         let mut object = app.media.objects.create(self.name()).await.map_err(ApiError::internal)?;
         let mut size = 0_u64;
@@ -115,6 +119,9 @@ impl Upload {
             size = size.saturating_add(part.len().try_into().unwrap_or(u64::MAX));
             if size > app.media.max_upload_bytes {
                 return Err(too_large(&app.media));
+            }
+            if size > left {
+                return Err(quota::exceeded(&app));
             }
             object.write(&part).await.map_err(ApiError::internal)?;
             if let Some(multipart) = object.multipart() {
@@ -158,14 +165,17 @@ impl Upload {
 
     /// Makes a medium of the object: takes the job back and writes the row, or neither.
     async fn finish(self, target: Target<'_>, user_id: &UserId, content: &Content) -> Result<(), ApiError> {
-        let (job_id, now) = (&*self.job.job_id, self.app.clock.now());
-        let written: Result<(), ApiError> = self
-            .app
+        let (app, job_id, now) = (&*self.app, &*self.job.job_id, self.app.clock.now());
+        let written: Result<(), ApiError> = app
             .store
             .write("finish_upload", |tx| async move {
                 if !job_store::withdraw(&tx, job_id).await? {
                     return Err(lease_lost());
                 }
+                if !care::lock_owner(&tx, user_id).await? {
+                    return Err(ApiError::unknown_token(false));
+                }
+                quota::check(app, &tx, user_id, content.size).await?;
                 match target {
                     Target::New(media_id) => store::insert(&tx, media_id, user_id, now, content).await?,
                     Target::Reserved(media_id) => {

@@ -26,6 +26,7 @@ impl MigratorTrait for Migrator {
             step("m0007_media", include_str!("m0007_media.sql")),
             step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
             step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
+            step("m0011_media_care", include_str!("m0011_media_care.sql")),
         ]
     }
 }

@@ -49,7 +49,7 @@ pub(super) async fn deactivate(
 ) -> Result<deactivate::v3::Response, ApiError> {
     let ctx = ctx.logged_in()?;
     interactive_auth::require_password(&ctx, "deactivate", request.auth.as_ref()).await?;
-    deactivation::deactivate(&ctx.app, &ctx.requester.user_id, ctx.now).await?;
+    deactivation::deactivate(&ctx.app, &ctx.requester.user_id, ctx.now, request.erase).await?;
     // No address or phone number was bound, so none had to be unbound.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }
