@@ -7,6 +7,7 @@ mod error;
 mod http;
 mod keyboxes;
 mod media;
+mod passphrases;
 mod pin;
 mod releases;
 mod rooms;
@@ -52,6 +53,11 @@ impl Api {
     /// The homeserver's address with its pin, as [`Self::new`] takes it.
     pub fn address(&self) -> String {
         self.http.address()
+    }
+
+    /// The pin of [`Self::new`]: 64 lower-case hexadecimal digits.
+    pub fn pin(&self) -> Option<&str> {
+        self.http.pin()
     }
 
     /// What the server has shown of itself so far; `None` before the first connection, and without TLS.

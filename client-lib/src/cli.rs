@@ -7,6 +7,7 @@ mod files;
 mod interchange;
 mod log;
 mod output;
+mod passphrase;
 mod people;
 mod policy;
 mod registry;
@@ -55,9 +56,12 @@ pub struct Arguments {
     /// Which KeyBox of that user; may be left out if there is only one
     #[arg(long, global = true, value_name = "ID")]
     keybox: Option<String>,
-    /// Passphrase that protects the private keys on this machine; asked for if not given
+    /// Passphrase that protects the private keys on this machine, in advanced mode; asked for if not given
     #[arg(long, global = true, env = "KEYBOX_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
     passphrase: Option<String>,
+    /// Password of the account: for register, login and revoke, and in normal mode for every command; asked for if not given
+    #[arg(long, global = true, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+    password: Option<String>,
     /// Results as JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
@@ -72,21 +76,23 @@ pub struct Arguments {
 enum Command {
     /// Make an account and its first KeyBox
     ///
-    /// The passphrase stays with you (advanced mode): the server never sees it, and without it the private keys cannot be opened.
-    /// Server-held passphrases (normal mode) are not part of this version.
+    /// The private keys on this machine are sealed with a passphrase. With --passphrase it stays with you (advanced mode). Otherwise the
+    /// program makes one and the homeserver keeps it (normal mode), if it offers that; it gives it for the account's password.
     Register {
-        /// Password of the account; asked for if not given
-        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
-        password: Option<String>,
+        /// Who keeps the passphrase
+        #[arg(long, value_enum)]
+        mode: Option<passphrase::Mode>,
         /// Registration token, if the homeserver asks for one
         #[arg(long, value_name = "TOKEN")]
         token: Option<String>,
     },
     /// Log in to an account, which makes a new KeyBox of it
+    ///
+    /// Its passphrase is one of its own; as for register.
     Login {
-        /// Password of the account; asked for if not given
-        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
-        password: Option<String>,
+        /// Who keeps the passphrase
+        #[arg(long, value_enum)]
+        mode: Option<passphrase::Mode>,
     },
     /// Log out and remove the KeyBox with its private keys
     Logout,
@@ -189,9 +195,11 @@ enum Command {
     Revoke {
         /// KeyBox id
         keybox_id: String,
-        /// Password of the account; asked for if not given
-        #[arg(long, env = "KEYBOX_PASSWORD", hide_env_values = true, value_name = "TEXT")]
-        password: Option<String>,
+    },
+    /// Show who keeps the passphrase of the private keys, and change it
+    Passphrase {
+        #[command(subcommand)]
+        action: Option<passphrase::PassphraseAction>,
     },
     /// Show the fingerprints of a user's KeyBoxes, or mark one as verified
     Verify {
@@ -254,6 +262,11 @@ enum Command {
         /// Its passphrase; asked for if not given
         #[arg(long, env = "KEYBOX_FILE_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
         file_passphrase: Option<String>,
+    },
+    /// Show, set or clear the pin of the homeserver that this KeyBox remembers; needs no passphrase
+    Pin {
+        #[command(subcommand)]
+        action: Option<trust::PinAction>,
     },
     /// Show the fingerprints of the homeserver's certificate and public key, to compare or to pin
     ServerFingerprint,
@@ -332,16 +345,18 @@ pub async fn run(arguments: Arguments) -> ExitCode {
 
 async fn dispatch(arguments: &Arguments, output: &Output) -> Result<(), Failure> {
     match &arguments.command {
-        Command::Register { password, token } => {
-            return account::register(arguments, output, password.as_deref(), token.as_deref()).await;
+        Command::Register { mode, token } => {
+            return account::register(arguments, output, *mode, token.as_deref()).await;
         }
-        Command::Login { password } => return account::login(arguments, output, password.as_deref()).await,
+        Command::Login { mode } => return account::login(arguments, output, *mode).await,
+        Command::Passphrase { action } => return passphrase::run(arguments, output, action.as_ref()).await,
+        Command::Pin { action } => return trust::pin(arguments, output, action.as_ref()).await,
         Command::ServerFingerprint => return trust::server_fingerprint(arguments, output).await,
         Command::SelfCheck => return trust::self_check(arguments, output).await,
         _ => {}
     }
-    let mut client = account::open(arguments)?;
-    let done = with_client(&arguments.command, &mut client, output).await;
+    let mut client = account::open(arguments).await?;
+    let done = with_client(arguments, &mut client, output).await;
     output.notices(client.take_notices());
     match done? {
         Next::Done => Ok(()),
@@ -355,10 +370,12 @@ enum Next {
     Logout,
 }
 
-async fn with_client(command: &Command, client: &mut Client, output: &Output) -> Result<Next, Failure> {
-    match command {
+async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output) -> Result<Next, Failure> {
+    match &arguments.command {
         Command::Register { .. }
         | Command::Login { .. }
+        | Command::Passphrase { .. }
+        | Command::Pin { .. }
         | Command::SelfCheck
         | Command::ServerFingerprint => {}
         Command::Logout => return Ok(Next::Logout),
@@ -381,8 +398,8 @@ async fn with_client(command: &Command, client: &mut Client, output: &Output) ->
         Command::Devices { user_id } => people::devices(client, output, user_id.as_deref()).await?,
         Command::Keyboxes => registry::list(client, output).await?,
         Command::Rename { keybox_id, name } => registry::rename(client, output, keybox_id, name).await?,
-        Command::Revoke { keybox_id, password } => {
-            registry::revoke(client, output, keybox_id, password.as_deref()).await?;
+        Command::Revoke { keybox_id } => {
+            registry::revoke(client, output, keybox_id, arguments.password.as_deref()).await?;
         }
         Command::Verify { user_id, keybox_id, fingerprint, undo } => {
             let marking = people::Marking { fingerprint: fingerprint.as_deref(), undo: *undo };

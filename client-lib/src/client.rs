@@ -9,6 +9,7 @@ mod contacts;
 mod error;
 mod history;
 mod interchange;
+mod passphrases;
 mod policy;
 mod session;
 mod suites;
@@ -27,12 +28,14 @@ use keystead_keybox::suite::Suite;
 use crate::api::{Api, ApiError, LoggedIn, NewRoom, Registration};
 use crate::clock::now_ms;
 use crate::engine::{Engine, KeyBoxAddress, KeyRef, KnownKeyBox, Message, Notice, Outgoing, Readiness, Room};
-use crate::store::{Account, Lock, Store};
+use crate::store::{Account, Keeper, Lock, Store};
 
 pub use attachments::{FileError, Progress, SavedFile, SentFile, Transfer};
 pub use audit::{AuditReport, Difference};
 pub use error::ClientError;
 pub use history::HistoryItem;
+use passphrases::NewPassphrase;
+pub use passphrases::Passphrase;
 use session::Session;
 pub use suites::{UpgradeError, Upgraded};
 
@@ -49,6 +52,8 @@ pub struct Client {
     engine: Engine,
     session: Session,
     notices: Vec<Notice>,
+    /// Whether the homeserver may keep a passphrase that is the owner's business by now.
+    is_unsettled: bool,
 }
 
 impl Client {
@@ -57,9 +62,10 @@ impl Client {
         home: &Path,
         server: &str,
         registration: &Registration<'_>,
-        passphrase: &str,
+        passphrase: Passphrase<'_>,
     ) -> Result<Self, ClientError> {
         let api = Api::new(server)?;
+        passphrases::check_wanted(&api, passphrase).await?;
         let logged_in = api.register(registration).await?;
         Self::set_up(home, api, logged_in, passphrase).await
     }
@@ -70,9 +76,10 @@ impl Client {
         server: &str,
         user: &str,
         password: &str,
-        passphrase: &str,
+        passphrase: Passphrase<'_>,
     ) -> Result<Self, ClientError> {
         let api = Api::new(server)?;
+        passphrases::check_wanted(&api, passphrase).await?;
         let logged_in = api.login(user, password, "KeyBox").await?;
         Self::set_up(home, api, logged_in, passphrase).await
     }
@@ -81,11 +88,14 @@ impl Client {
         home: &Path,
         api: Api,
         mut logged_in: LoggedIn,
-        passphrase: &str,
+        passphrase: Passphrase<'_>,
     ) -> Result<Self, ClientError> {
         let token = logged_in.take_token();
         let api = api.with_token(token.clone());
-        let made = Self::make(home, &api, &logged_in, token, passphrase);
+        let made = match passphrases::begin_with(&api, &logged_in.device_id, passphrase).await {
+            Ok(passphrase) => Self::make(home, &api, &logged_in, token, &passphrase),
+            Err(error) => Err(error),
+        };
         let mut client = match made {
             Ok(client) => client,
             Err(error) => {
@@ -104,7 +114,7 @@ impl Client {
         api: &Api,
         logged_in: &LoggedIn,
         token: Zeroizing<String>,
-        passphrase: &str,
+        (passphrase, mode): &NewPassphrase,
     ) -> Result<Self, ClientError> {
         let entropy = &mut OpensslEntropy;
         let keys = PrivateKeySet::generate(&logged_in.user_id, &logged_in.device_id, entropy)?;
@@ -113,22 +123,25 @@ impl Client {
             user_id: logged_in.user_id.clone(),
             keybox_id: logged_in.device_id.clone(),
         };
-        let store = Store::create(home, account, &keys, passphrase, entropy)?;
+        let store = Store::create(home, account, &keys, (passphrase, *mode), entropy)?;
         let engine = Engine::new(keys.clone()).map_err(crate::engine::RecordError::Keys)?;
         let session = Session::new(token);
-        let mut client = Self { api: api.clone(), store, keys, engine, session, notices: Vec::new() };
+        let (api, notices) = (api.clone(), Vec::new());
+        let mut client = Self { api, store, keys, engine, session, notices, is_unsettled: false };
         client.commit()?;
         Ok(client)
     }
 
-    /// Opens the store of a KeyBox that is logged in. Sends nothing.
+    /// Opens the store of a KeyBox that is logged in with its passphrase. Sends nothing. In normal mode the homeserver has the passphrase:
+    /// [`Self::unlock`].
     pub fn open(home: &Path, account: Account, passphrase: &str) -> Result<Self, ClientError> {
         let api = Api::new(&account.server)?;
         let (store, keys) = Store::open(home, account, passphrase)?;
         let session = Session::load(&store)?.ok_or(ClientError::NotLoggedIn)?;
         let engine = Engine::load(keys.clone(), &store.load()?)?;
         let api = api.with_token(session.access_token());
-        Ok(Self { api, store, keys, engine, session, notices: Vec::new() })
+        let is_unsettled = store.keeper()? == Keeper::OwnerNow;
+        Ok(Self { api, store, keys, engine, session, notices: Vec::new(), is_unsettled })
     }
 
     /// Whose KeyBox this is.
@@ -180,7 +193,8 @@ impl Client {
     /// questions for keys, asks for missing ones.
     pub async fn sync(&mut self, wait: Duration) -> Result<(), ClientError> {
         let since = {
-            let _lock = self.begin().await?;
+            let lock = self.begin().await?;
+            self.destroy_kept(&lock).await?;
             // What is due now, such as a question for a key, must not wait until the server has news.
             self.flush().await?;
             self.session.sync_token.clone()

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! <home>/<user id>/<KeyBox id>/account.json   server, user id, KeyBox id: in the clear
-//!                              keys.pem       private keys, sealed with the passphrase
+//!                              keys.pem       private keys, sealed with the passphrase; who keeps that
 //!                              lock           held while the records are in use
 //!                              records/…      one file a record, sealed with a key derived from the private keys
 //! ```
 //!
 //! Each file is replaced as a whole: written beside, flushed, renamed. File access blocks, for a few milliseconds.
 
-mod files;
+pub(crate) mod files;
+mod private_keys;
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -19,15 +20,16 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use keystead_keybox::encoding::hex;
 use keystead_keybox::key_set::PrivateKeySet;
-use keystead_keybox::sealed_keys::{self, SealedKeysError};
+use keystead_keybox::sealed_keys::SealedKeysError;
 use keystead_keybox::vault::{NotOurs, Vault};
 use keystead_keybox::{CryptoError, Entropy, sha256};
 
 use crate::engine::Record;
 use files::{folder_name, read, replace};
+pub(crate) use private_keys::Keeper;
+pub use private_keys::PassphraseMode;
 
 const ACCOUNT: &str = "account.json";
-const KEYS: &str = "keys.pem";
 const LOCK: &str = "lock";
 const RECORDS: &str = "records";
 
@@ -109,24 +111,27 @@ impl Store {
         Ok(accounts)
     }
 
-    /// Makes the folder of a new KeyBox, with its private keys sealed by the passphrase.
+    /// Makes the folder of a new KeyBox, with its private keys sealed by the passphrase, which `mode` says who keeps. When it returns, the
+    /// folder survives a crash.
     pub fn create(
         home: &Path,
         account: Account,
         keys: &PrivateKeySet,
-        passphrase: &str,
+        (passphrase, mode): (&str, PassphraseMode),
         entropy: &mut dyn Entropy,
     ) -> Result<Self, StoreError> {
         let folder = folder_of(home, &account);
         files::create_folder(&folder.join(RECORDS))?;
-        let sealed = sealed_keys::seal(keys, passphrase, entropy).map_err(StoreError::Keys)?;
-        replace(&folder.join(KEYS), sealed.as_bytes())?;
+        let keeper = match mode {
+            PassphraseMode::Advanced => Keeper::Owner,
+            PassphraseMode::Normal => Keeper::Homeserver,
+        };
+        private_keys::seal(&folder, keys, passphrase, keeper, entropy)?;
         // Last: only with it the folder counts.
-        let json = serde_json::to_vec_pretty(&account);
-        let path = folder.join(ACCOUNT);
-        let json =
-            json.map_err(|source| StoreError::Corrupt { path: path.clone(), source: source.into() })?;
-        replace(&path, &json)?;
+        write_account(&folder, &account)?;
+        for folder in folder.ancestors().take(3) {
+            files::flush_folder(folder)?;
+        }
         Ok(Self { folder, account, vault: Vault::new(keys)? })
     }
 
@@ -137,15 +142,51 @@ impl Store {
         passphrase: &str,
     ) -> Result<(Self, PrivateKeySet), StoreError> {
         let folder = folder_of(home, &account);
-        let path = folder.join(KEYS);
-        let missing = |path| StoreError::Io { path, source: std::io::ErrorKind::NotFound.into() };
-        let pem = read(&path)?.ok_or_else(|| missing(path.clone()))?;
-        let pem = std::str::from_utf8(&pem)
-            .map_err(|source| StoreError::Corrupt { path, source: source.into() })?;
-        let keys = sealed_keys::open(pem, passphrase, &account.user_id, &account.keybox_id)
-            .map_err(StoreError::Keys)?;
+        let keys = private_keys::open(&folder, &account, passphrase)?;
         let vault = Vault::new(&keys)?;
         Ok((Self { folder, account, vault }, keys))
+    }
+
+    /// Remembers another address of the homeserver, or another pin in it, for a KeyBox; see [`crate::api::with_pin`]. When it returns, that
+    /// survives a crash. Needs no passphrase: `account.json` is in the clear.
+    pub fn set_server(home: &Path, account: &Account, server: String) -> Result<Account, StoreError> {
+        let account = Account { server, ..account.clone() };
+        let folder = folder_of(home, &account);
+        write_account(&folder, &account)?;
+        files::flush_folder(&folder)?;
+        Ok(account)
+    }
+
+    /// Who keeps the passphrase of a KeyBox's private keys. Needs no passphrase.
+    pub fn passphrase_mode(home: &Path, account: &Account) -> Result<PassphraseMode, StoreError> {
+        Ok(private_keys::keeper(&folder_of(home, account))?.mode())
+    }
+
+    /// Checks that a passphrase opens the private keys as they are on disk now: another process may have changed it. Only under the lock it
+    /// stays so.
+    pub(crate) fn check_passphrase(&self, passphrase: &str) -> Result<Keeper, StoreError> {
+        private_keys::check(&self.folder, passphrase)
+    }
+
+    /// Who keeps the passphrase, as the disk says now.
+    pub(crate) fn keeper(&self) -> Result<Keeper, StoreError> {
+        private_keys::keeper(&self.folder)
+    }
+
+    /// Seals the private keys with another passphrase, in place of the file before, in one step. When it returns, that survives a crash.
+    pub(crate) fn reseal(
+        &self,
+        _lock: &Lock,
+        keys: &PrivateKeySet,
+        (passphrase, keeper): (&str, Keeper),
+        entropy: &mut dyn Entropy,
+    ) -> Result<(), StoreError> {
+        private_keys::seal(&self.folder, keys, passphrase, keeper, entropy)
+    }
+
+    /// Says that somebody else keeps the passphrase, which stays the same.
+    pub(crate) fn set_keeper(&self, _lock: &Lock, keeper: Keeper) -> Result<(), StoreError> {
+        private_keys::set_keeper(&self.folder, keeper)
     }
 
     /// Whose store this is.
@@ -224,6 +265,13 @@ impl Store {
 
 fn folder_of(home: &Path, account: &Account) -> PathBuf {
     home.join(folder_name(&account.user_id)).join(folder_name(&account.keybox_id))
+}
+
+fn write_account(folder: &Path, account: &Account) -> Result<(), StoreError> {
+    let path = folder.join(ACCOUNT);
+    let json = serde_json::to_vec_pretty(account);
+    let json = json.map_err(|source| StoreError::Corrupt { path: path.clone(), source: source.into() })?;
+    replace(&path, &json)
 }
 
 fn file_name(record: &str) -> String {

@@ -40,7 +40,8 @@ impl Person {
         serde_json::from_str(err.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{err}"))
     }
 
-    async fn try_run(&self, arguments: &[&str]) -> Output {
+    /// The command `keybox` with the person's password, and no passphrase.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(process::keystead().with_file_name("keybox"));
         command
             .args(arguments)
@@ -48,7 +49,13 @@ impl Person {
             .env("KEYBOX_HOME", &self.home)
             .env("KEYBOX_SERVER", &self.server)
             .env("KEYBOX_PASSWORD", PASSWORD)
-            .env("KEYBOX_PASSPHRASE", format!("the passphrase of {}", self.name));
+            .env_remove("KEYBOX_PASSPHRASE");
+        command
+    }
+
+    async fn try_run(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command(arguments);
+        command.env("KEYBOX_PASSPHRASE", format!("the passphrase of {}", self.name));
         tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran")
     }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use keystead_client::{
     api::Registration,
-    client::{AuditReport, Client, Difference},
+    client::{AuditReport, Client, Difference, Passphrase},
 };
 use keystead_keybox::{
     audit_log::{LogEvent, entry_hash},
@@ -18,7 +18,9 @@ const PASSPHRASE: &str = "a passphrase for tests";
 async fn register(cluster: &Arc<TestCluster>, server: &str, name: &str) -> Client {
     let registration =
         Registration { username: name, password: PASSWORD, token: None, display_name: "KeyBox" };
-    Client::register(&home(cluster), server, &registration, PASSPHRASE).await.expect("registered")
+    Client::register(&home(cluster), server, &registration, Passphrase::Own(PASSPHRASE))
+        .await
+        .expect("registered")
 }
 
 fn home(cluster: &TestCluster) -> PathBuf {
@@ -180,7 +182,9 @@ async fn a_head_that_is_forged_or_goes_back_is_found_out() {
     alice.sync(Duration::ZERO).await.expect("synced");
     proxy.alter(|_, _| {});
     let mut second =
-        Client::login(&home(&cluster), &cluster.url(1), "alice", PASSWORD, PASSPHRASE).await.expect("in");
+        Client::login(&home(&cluster), &cluster.url(1), "alice", PASSWORD, Passphrase::Own(PASSPHRASE))
+            .await
+            .expect("in");
     second.sync(Duration::ZERO).await.expect("synced");
     alice.send_text(&room, "to my other KeyBox").await.expect("sent");
     let report = audit(&mut alice).await;

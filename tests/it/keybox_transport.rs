@@ -134,6 +134,23 @@ async fn a_pinned_server_is_the_only_one_that_is_spoken_to() {
     let account = std::fs::read_to_string(account.join("account.json")).expect("it is there");
     assert!(account.contains(&certificate), "{account}");
     assert!(server.refused(true, &["devices", "--pin", &wrong]).await.contains("pinned"));
+
+    // What is remembered is shown and changed, and a wrong one is not taken.
+    let shown = server.run(&["pin"]).await;
+    assert_eq!((&shown["pin"], &shown["fits"]), (&certificate.clone().into(), &true.into()), "{shown}");
+    assert!(server.refused(true, &["pin", "set", &wrong]).await.contains(&wrong));
+    assert_eq!(server.run(&["pin", "show"]).await["pin"], certificate);
+    assert_eq!(server.run(&["pin", "set"]).await["pin"], key);
+    server.run(&["devices"]).await;
+    server.run(&["pin", "set", "--unchecked", &wrong]).await;
+    assert!(server.refused(true, &["devices"]).await.contains("pinned"));
+    assert!(server.refused(true, &["pin"]).await.contains(&certificate), "status and error tell it too");
+    assert!(
+        server.refused(true, &["pin", "set"]).await.contains("pinned"),
+        "not by way of a server that does not fit"
+    );
+    assert!(server.run(&["pin", "clear"]).await["pin"].is_null());
+    server.run(&["devices"]).await;
 }
 
 #[tokio::test]

@@ -15,8 +15,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::pin::{ServerFingerprint, split_pin};
 use super::{Api, ApiError, ServerError};
@@ -56,7 +58,7 @@ pub(super) struct Http {
 pub(super) struct Call {
     method: Method,
     path: String,
-    body: Option<Value>,
+    body: Option<Zeroizing<Vec<u8>>>,
     timeout: Duration,
     repeat: Repeat,
 }
@@ -85,11 +87,25 @@ impl Call {
 
     /// A request with a transaction id, which the server takes once however often it comes.
     pub(super) fn put(path: impl Into<String>, body: Value) -> Self {
+        Self::put_secret(path, Zeroizing::new(body.to_string().into_bytes()))
+    }
+
+    /// With a body of [`secret_json`].
+    pub(super) fn put_secret(path: impl Into<String>, body: Zeroizing<Vec<u8>>) -> Self {
         Self { method: Method::PUT, body: Some(body), ..Self::get(path) }
     }
 
     pub(super) fn post(path: impl Into<String>, body: Value) -> Self {
+        Self::post_secret(path, Zeroizing::new(body.to_string().into_bytes()))
+    }
+
+    /// With a body of [`secret_json`].
+    pub(super) fn post_secret(path: impl Into<String>, body: Zeroizing<Vec<u8>>) -> Self {
         Self { method: Method::POST, body: Some(body), repeat: Repeat::PutOff, ..Self::get(path) }
+    }
+
+    pub(super) fn delete(path: impl Into<String>) -> Self {
+        Self { method: Method::DELETE, ..Self::get(path) }
     }
 
     /// May be sent again when it is not known whether it arrived.
@@ -155,6 +171,10 @@ impl Http {
         }
     }
 
+    pub(super) fn pin(&self) -> Option<&str> {
+        self.pin.as_deref()
+    }
+
     pub(super) fn shown(&self) -> Option<ServerFingerprint> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -193,9 +213,9 @@ impl Http {
         if call.body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        let body = call.body.as_ref().map(Value::to_string).unwrap_or_default();
-        let request =
-            request.body(full(Bytes::from(body))).map_err(|error| self.unreachable(error.into()))?;
+        // The bytes are wiped when the last part of the request that holds them is dropped.
+        let body = call.body.clone().map(Bytes::from_owner).unwrap_or_default();
+        let request = request.body(full(body)).map_err(|error| self.unreachable(error.into()))?;
         let exchange = async {
             let response = self.send(request).await?;
             let status = response.status();
@@ -226,7 +246,8 @@ impl Api {
         String::from_utf8(body.into()).map_err(|error| ApiError::Malformed(error.into()))
     }
 
-    async fn answer(&self, call: Call) -> Result<Bytes, ApiError> {
+    /// As [`Self::call`], for an answer that is to be wiped.
+    pub(super) async fn answer(&self, call: Call) -> Result<Bytes, ApiError> {
         let mut attempt = 1;
         loop {
             match self.http.once(&call, self.token()).await {
@@ -257,6 +278,21 @@ fn wait_before_repeating(call: &Call, error: &ApiError, attempt: u32) -> Option<
     };
     let wait = asked.unwrap_or_else(|| Duration::from_millis(250) * 4_u32.pow(attempt - 1));
     (wait <= MAX_WAIT).then_some(wait)
+}
+
+/// JSON in memory that is wiped when dropped.
+pub(super) fn secret_json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    // Room for all of it, so that nothing is left behind by a reallocation.
+    let mut json = Zeroizing::new(Vec::with_capacity(8192));
+    serde_json::to_writer(&mut *json, value).map_err(|error| ApiError::Malformed(error.into()))?;
+    Ok(json)
+}
+
+/// Wipes an answer, unless something else still holds it.
+pub(super) fn wipe(answer: Bytes) {
+    if let Ok(mut bytes) = answer.try_into_mut() {
+        bytes.as_mut().zeroize();
+    }
 }
 
 /// Writes `text` as one segment of a path (RFC 3986, section 3.3).

@@ -29,7 +29,7 @@ impl ServerFingerprint {
     }
 
     /// Whether `pin`, as [`normal_pin`] writes it, is of the certificate or of its key.
-    pub(super) fn fits(&self, pin: &str) -> bool {
+    pub fn fits(&self, pin: &str) -> bool {
         pin == self.certificate || pin == self.public_key
     }
 }

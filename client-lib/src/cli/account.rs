@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::Arguments;
 use super::failure::Failure;
 use super::output::Output;
+use super::passphrase::{Mode, wanted};
 use super::secrets::given_or_asked;
-use crate::api::{Registration, with_pin};
-use crate::client::Client;
-use crate::store::{Account, Store};
+use crate::api::{Api, Registration, with_pin};
+use crate::client::{Client, ClientError, Passphrase};
+use crate::store::{Account, PassphraseMode, Store};
 
 fn home(arguments: &Arguments) -> PathBuf {
     arguments
@@ -22,54 +24,55 @@ fn home(arguments: &Arguments) -> PathBuf {
 pub(super) async fn register(
     arguments: &Arguments,
     output: &Output,
-    password: Option<&str>,
+    mode: Option<Mode>,
     token: Option<&str>,
 ) -> Result<(), Failure> {
     let user = arguments.user.as_deref().ok_or(Failure::NoUser)?;
-    let password = given_or_asked(password, "Password of the new account")?;
-    let passphrase =
-        given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
+    let address = given_address(arguments)?;
+    let passphrase = wanted(arguments, &Api::new(&address)?, mode).await?;
+    let password = given_or_asked(arguments.password.as_deref(), "Password of the new account")?;
     output.progress("Making keys and registering …");
     let registration =
         Registration { username: local_part(user), password: &password, token, display_name: "KeyBox" };
-    let client =
-        Client::register(&home(arguments), &given_address(arguments)?, &registration, &passphrase).await?;
-    welcome(client, output);
-    Ok(())
+    let passphrase = passphrase.as_ref().map_or(Passphrase::Kept, |own| Passphrase::Own(own));
+    let client = Client::register(&home(arguments), &address, &registration, passphrase).await?;
+    welcome(client, output)
 }
 
-pub(super) async fn login(
-    arguments: &Arguments,
-    output: &Output,
-    password: Option<&str>,
-) -> Result<(), Failure> {
+pub(super) async fn login(arguments: &Arguments, output: &Output, mode: Option<Mode>) -> Result<(), Failure> {
     let user = arguments.user.as_deref().ok_or(Failure::NoUser)?;
-    let password = given_or_asked(password, "Password of the account")?;
-    let passphrase =
-        given_or_asked(arguments.passphrase.as_deref(), "Passphrase for the private keys on this machine")?;
+    let address = given_address(arguments)?;
+    let passphrase = wanted(arguments, &Api::new(&address)?, mode).await?;
+    let password = given_or_asked(arguments.password.as_deref(), "Password of the account")?;
     output.progress("Making keys and logging in …");
-    let home = home(arguments);
-    let client = Client::login(&home, &given_address(arguments)?, user, &password, &passphrase).await;
-    let client = client.map_err(|error| match error.errcode() {
+    let passphrase = passphrase.as_ref().map_or(Passphrase::Kept, |own| Passphrase::Own(own));
+    let client = Client::login(&home(arguments), &address, user, &password, passphrase).await;
+    welcome(client.map_err(login_refused)?, output)
+}
+
+fn login_refused(error: ClientError) -> Failure {
+    match error.errcode() {
         Some("M_FORBIDDEN") => Failure::LoginRefused(error),
         _ => error.into(),
-    })?;
-    welcome(client, output);
-    Ok(())
+    }
 }
 
-fn welcome(mut client: Client, output: &Output) {
+fn welcome(mut client: Client, output: &Output) -> Result<(), Failure> {
     output.notices(client.take_notices());
     let (account, fingerprint) = (client.account().clone(), client.fingerprint());
+    let mode = Mode::of(client.passphrase_mode()?);
     let text = format!(
-        "You are {}, with the KeyBox {}. Its fingerprint:\n{fingerprint}",
-        account.user_id, account.keybox_id
+        "You are {}, with the KeyBox {}. Its fingerprint:\n{fingerprint}\n{}",
+        account.user_id,
+        account.keybox_id,
+        mode.words()
     );
     let value = json!({
         "user_id": account.user_id, "keybox_id": account.keybox_id,
-        "server": account.server, "fingerprint": fingerprint,
+        "server": account.server, "fingerprint": fingerprint, "passphrase_mode": mode.name(),
     });
     output.result(&text, &value);
+    Ok(())
 }
 
 pub(super) async fn logout(client: Client, output: &Output) -> Result<(), Failure> {
@@ -90,7 +93,7 @@ fn given_address(arguments: &Arguments) -> Result<String, Failure> {
 
 /// The address of the homeserver of the account that is meant; without one here, the one given.
 pub(super) fn address(arguments: &Arguments) -> Result<String, Failure> {
-    let accounts = Store::accounts(&home(arguments)).map_err(crate::client::ClientError::from)?;
+    let accounts = Store::accounts(&home(arguments)).map_err(ClientError::from)?;
     match (choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref()), &arguments.pin) {
         (Ok(account), None) => Ok(account.server),
         (Ok(account), Some(pin)) => Ok(with_pin(&account.server, pin)?),
@@ -98,17 +101,37 @@ pub(super) fn address(arguments: &Arguments) -> Result<String, Failure> {
     }
 }
 
-/// Opens the KeyBox that the arguments mean.
-pub(super) fn open(arguments: &Arguments) -> Result<Client, Failure> {
+/// The KeyBox that the arguments mean, and the folder that it is in.
+pub(super) fn chosen(arguments: &Arguments) -> Result<(PathBuf, Account), Failure> {
     let home = home(arguments);
-    let accounts = Store::accounts(&home).map_err(crate::client::ClientError::from)?;
-    let mut account = choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref())?;
+    let accounts = Store::accounts(&home).map_err(ClientError::from)?;
+    let account = choose(accounts, arguments.user.as_deref(), arguments.keybox.as_deref())?;
+    Ok((home, account))
+}
+
+/// Opens the KeyBox that the arguments mean.
+pub(super) async fn open(arguments: &Arguments) -> Result<Client, Failure> {
+    unlock(arguments).await.map(|(client, _)| client)
+}
+
+/// The same, with the passphrase that its private keys are sealed with: in normal mode the homeserver's, for the account's password.
+pub(super) async fn unlock(arguments: &Arguments) -> Result<(Client, Zeroizing<String>), Failure> {
+    let (home, mut account) = chosen(arguments)?;
     if let Some(pin) = &arguments.pin {
         account.server = with_pin(&account.server, pin)?;
     }
-    let prompt = format!("Passphrase of {}", account.user_id);
-    let passphrase = given_or_asked(arguments.passphrase.as_deref(), &prompt)?;
-    Ok(Client::open(&home, account, &passphrase)?)
+    match Store::passphrase_mode(&home, &account).map_err(ClientError::from)? {
+        PassphraseMode::Advanced => {
+            let prompt = format!("Passphrase of {}", account.user_id);
+            let passphrase = given_or_asked(arguments.passphrase.as_deref(), &prompt)?;
+            Ok((Client::open(&home, account, &passphrase)?, passphrase))
+        }
+        PassphraseMode::Normal => {
+            let prompt = format!("Password of {}", account.user_id);
+            let password = given_or_asked(arguments.password.as_deref(), &prompt)?;
+            Client::unlock(&home, account, &password).await.map_err(login_refused)
+        }
+    }
 }
 
 fn choose(accounts: Vec<Account>, user: Option<&str>, keybox: Option<&str>) -> Result<Account, Failure> {

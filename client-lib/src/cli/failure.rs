@@ -58,6 +58,10 @@ pub(super) enum Failure {
     NoUser,
     #[error("the keys of {0} have not changed: there is nothing to accept")]
     NothingToAccept(String),
+    #[error(
+        "in normal mode the program makes the passphrase: leave out --passphrase and --new-passphrase, and unset their variables"
+    )]
+    PassphraseNotWanted,
     #[error(transparent)]
     QrRead(#[from] QrReadError),
     #[error(transparent)]
@@ -66,6 +70,8 @@ pub(super) enum Failure {
     Upgrade(UpgradeError),
     #[error("{shown} of {wanted} messages came in time")]
     TimedOut { shown: usize, wanted: usize },
+    #[error("that was not the same twice; nothing has changed")]
+    TypedDifferently,
 }
 
 impl Failure {
@@ -76,7 +82,8 @@ impl Failure {
             | Self::NoSuchPolicy(_)
             | Self::NoUser
             | Self::NotATime(_)
-            | Self::OwnKeyBox => 2,
+            | Self::OwnKeyBox
+            | Self::PassphraseNotWanted => 2,
             Self::Client(error) => client_status(error),
             Self::ContactCode(_)
             | Self::Differences(_)
@@ -88,6 +95,7 @@ impl Failure {
             | Self::NothingToAccept(_)
             | Self::QrRead(_)
             | Self::QrWrite(_)
+            | Self::TypedDifferently
             | Self::Upgrade(_) => 1,
             Self::LoginRefused(_) => 3,
             Self::NoAccount
@@ -119,7 +127,8 @@ fn client_status(error: &ClientError) -> u8 {
         ClientError::Api(ApiError::Timeout | ApiError::Unreachable { .. }) => 5,
         ClientError::Decrypt(error) if error.is_temporary() => 6,
         ClientError::Encrypt(EncryptError::NotJoined) => 7,
-        ClientError::NotLoggedIn => 3,
+        ClientError::NotLoggedIn | ClientError::PassphraseGone => 3,
+        ClientError::PassphrasesNotKept => 4,
         _ => 1,
     }
 }

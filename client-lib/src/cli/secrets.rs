@@ -15,11 +15,21 @@ pub(super) fn given_or_asked(given: Option<&str>, prompt: &str) -> Result<Zeroiz
     }
     let _hidden = Hidden::start();
     write!(std::io::stderr(), "{prompt}: ").ok();
-    let mut line = Zeroizing::new(String::new());
+    // Room for any secret, so that none is left behind by a reallocation.
+    let mut line = Zeroizing::new(String::with_capacity(2048));
     std::io::stdin().lock().read_line(&mut line).map_err(Failure::Input)?;
     let length = line.trim_end_matches(['\r', '\n']).len();
     line.truncate(length);
     Ok(line)
+}
+
+/// A secret that a person chooses: one who types it on a terminal types it twice, since a slip would shut them out.
+pub(super) fn chosen_secret(given: Option<&str>, prompt: &str) -> Result<Zeroizing<String>, Failure> {
+    let chosen = given_or_asked(given, prompt)?;
+    if given.is_none() && std::io::stdin().is_terminal() && given_or_asked(None, "Once more")? != chosen {
+        return Err(Failure::TypedDifferently);
+    }
+    Ok(chosen)
 }
 
 /// While it lives, the terminal does not show what is typed.

@@ -37,6 +37,14 @@ pub enum ClientError {
     /// New keys could not be made.
     #[error("the KeyBox's keys could not be made")]
     Keys(#[from] CryptoError),
+    /// The homeserver keeps no passphrase for this KeyBox in normal mode.
+    #[error(
+        "the homeserver keeps no passphrase for this KeyBox any more: it was revoked, and its private keys can never be opened again;          log in anew, and remove its folder"
+    )]
+    PassphraseGone,
+    /// The homeserver keeps no passphrases: only advanced mode is possible.
+    #[error("this homeserver keeps no passphrases: choose one yourself (advanced mode)")]
+    PassphrasesNotKept,
     /// The store holds no session: its making was cut short.
     #[error("this KeyBox is not logged in")]
     NotLoggedIn,

@@ -75,16 +75,60 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let written = || {
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+        step("made", &temporary)?;
         file.write_all(bytes)?;
+        step("written", &temporary)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        step("flushed", &temporary)?;
+        std::fs::rename(&temporary, path)?;
+        step("renamed", path)
     };
     written().map_err(io(path))
 }
 
 /// Makes renames in a folder survive a crash.
 pub(super) fn flush_folder(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(io(path))
+    let flushed = || {
+        File::open(path)?.sync_all()?;
+        step("folder flushed", path)
+    };
+    flushed().map_err(io(path))
+}
+
+/// What has just been done to a file. Here the machine may stop; tests make it.
+#[cfg(not(test))]
+fn step(_done: &str, _path: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use crash::step;
+
+/// The machine stops after a step: in tests.
+#[cfg(test)]
+pub(crate) mod crash {
+    use std::cell::RefCell;
+    use std::io;
+    use std::path::Path;
+
+    type Hook = Box<dyn FnMut(&str, &Path) -> io::Result<()>>;
+
+    thread_local! {
+        static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    }
+
+    /// Calls `hook` after each step of this thread's file accesses; an error that it returns is a crash there.
+    pub(crate) fn at(hook: impl FnMut(&str, &Path) -> io::Result<()> + 'static) {
+        HOOK.set(Some(Box::new(hook)));
+    }
+
+    pub(crate) fn nowhere() {
+        HOOK.set(None);
+    }
+
+    pub(super) fn step(done: &str, path: &Path) -> io::Result<()> {
+        HOOK.with_borrow_mut(|hook| hook.as_mut().map_or(Ok(()), |hook| hook(done, path)))
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ fn account(user: &str, keybox: &str) -> Account {
 
 fn create(home: &Path, account: &Account) -> Store {
     let keys = PrivateKeySet::generate(&account.user_id, &account.keybox_id, &mut OpensslEntropy).unwrap();
-    Store::create(home, account.clone(), &keys, PASSPHRASE, &mut OpensslEntropy).unwrap()
+    Store::create(home, account.clone(), &keys, (PASSPHRASE, PassphraseMode::Advanced), &mut OpensslEntropy)
+        .unwrap()
 }
 
 fn record(name: &str, json: &str) -> Record {
@@ -90,6 +91,18 @@ fn one_home_holds_several_keyboxes() {
     let (store, _) = Store::open(home.path(), all[0].clone(), PASSPHRASE).unwrap();
     store.destroy().unwrap();
     assert_eq!(Store::accounts(home.path()).unwrap(), all[1..]);
+}
+
+#[test]
+fn another_address_is_remembered_and_nothing_else_changes() {
+    let home = tempfile::tempdir().unwrap();
+    let account = account("@alice:x", "ABC");
+    create(home.path(), &account).save(&[record("one", "1")], &mut OpensslEntropy).unwrap();
+    let moved = Store::set_server(home.path(), &account, "https://x".to_owned()).unwrap();
+    assert_eq!(moved.server, "https://x");
+    assert_eq!(Store::accounts(home.path()).unwrap(), std::slice::from_ref(&moved));
+    let (store, _) = Store::open(home.path(), moved, PASSPHRASE).unwrap();
+    assert_eq!(store.load().unwrap().len(), 1);
 }
 
 #[test]

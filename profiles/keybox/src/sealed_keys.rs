@@ -7,6 +7,7 @@ mod der;
 use openssl::pkey::{Id, PKey, PKeyRef, Private};
 use zeroize::Zeroizing;
 
+use crate::encoding::base64_url;
 use crate::entropy::{Entropy, random};
 use crate::key_set::{PrivateKeySet, RSA_BITS};
 use crate::primitives::{CryptoError, aes_256_cbc, scrypt};
@@ -78,6 +79,19 @@ pub fn open(
     Ok(PrivateKeySet::from_keys(user_id, keybox_id, ed25519, rsa, x25519))
 }
 
+/// Whether the passphrase opens what [`seal`] made: looks at the first block only, since all are sealed with one passphrase.
+pub fn opens(text: &str, passphrase: &str) -> bool {
+    let block = text.split_inclusive(END).find(|block| block.contains(BEGIN)).unwrap_or_default();
+    check_length(passphrase).is_ok()
+        && PKey::private_key_from_pem_passphrase(block.as_bytes(), passphrase.as_bytes()).is_ok()
+}
+
+/// A passphrase of 256 random bits, as 43 characters of unpadded URL-safe base64: for private keys whose passphrase a server keeps, so that
+/// nobody has to type it (SPEC, section 22).
+pub fn random_passphrase(entropy: &mut dyn Entropy) -> Result<Zeroizing<String>, CryptoError> {
+    Ok(Zeroizing::new(base64_url(&*Zeroizing::new(random::<32>(entropy)?))))
+}
+
 fn check_length(passphrase: &str) -> Result<(), SealedKeysError> {
     let allowed = (1..=MAX_PASSPHRASE).contains(&passphrase.len());
     if allowed { Ok(()) } else { Err(SealedKeysError::PassphraseLength) }
@@ -133,6 +147,8 @@ mod tests {
         let sealed = seal(&keys, "correct horse", &mut OpensslEntropy).unwrap();
         let opened = open(&sealed, "correct horse", "@a:x", "A").unwrap();
         assert_eq!(opened.public().unwrap(), keys.public().unwrap());
+        assert!(opens(&sealed, "correct horse") && opens(&format!("a line\n{sealed}"), "correct horse"));
+        assert!(!opens(&sealed, "Correct horse") && !opens(&sealed, "") && !opens("", "correct horse"));
         assert!(matches!(open(&sealed, "Correct horse", "@a:x", "A"), Err(SealedKeysError::WrongPassphrase)));
         assert!(matches!(open("", "correct horse", "@a:x", "A"), Err(SealedKeysError::Malformed)));
         let cut = sealed.rsplit_once(BEGIN).unwrap().0;
@@ -140,6 +156,14 @@ mod tests {
         assert!(matches!(seal(&keys, "", &mut OpensslEntropy), Err(SealedKeysError::PassphraseLength)));
         let long = "x".repeat(MAX_PASSPHRASE + 1);
         assert!(matches!(open(&sealed, &long, "@a:x", "A"), Err(SealedKeysError::PassphraseLength)));
+    }
+
+    #[test]
+    fn a_random_passphrase_has_256_bits() {
+        let draw = || random_passphrase(&mut OpensslEntropy).unwrap();
+        assert_eq!(crate::encoding::from_base64_url(&draw()).unwrap().len(), 32);
+        assert_ne!(*draw(), *draw());
+        check_length(&draw()).unwrap();
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub enum RotationError {
     Store(#[from] Error),
 }
 
-/// Keeps the passphrase of a KeyBox; with `keep_previous`, the one before as well until the next call without.
+/// Keeps the passphrase of a KeyBox; with `keep_previous`, the one before as well until the next call without. A call that is repeated, because
+/// its answer was lost, changes nothing.
 ///
 /// # Errors
 /// 400 `M_INVALID_PARAM` for its length; 403 [`NOT_KEPT`]; 401 `M_UNKNOWN_TOKEN` if the device is gone.
@@ -77,7 +78,11 @@ pub async fn store(
                 user_id: user_id.to_owned(),
                 keybox_id: keybox_id.to_owned(),
                 sealed: sealed.clone(),
-                previous: before.filter(|_| keep_previous).map(|kept| kept.sealed),
+                previous: before.filter(|_| keep_previous).and_then(|kept| {
+                    let is_repeated =
+                        keys.open(place, &kept.sealed).is_ok_and(|newest| newest.as_str() == passphrase);
+                    if is_repeated { kept.previous } else { Some(kept.sealed) }
+                }),
             };
             keybox_passphrases::put(&tx, &kept, actor.now).await?;
             let event = LogEvent::PassphraseStored(actor.on(keybox_id, None));
