@@ -9,7 +9,7 @@ use serde_json::Value;
 use keystead_keybox::encoding::base64_url;
 use keystead_keybox::key_message::{KeyMessage, KeyMessageError, Recipient, sign};
 use keystead_keybox::suite::WrapError;
-use keystead_keybox::{CryptoError, Entropy};
+use keystead_keybox::{CryptoError, Entropy, parallel};
 
 use super::{Engine, KeyBoxAddress, KeyRef, RecordName};
 use crate::events::ToDeviceEvent;
@@ -93,19 +93,22 @@ pub(super) fn new_id(entropy: &mut dyn Entropy) -> Result<String, CryptoError> {
 }
 
 impl Engine {
-    /// Signs key messages about `key`, each for its KeyBox, and queues them.
-    pub(super) fn enqueue<M: KeyMessage>(
+    /// Signs key messages about `key`, each for its KeyBox, on all cores, and queues them.
+    pub(super) fn enqueue<M: KeyMessage + Sync>(
         &mut self,
         key: &KeyRef,
         messages: Vec<(KeyBoxAddress, M)>,
         entropy: &mut dyn Entropy,
     ) -> Result<(), EngineError> {
-        for chunk in messages.chunks(RECIPIENTS_PER_REQUEST) {
+        let contents = parallel::map(&messages, |(address, message)| {
+            let recipient = Recipient { user_id: &address.user_id, keybox_id: &address.keybox_id };
+            sign(message, &self.keys, recipient)
+        });
+        let mut contents = messages.into_iter().map(|(address, _)| address).zip(contents).peekable();
+        while contents.peek().is_some() {
             let mut signed: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
-            for (address, message) in chunk {
-                let recipient = Recipient { user_id: &address.user_id, keybox_id: &address.keybox_id };
-                let content = sign(message, &self.keys, recipient)?;
-                signed.entry(address.user_id.clone()).or_default().insert(address.keybox_id.clone(), content);
+            for (address, content) in contents.by_ref().take(RECIPIENTS_PER_REQUEST) {
+                signed.entry(address.user_id).or_default().insert(address.keybox_id, content?);
             }
             self.exchange.outbox.push(Queued {
                 txn_id: new_id(entropy)?,

@@ -108,7 +108,7 @@ impl Engine {
         let record = self.resource_keys.get(key)?;
         let wrap = from_base64(&record.wrap).ok()?;
         let suite = suite::find(&record.suite)?;
-        let open = suite.unwrap(&wrap, &self.keys, &self.own_wrap_context(key, &record.suite)).ok()?;
+        let open = suite.unwrap(&wrap, &self.keys, &self.wrap_context(key, &record.suite, &self.own)).ok()?;
         self.open.insert(key.clone(), open.clone());
         Some(open)
     }
@@ -121,20 +121,26 @@ impl Engine {
         open: &ResourceKey,
         entropy: &mut dyn Entropy,
     ) -> Option<String> {
-        let context = self.own_wrap_context(key, suite);
+        let context = self.wrap_context(key, suite, &self.own);
         let wrap = suite::find(suite)?.wrap(open, &self.public, &context, entropy).ok()?;
         Some(base64(&wrap))
     }
 
-    fn own_wrap_context<'a>(&'a self, key: &'a KeyRef, suite: &'a str) -> WrapContext<'a> {
+    /// Where a wrap of that key from this KeyBox to `recipient` belongs.
+    pub(super) fn wrap_context<'a>(
+        &'a self,
+        key: &'a KeyRef,
+        suite: &'a str,
+        recipient: &'a KeyBoxAddress,
+    ) -> WrapContext<'a> {
         WrapContext {
             suite,
             room_id: &key.room_id,
             key_id: &key.key_id,
             sender: &self.own.user_id,
             sender_keybox: &self.own.keybox_id,
-            recipient: &self.own.user_id,
-            recipient_keybox: &self.own.keybox_id,
+            recipient: &recipient.user_id,
+            recipient_keybox: &recipient.keybox_id,
         }
     }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use keystead_keybox::context::WrapContext;
 use keystead_keybox::envelope::{Envelope, Payload, SealError, SealRequest};
 use keystead_keybox::key_message::{Origin, ResourceKeyContent, WithheldCode, audience_hash};
 use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
@@ -265,7 +264,7 @@ impl Engine {
         Ok(key)
     }
 
-    /// Wraps a resource key for KeyBoxes and queues it for them.
+    /// Wraps a resource key for KeyBoxes, on all cores, and queues it for them.
     pub(super) fn give(
         &mut self,
         key: &KeyRef,
@@ -277,33 +276,28 @@ impl Engine {
         let Some(open) = self.open_key(key) else { return Ok(()) };
         let Some(record) = self.resource_keys.get(key) else { return Ok(()) };
         let Some(suite) = suite::find(&record.suite) else { return Ok(()) };
+        let speaking: Vec<_> = recipients
+            .iter()
+            .filter_map(|address| Some((address, &self.directory.find(address)?.keys)))
+            .filter(|(_, keys)| suite.is_spoken_by(keys))
+            .map(|(address, keys)| (keys, self.wrap_context(key, suite.id, address)))
+            .collect();
+        let wraps = suite.wrap_all(&open, &speaking, entropy)?;
         let mut messages = Vec::new();
-        for address in recipients {
-            let Some(known) = self.directory.find(address) else { continue };
-            if !suite.is_spoken_by(&known.keys) {
-                continue;
-            }
-            let context = WrapContext {
-                suite: suite.id,
-                room_id: &key.room_id,
-                key_id: &key.key_id,
-                sender: &self.own.user_id,
-                sender_keybox: &self.own.keybox_id,
-                recipient: &address.user_id,
-                recipient_keybox: &address.keybox_id,
-            };
+        for ((_, context), wrap) in speaking.into_iter().zip(wraps) {
             let content = ResourceKeyContent {
                 algorithm: suite.id.to_owned(),
                 room_id: key.room_id.clone(),
                 key_id: key.key_id.clone(),
-                wrap: suite.wrap(&open, &known.keys, &context, entropy)?,
+                wrap: wrap?,
                 sender_keybox: self.own.keybox_id.clone(),
                 exchange_id: new_id(entropy)?,
                 sent_at: now,
                 origin: record.origin.clone(),
             };
-            messages.push((address.clone(), content));
+            let address = KeyBoxAddress::new(context.recipient, context.recipient_keybox);
             notices.push(Notice::KeyGiven { key: key.clone(), keybox: address.clone() });
+            messages.push((address, content));
         }
         if messages.is_empty() {
             return Ok(());
