@@ -125,8 +125,12 @@ pub fn seal(
     serde_json::to_string(&file).map_err(|error| InterchangeError::Malformed(Some(error)))
 }
 
-/// Opens an interchange file. Whether each entry's id commits to its key is for [`Entry::open`] to say.
-pub fn open(text: &str, passphrase: &str) -> Result<Vec<Entry>, InterchangeError> {
+/// Whether a text has the form of an interchange file: all that can be said without the passphrase.
+pub fn check(text: &str) -> Result<(), InterchangeError> {
+    read(text).map(drop)
+}
+
+fn read(text: &str) -> Result<File, InterchangeError> {
     let malformed = |error| InterchangeError::Malformed(Some(error));
     if text.len() > MAX_FILE {
         return Err(InterchangeError::Malformed(None));
@@ -140,14 +144,21 @@ pub fn open(text: &str, passphrase: &str) -> Result<Vec<Entry>, InterchangeError
         Some(other) => return Err(InterchangeError::Version(other)),
         None => return Err(InterchangeError::Malformed(None)),
     }
-    let file: File = serde_json::from_value(head).map_err(malformed)?;
+    serde_json::from_value(head).map_err(malformed)
+}
+
+/// Opens an interchange file. Whether each entry's id commits to its key is for [`Entry::open`] to say.
+pub fn open(text: &str, passphrase: &str) -> Result<Vec<Entry>, InterchangeError> {
+    let file = read(text)?;
     let (ciphertext, tag) =
         file.ciphertext.split_last_chunk::<TAG>().ok_or(InterchangeError::Malformed(None))?;
     let mut plain = Zeroizing::new(ciphertext.to_vec());
     Gcm::new(&*derive(passphrase, &file.salt)?)?
         .open(&file.nonce, associated(&file.salt, &file.nonce).as_slice(), &mut plain, tag)
         .map_err(|_| InterchangeError::WrongPassphrase)?;
-    Ok(serde_json::from_slice::<Keys>(&plain).map_err(malformed)?.keys)
+    let keys: Keys =
+        serde_json::from_slice(&plain).map_err(|error| InterchangeError::Malformed(Some(error)))?;
+    Ok(keys.keys)
 }
 
 #[cfg(test)]
@@ -189,6 +200,8 @@ mod tests {
         assert_eq!(hex(associated(&file.salt, &file.nonce).as_slice()), text("associated"));
         assert_eq!(serde_json::to_string(&Keys { keys: vec![entry()] }).unwrap(), text("plaintext"));
         assert_eq!(open(&sealed, PASSPHRASE).unwrap(), [entry()]);
+        check(&sealed).unwrap();
+        assert!(matches!(check("[]"), Err(InterchangeError::Malformed(_))));
     }
 
     #[test]
