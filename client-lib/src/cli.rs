@@ -1,6 +1,7 @@
 //! The command line `keybox`: results on standard output, progress and plain words on standard error.
 
 mod account;
+mod closing;
 mod contacts;
 mod failure;
 mod files;
@@ -321,6 +322,34 @@ enum Command {
         #[arg(long)]
         leave_behind: bool,
     },
+    /// Close a room: nobody comes in, and no further KeyBox gets its keys
+    ///
+    /// The KeyBoxes that the members have now go on; whoever gets another one has to be let in with approve-keybox by who may send
+    /// state in the room now, and so is the room opened again.
+    Close {
+        /// Room id or name
+        room: String,
+        /// How many members the room may have from then on, also when it is open again
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+    },
+    /// Open a room that is closed
+    Open {
+        /// Room id or name
+        room: String,
+        /// How many members it may have
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+    },
+    /// Let one more KeyBox of a member have the keys of a closed room
+    ApproveKeybox {
+        /// Room id or name
+        room: String,
+        /// User id
+        user_id: String,
+        /// KeyBox id
+        keybox_id: String,
+    },
     /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
     #[command(hide = true)]
     ExportMessage {
@@ -433,6 +462,11 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
         Command::Audit => log::audit(client, output).await?,
         Command::UpgradeSuite { room, leave_behind } => {
             rooms::upgrade_suite(client, output, room, *leave_behind).await?;
+        }
+        Command::Close { room, limit } => closing::close(client, output, room, *limit).await?,
+        Command::Open { room, limit } => closing::open(client, output, room, *limit).await?,
+        Command::ApproveKeybox { room, user_id, keybox_id } => {
+            closing::approve(client, output, room, user_id, keybox_id).await?;
         }
         Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
     }

@@ -5,6 +5,7 @@
 
 mod attachments;
 mod audit;
+mod closing;
 mod contacts;
 mod error;
 mod history;
@@ -32,6 +33,7 @@ use crate::store::{Account, Keeper, Lock, Store};
 
 pub use attachments::{FileError, Progress, SavedFile, SentFile, Transfer};
 pub use audit::{AuditReport, Difference};
+pub use closing::{Changed, CloseError};
 pub use error::ClientError;
 pub use history::HistoryItem;
 use passphrases::NewPassphrase;

@@ -12,6 +12,7 @@
 //! A crash between any two steps loses nothing: what was not stored comes again with the old sync token, and taking
 //! anything in twice changes nothing.
 
+mod closing;
 mod contacts;
 mod decrypt;
 mod directory;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use keystead_keybox::key_set::{KeySetError, PrivateKeySet, PublicKeySet};
 use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
 
+pub use closing::{ClosingFailure, NewStep};
 pub use contacts::{Accepted, Contact, ContactError};
 pub use decrypt::{DecryptError, Message};
 pub use directory::KnownKeyBox;

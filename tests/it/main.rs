@@ -7,6 +7,7 @@ mod encryption;
 mod hostile;
 mod keybox;
 mod keybox_audit;
+mod keybox_closing;
 mod keybox_contacts;
 mod keybox_files;
 mod keybox_identity;

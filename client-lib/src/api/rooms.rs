@@ -117,6 +117,15 @@ impl Api {
         self.call(Call::get(state_path(room_id, event_type))).await
     }
 
+    /// All state of a room.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidstate>
+    pub async fn all_state(&self, room_id: &str) -> Result<Vec<RoomEvent>, ApiError> {
+        let path = format!("/_matrix/client/v3/rooms/{}/state", segment(room_id));
+        let events: Vec<Value> = self.call(Call::get(path)).await?;
+        Ok(events.iter().filter_map(|event| RoomEvent::deserialize(event).ok()).collect())
+    }
+
     /// Sets a room's state of a type, under the empty state key.
     pub async fn set_state(&self, room_id: &str, event_type: &str, content: Value) -> Result<(), ApiError> {
         self.call::<Value>(Call::put(state_path(room_id, event_type), content)).await.map(drop)

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use keystead_keybox::contact_code::ContactCodeError;
 
 use crate::api::ApiError;
-use crate::client::{ClientError, UpgradeError};
-use crate::engine::EncryptError;
+use crate::client::{ClientError, CloseError, UpgradeError};
+use crate::engine::{ClosingFailure, EncryptError};
 use crate::qr::{QrReadError, QrWriteError};
 
 /// Why a command did not do what it was asked to.
@@ -20,6 +20,8 @@ pub(super) enum Failure {
     Ambiguous(String),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Closing(ClosingFailure),
     #[error(transparent)]
     ContactCode(#[from] ContactCodeError),
     #[error("{} cannot be used", .path.display())]
@@ -85,7 +87,9 @@ impl Failure {
             | Self::OwnKeyBox
             | Self::PassphraseNotWanted => 2,
             Self::Client(error) => client_status(error),
-            Self::ContactCode(_)
+            Self::Closing(ClosingFailure::NotOfAMember(_)) => 7,
+            Self::Closing(_)
+            | Self::ContactCode(_)
             | Self::Differences(_)
             | Self::File { .. }
             | Self::Fingerprint(_)
@@ -138,6 +142,16 @@ impl From<UpgradeError> for Failure {
         match error {
             UpgradeError::Client(error) => Self::Client(error),
             error => Self::Upgrade(error),
+        }
+    }
+}
+
+impl From<CloseError> for Failure {
+    fn from(error: CloseError) -> Self {
+        match error {
+            CloseError::Client(error) => Self::Client(error),
+            CloseError::Closing(ClosingFailure::Encrypt(error)) => Self::Client(error.into()),
+            CloseError::Closing(error) => Self::Closing(error),
         }
     }
 }

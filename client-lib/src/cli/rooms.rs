@@ -57,11 +57,15 @@ pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Fai
                     room.inviter.as_deref().unwrap_or("somebody")
                 )
             }
-            _ => format!("{}  {name}  {joined} member(s), {encryption}", room.room_id),
+            _ => {
+                let closed = if room.is_closed() { ", closed" } else { "" };
+                format!("{}  {name}  {joined} member(s), {encryption}{closed}", room.room_id)
+            }
         };
         let value = json!({
             "room_id": room.room_id, "name": room.name, "membership": state, "inviter": room.inviter,
             "joined_members": joined, "suite": room.suite, "waiting_for_keys": room.waiting(),
+            "closed": room.is_closed(), "limit": room.closing().and_then(|closing| closing.limit),
         });
         output.result(&text, &value);
     }

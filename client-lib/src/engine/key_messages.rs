@@ -1,11 +1,14 @@
 //! Taking in key messages from other KeyBoxes.
 
+use serde::Deserialize as _;
+use serde_json::Value;
+
 use keystead_keybox::Entropy;
 use keystead_keybox::context::WrapContext;
 use keystead_keybox::identity::IdentityContent;
 use keystead_keybox::key_message::{
-    Acknowledgement, KeyMessage, KeyRequest, Recipient, ResourceKeyContent, Withheld, audience_hash,
-    claimed_sender_keybox, verify,
+    Acknowledgement, KeyMessage, KeyRequest, Recipient, RequestAction, ResourceKeyContent, Withheld,
+    WithheldCode, audience_hash, claimed_sender_keybox, verify,
 };
 use keystead_keybox::key_set::PublicKeySet;
 use keystead_keybox::suite;
@@ -17,6 +20,8 @@ use crate::events::ToDeviceEvent;
 
 /// How long a key message waits for its sender or its room to become known.
 const MAX_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// How many answers to devices without keys are remembered: beyond, none is given.
+const MAX_ANSWERED: usize = 1_000;
 const KEY_MESSAGES: [&str; 5] = [
     ResourceKeyContent::EVENT_TYPE,
     KeyRequest::EVENT_TYPE,
@@ -103,11 +108,16 @@ impl Engine {
                 self.directory.mark_outdated(&event.sender);
                 self.changed.insert(RecordName::Directory);
             }
-            return Ok(Outcome::Later);
+            return self.judge_unknown(event, &sender, now, entropy, notices);
         };
-        if event.event_type == KeyRequest::EVENT_TYPE && self.directory.is_outdated(&sender.user_id) {
-            // The KeyBox may have been revoked just now: look before anything is given to it.
-            return Ok(Outcome::Later);
+        if event.event_type == KeyRequest::EVENT_TYPE {
+            let room_id = event.content.get("room_id").and_then(Value::as_str);
+            if self.directory.is_outdated(&sender.user_id)
+                || room_id.is_some_and(|room_id| self.awaits_closing(room_id))
+            {
+                // The KeyBox may have been revoked, or shut out, just now: look before anything is given to it.
+                return Ok(Outcome::Later);
+            }
         }
         let keys = known.keys.clone();
         match event.event_type.as_str() {
@@ -151,6 +161,41 @@ impl Engine {
         }
     }
 
+    /// A question of a device that has no key set, even after a look, is answered all the same: it should know why it gets nothing.
+    /// One of a KeyBox whose keys have changed waits for a person, and is told so, once.
+    fn judge_unknown(
+        &mut self,
+        event: &ToDeviceEvent,
+        sender: &KeyBoxAddress,
+        now: u64,
+        entropy: &mut dyn Entropy,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Outcome, EngineError> {
+        if event.event_type != KeyRequest::EVENT_TYPE || self.directory.is_outdated(&sender.user_id) {
+            return Ok(Outcome::Later);
+        }
+        let changed = self.directory.find(sender).is_some();
+        let code = if changed { WithheldCode::AwaitingApproval } else { WithheldCode::NoDeviceKey };
+        let asked = KeyRequest::deserialize(&event.content).ok();
+        if let Some(request) = asked.filter(|request| request.action == RequestAction::Request) {
+            let room = self.rooms.get(&request.room_id);
+            let of_member =
+                room.is_some_and(|room| room.membership_of(&sender.user_id) == Some(Membership::Join));
+            // The name of the answer is the question's: it is given once for as long as the question waits.
+            let told = format!("{sender} {} told", request.request_id);
+            let answered = &mut self.exchange.answered;
+            if of_member && answered.len() < MAX_ANSWERED && !answered.contains_key(&told) {
+                answered.insert(told, now.saturating_add(MAX_WAIT_MS));
+                let key = KeyRef { room_id: request.room_id, key_id: request.key_id };
+                self.withhold(&key, &request.algorithm, sender, code, entropy, notices)?;
+            }
+        }
+        if changed {
+            return Ok(Outcome::Later);
+        }
+        Ok(Outcome::Dropped("the device that asks has no valid key set".to_owned()))
+    }
+
     fn checked<M: KeyMessage>(&self, event: &ToDeviceEvent, sender: &PublicKeySet) -> Result<M, String> {
         let recipient = Recipient { user_id: &self.own.user_id, keybox_id: &self.own.keybox_id };
         verify(&event.content, sender, recipient).map_err(|error| error.to_string())
@@ -174,6 +219,13 @@ impl Engine {
         if sender_membership.is_none() {
             return Ok(Outcome::Dropped("its sender was never in the room".to_owned()));
         }
+        if let Some(mark) = &content.closing {
+            self.hear_of_closing(&key.room_id, mark);
+        }
+        if self.rooms.get(&key.room_id).is_some_and(|room| self.is_outside(room, sender)) {
+            // The server may show later what lets it in.
+            return Ok(Outcome::Later);
+        }
         if self.resource_keys.contains_key(&key) {
             return self.on_known_key(&key, &content, sender, entropy);
         }
@@ -194,7 +246,7 @@ impl Engine {
             }
             None => false,
         };
-        let epoch = room.epoch;
+        let epoch = self.rooms.get(&key.room_id).map(|room| room.epoch).unwrap_or_default();
         let Some(wrap) = self.unwrap_and_keep(&key, &content, sender, entropy) else {
             return Ok(Outcome::Dropped("it does not open".to_owned()));
         };

@@ -20,6 +20,13 @@ pub enum Notice {
         /// Who would get the keys.
         keybox: KeyBoxAddress,
     },
+    /// The server shows a step that closes or opens a room, and that is not what it should be. What held before still holds.
+    ClosingRefused {
+        /// The room.
+        room_id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Events that a sync left out could not be read: the server refused.
     GapLeft {
         /// The room.
@@ -109,6 +116,13 @@ pub enum Notice {
         /// Why.
         code: WithheldCode,
     },
+    /// A room is closed, and a KeyBox of a member was not there when that was done: it gets no keys until a moderator approves it.
+    KeyBoxOutside {
+        /// The room.
+        room_id: String,
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
     /// A KeyBox is no longer on the server.
     KeyBoxGone {
         /// Which.
@@ -153,6 +167,17 @@ pub enum Notice {
     NewOwnKeyBox {
         /// Which.
         keybox: KeyBoxAddress,
+    },
+    /// A room was closed or opened, or one more KeyBox was let into a closed one.
+    RoomClosing {
+        /// The room.
+        room_id: String,
+        /// Whether it is closed now.
+        closed: bool,
+        /// Who did it.
+        by: KeyBoxAddress,
+        /// How many KeyBoxes get the keys of the closed room.
+        keyboxes: usize,
     },
     /// A new resource key was made without this KeyBox of a member: it does not speak the room's suite, and will not read
     /// what is sealed with the key.
@@ -240,6 +265,9 @@ impl std::fmt::Display for Notice {
                 "WARNING: your account has a new KeyBox, {}; if that is not you, change your password and log it out",
                 keybox.keybox_id
             ),
+            Self::ClosingRefused { .. } | Self::KeyBoxOutside { .. } | Self::RoomClosing { .. } => {
+                self.write_closing(f)
+            }
             Self::SuiteNotSpoken { key, keybox } => write!(
                 f,
                 "WARNING: {keybox} does not speak the suite of {} and cannot read what is sent there; its owner has to \
@@ -252,6 +280,30 @@ impl std::fmt::Display for Notice {
             Self::SuiteDowngrade { room_id } => {
                 write!(f, "WARNING: somebody tried to weaken the encryption of {room_id}; it stays as it was")
             }
+        }
+    }
+}
+
+impl Notice {
+    /// What is said of closed rooms.
+    fn write_closing(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ClosingRefused { room_id, reason } => write!(
+                f,
+                "WARNING: the homeserver shows that {room_id} was closed or opened, or a KeyBox approved, and it is not to be \
+                 believed: {reason}; it stays as it was"
+            ),
+            Self::KeyBoxOutside { room_id, keybox } => write!(
+                f,
+                "{room_id} is closed and {keybox} is none of its KeyBoxes; a moderator lets it in with \
+                 keybox approve-keybox {room_id} {} {}",
+                keybox.user_id, keybox.keybox_id
+            ),
+            Self::RoomClosing { room_id, closed: true, by, keyboxes } => {
+                write!(f, "{room_id} is closed, by {by}: {keyboxes} KeyBox(es) get its keys")
+            }
+            Self::RoomClosing { room_id, by, .. } => write!(f, "{room_id} is open, by {by}"),
+            _ => Ok(()),
         }
     }
 }

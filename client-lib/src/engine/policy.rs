@@ -187,7 +187,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// Whether the policy lets a KeyBox have a resource key, or with `None` one that is to be made; and if not, what to answer.
+    /// Whether the room's closing and the policy let a KeyBox have a resource key, or with `None` one that is to be made; and if not, what to answer.
     pub(super) fn admits(
         &self,
         room_id: &str,
@@ -197,6 +197,7 @@ impl Engine {
         if *keybox == self.own {
             return Ok(());
         }
+        self.closing_admits(room_id, keybox)?;
         match self.policies.of(room_id) {
             Policy::Automatic => Ok(()),
             Policy::VerifiedOnly if self.is_verified(keybox) => Ok(()),

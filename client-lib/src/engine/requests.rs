@@ -241,7 +241,11 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let known_suite = self.resource_keys.get(key).map(|record| record.suite.clone());
         let suite = suite.map(str::to_owned).or(known_suite).unwrap_or_default();
-        let verdict = self.may_have(key, &suite, keybox);
+        let mut verdict = self.may_have(key, &suite, keybox);
+        if verdict.is_ok() && self.open_key(key).is_none() {
+            // It is here, and does not open any more.
+            verdict = Err(WithheldCode::Unavailable);
+        }
         match verdict.and_then(|()| self.admits(&key.room_id, Some(&key.key_id), keybox)) {
             Ok(()) => self.give(key, std::slice::from_ref(keybox), now, entropy, notices),
             Err(code) => {
@@ -273,6 +277,10 @@ impl Engine {
             sender_keybox: self.own.keybox_id.clone(),
         };
         self.enqueue(key, vec![(keybox.clone(), withheld)], entropy)?;
+        if code == WithheldCode::RoomClosed {
+            let (room_id, keybox) = (key.room_id.clone(), keybox.clone());
+            notices.push(Notice::KeyBoxOutside { room_id, keybox });
+        }
         notices.push(Notice::KeyRefused { key: key.clone(), keybox: keybox.clone(), code });
         Ok(())
     }
@@ -286,11 +294,14 @@ impl Engine {
             return Err(WithheldCode::Unauthorised);
         }
         let record = self.resource_keys.get(key).ok_or(WithheldCode::Unavailable)?;
+        if record.suite != suite {
+            return Err(WithheldCode::WrongSuite);
+        }
         let usable = self
             .directory
             .usable(&sender.user_id, suite)
             .any(|known| known.keys.keybox_id == sender.keybox_id);
-        if !usable || record.suite != suite {
+        if !usable {
             return Err(WithheldCode::NoDeviceKey);
         }
         let same_user = |holder: &KeyBoxAddress| holder.user_id == sender.user_id;
@@ -315,6 +326,8 @@ fn reason_of(code: WithheldCode) -> &'static str {
     match code {
         WithheldCode::AwaitingApproval => "A person has to approve this first.",
         WithheldCode::Blacklisted => "This KeyBox gives its keys to nobody.",
+        WithheldCode::RoomClosed => "The room is closed: a moderator has to let this KeyBox in.",
+        WithheldCode::WrongSuite => "The key serves another suite than the one that was asked for.",
         WithheldCode::NoDeviceKey => "This device has no valid KeyBox key set.",
         WithheldCode::Unauthorised => "This KeyBox may not read what the key opens.",
         WithheldCode::Unavailable => "This KeyBox does not have the key.",

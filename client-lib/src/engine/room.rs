@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use keystead_keybox::suite;
+use keystead_keybox::{closing, suite};
 
 use super::Message;
+use super::closing::RoomClosing;
 use crate::events::RoomEvent;
 
 const DEFAULT_ROTATION_MESSAGES: u64 = 100;
@@ -69,6 +70,9 @@ pub struct Room {
     /// Since when `history_visibility` has let new members read back, if it does.
     #[serde(default)]
     shared_since: Option<u64>,
+    /// What closes it.
+    #[serde(default)]
+    pub(super) closing: RoomClosing,
     /// Counts departures of users and KeyBoxes: a resource key of an earlier epoch is not sent with.
     pub(super) epoch: u64,
     /// When the last user left, by the server's clock.
@@ -97,6 +101,7 @@ impl Room {
             access: BTreeMap::new(),
             created_at: 0,
             shared_since: Some(0),
+            closing: RoomClosing::default(),
             epoch: 0,
             last_departure_at: 0,
             newest_event: None,
@@ -180,6 +185,7 @@ impl Room {
                     self.set_visibility(visibility, event.origin_server_ts);
                 }
             }
+            closing::EVENT_TYPE if state_key.is_empty() => self.offer_closing(&event.sender, &event.content),
             "m.room.name" => self.name = text("name").filter(|name| !name.is_empty()).map(str::to_owned),
             _ => {}
         }
@@ -196,6 +202,9 @@ impl Room {
         if had_access && !has_access || comes {
             self.depart();
             self.last_departure_at = self.last_departure_at.max(event.origin_server_ts);
+        }
+        if had_access && !has_access {
+            self.departed_from_closing(user_id);
         }
         self.note_access(user_id, membership, event.origin_server_ts);
         if user_id == own_user {

@@ -26,6 +26,12 @@ pub enum Readiness {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncryptError {
+    /// Somebody has closed or opened the room, or approved a KeyBox, and the server does not show it.
+    #[error(
+        "{0} has closed or opened the room, or approved a KeyBox, and the homeserver does not show it, or shows something else: \
+         nothing is sent before it does"
+    )]
+    ClosingHidden(KeyBoxAddress),
     /// The KeyBox failed.
     #[error("the message could not be encrypted")]
     Engine(#[from] EngineError),
@@ -47,6 +53,12 @@ pub enum EncryptError {
         /// Which of their KeyBoxes.
         keyboxes: Vec<String>,
     },
+    /// The room is closed, and this KeyBox is none of those that it was closed with.
+    #[error(
+        "the room is closed, and this KeyBox was not there when that was done: ask a moderator of the room to let it in \
+         (keybox approve-keybox ROOM USER KEYBOX)"
+    )]
+    NotApproved,
     /// The resource key named is not one to send with.
     #[error("the resource key is not known")]
     NoKey,
@@ -65,6 +77,16 @@ pub enum EncryptError {
     /// The content could not be sealed.
     #[error("the message could not be sealed")]
     Seal(#[from] SealError),
+    /// More people are in the room than a moderator has limited it to: the server has let somebody in.
+    #[error(
+        "the room may have {limit} member(s), and the homeserver shows {members}: nothing is sent to so many"
+    )]
+    TooManyMembers {
+        /// How many there may be.
+        limit: u64,
+        /// How many there are.
+        members: u64,
+    },
     /// The room uses a suite that this KeyBox does not speak.
     #[error("the room uses the suite {0}, which this KeyBox does not speak")]
     UnknownSuite(String),
@@ -101,6 +123,9 @@ impl Engine {
             return Ok(Readiness::KeySetsNeeded);
         }
         self.refuse_changed_keys(&users)?;
+        if self.check_closing(room_id, now, notices)? {
+            return Ok(Readiness::KeySetsNeeded);
+        }
         let readers = self.readers(&users, &suite);
         if self.policy(Some(room_id)) == Policy::Never && readers.len() > 1 {
             return Err(EncryptError::PolicyNever);
@@ -112,6 +137,8 @@ impl Engine {
                 let key = self.make_key(room_id, &suite, &audience, now, entropy)?;
                 notices.push(Notice::KeyMade { key: key.clone() });
                 for keybox in self.not_speaking(room_id, &suite) {
+                    let code = WithheldCode::NoDeviceKey;
+                    self.withhold(&key, &suite, &keybox, code, entropy, notices)?;
                     notices.push(Notice::SuiteNotSpoken { key: key.clone(), keybox });
                 }
                 key
@@ -283,6 +310,8 @@ impl Engine {
             .map(|(address, keys)| (keys, self.wrap_context(key, suite.id, address)))
             .collect();
         let wraps = suite.wrap_all(&open, &speaking, entropy)?;
+        let closing =
+            self.rooms.get(&key.room_id).and_then(Room::closing).map(|closing| closing.last.clone());
         let mut messages = Vec::new();
         for ((_, context), wrap) in speaking.into_iter().zip(wraps) {
             let content = ResourceKeyContent {
@@ -294,6 +323,7 @@ impl Engine {
                 exchange_id: new_id(entropy)?,
                 sent_at: now,
                 origin: record.origin.clone(),
+                closing: closing.clone(),
             };
             let address = KeyBoxAddress::new(context.recipient, context.recipient_keybox);
             notices.push(Notice::KeyGiven { key: key.clone(), keybox: address.clone() });

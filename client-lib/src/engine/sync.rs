@@ -47,14 +47,15 @@ impl Engine {
                 room_id,
                 Membership::Invite,
                 &invited.invite_state.events,
+                now,
                 &mut received.notices,
             );
         }
         for (room_id, left) in &sync.rooms.leave {
-            self.apply_room(room_id, Membership::Leave, left, &mut received);
+            self.apply_room(room_id, Membership::Leave, left, now, &mut received);
         }
         for (room_id, joined) in &sync.rooms.join {
-            self.apply_room(room_id, Membership::Join, joined, &mut received);
+            self.apply_room(room_id, Membership::Join, joined, now, &mut received);
         }
         self.log_received(&sync.to_device.events);
         for event in &sync.to_device.events {
@@ -137,6 +138,11 @@ impl Engine {
             // On the first look at its own account everything is new to a KeyBox.
             let looked_before = self.directory.find(&self.own).is_some();
             let update = self.directory.update(user_id, devices, now);
+            for notice in &update.notices {
+                if let Notice::KeyBoxGone { keybox } = notice {
+                    self.revoked_from_closings(keybox);
+                }
+            }
             notices.extend(update.notices.into_iter().map(|notice| match notice {
                 Notice::NewKeyBox { keybox } if looked_before && keybox.user_id == self.own.user_id => {
                     Notice::NewOwnKeyBox { keybox }
@@ -154,6 +160,7 @@ impl Engine {
             self.receive_identity(user_id, query, entropy, &mut notices)?;
         }
         self.changed.insert(RecordName::Directory);
+        self.settle_closings(now, &mut notices);
         self.retry_inbox(now, entropy, &mut notices)?;
         let waiting: Vec<_> =
             self.rooms.values().filter(|room| room.waiting() > 0).map(|room| room.room_id.clone()).collect();
@@ -168,6 +175,7 @@ impl Engine {
         room_id: &str,
         membership: Membership,
         update: &JoinedRoom,
+        now: u64,
         received: &mut Received,
     ) {
         let known = self.rooms.get(room_id).filter(|room| room.membership == Membership::Join);
@@ -179,7 +187,7 @@ impl Engine {
         }
         let state = update.state.events.iter().chain(&update.timeline.events);
         let state: Vec<_> = state.filter(|event| event.state_key.is_some()).cloned().collect();
-        self.apply_state(room_id, membership, &state, &mut received.notices);
+        self.apply_state(room_id, membership, &state, now, &mut received.notices);
         if let (Some(room), Some(newest)) = (self.rooms.get_mut(room_id), update.timeline.events.last()) {
             room.newest_event = Some(newest.event_id.clone());
         }
@@ -190,6 +198,7 @@ impl Engine {
         room_id: &str,
         membership: Membership,
         events: &[RoomEvent],
+        now: u64,
         notices: &mut Vec<Notice>,
     ) {
         let room = self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::new(room_id, membership));
@@ -213,6 +222,7 @@ impl Engine {
             self.changed.insert(RecordName::Directory);
         }
         self.changed.insert(RecordName::Room(room_id.to_owned()));
+        self.settle_closing(room_id, now, notices);
     }
 
     fn receive_event(

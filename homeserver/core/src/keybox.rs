@@ -11,13 +11,18 @@ use keystead_keybox::{
     key_message::{Acknowledgement, KeyMessage, KeyRequest, RequestAction, ResourceKeyContent, Withheld},
 };
 use ruma::{
-    DeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
 };
 use serde_json::Value;
 
+use crate::closing::Closing;
+
 /// The errcode, sent with 403, of a resource key that its sender may not give to those recipients.
 pub const NOT_A_MEMBER: &str = "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER";
+
+/// The errcode, sent with 403, of a resource key of a closed room from or to a KeyBox that is none of the room's.
+pub const ROOM_CLOSED: &str = "COM.TRUSTNER.KEYBOX_ROOM_CLOSED";
 
 /// The errcode, sent with 403, of a key message to a device for which too many others of the same sender, or in all, wait.
 pub const TOO_MANY_PENDING: &str = "COM.TRUSTNER.KEYBOX_TOO_MANY_PENDING";
@@ -52,6 +57,8 @@ pub struct RoomFacts {
     pub history_visibility: HistoryVisibility,
     /// The memberships of the sender and of all recipients; who is missing has none.
     pub memberships: BTreeMap<OwnedUserId, MembershipState>,
+    /// What the room's closing event says; `None` if it was never closed.
+    pub closing: Option<Closing>,
 }
 
 /// Why a resource key may not be given.
@@ -66,9 +73,29 @@ pub enum NotPermitted {
     /// A recipient is not a member who may read what the key opens.
     #[error("{0} is not a member of the room that the resource key is for")]
     RecipientNotAMember(OwnedUserId),
+    /// The room is closed, and a KeyBox at either end is none of those that it was closed with.
+    #[error(
+        "The room is closed, and {device_id} of {user_id} is none of its KeyBoxes: a moderator has to approve it"
+    )]
+    RoomClosed {
+        /// The owner of the KeyBox.
+        user_id: OwnedUserId,
+        /// The KeyBox.
+        device_id: OwnedDeviceId,
+    },
     /// A recipient's device is not a KeyBox.
     #[error("A device of {0} that the resource key is for is not a KeyBox")]
     NotAKeyBox(OwnedUserId),
+}
+
+impl NotPermitted {
+    /// The errcode of the refusal.
+    pub fn errcode(&self) -> &'static str {
+        match self {
+            Self::RoomClosed { .. } => ROOM_CLOSED,
+            _ => NOT_A_MEMBER,
+        }
+    }
 }
 
 /// What a key message does.
@@ -266,6 +293,24 @@ impl RoomFacts {
         Ok(())
     }
 
+    /// Whether a KeyBox may give or get resource keys, as far as a closing of the room goes. `key_set_id` is that of its published
+    /// keys ([`crate::keys::key_set_id`]).
+    ///
+    /// # Errors
+    /// [`NotPermitted::RoomClosed`], which the server answers with 403 and [`ROOM_CLOSED`].
+    pub fn permits_keybox(
+        &self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+        key_set_id: Option<&str>,
+    ) -> Result<(), NotPermitted> {
+        let Some(closing) = self.closing.as_ref().filter(|closing| closing.closed) else { return Ok(()) };
+        if key_set_id.is_some_and(|id| closing.admits(id)) {
+            return Ok(());
+        }
+        Err(NotPermitted::RoomClosed { user_id: user_id.to_owned(), device_id: device_id.to_owned() })
+    }
+
     /// Whether somebody who is invited may read what is sent from then on.
     fn invited_may_read(&self) -> bool {
         matches!(
@@ -361,6 +406,7 @@ mod tests {
         let (a, b) = (user_id!("@a:x"), user_id!("@b:x"));
         let facts = |algorithm: &str, visibility: &str, ours: Option<&str>, theirs: Option<&str>| RoomFacts {
             algorithm: Some(algorithm.to_owned()),
+            closing: None,
             history_visibility: visibility.into(),
             memberships: [(a, ours), (b, theirs)]
                 .into_iter()
@@ -400,6 +446,7 @@ mod tests {
                 .collect();
             let facts = RoomFacts {
                 algorithm: Some(SUITE.to_owned()),
+                closing: None,
                 history_visibility: HistoryVisibility::Joined,
                 memberships,
             };

@@ -3,7 +3,10 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#end-to-end-encryption>
 
-use keystead_keybox::key_set::validate_device_keys;
+use keystead_keybox::{
+    closing,
+    key_set::{key_set_hash, validate_device_keys},
+};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, DeviceId, SigningKeyAlgorithm, UserId,
     canonical_json::try_from_json_map,
@@ -132,6 +135,20 @@ pub fn same_device_keys(stored: &CanonicalJsonObject, new: &CanonicalJsonObject)
 pub fn is_keybox(device_keys: &CanonicalJsonObject) -> bool {
     let Some(CanonicalJsonValue::Object(keys)) = device_keys.get("keys") else { return false };
     keys.keys().any(|name| name.starts_with("com.trustner.keybox."))
+}
+
+/// How a closed room names a KeyBox: by the hash of its key set (`profiles/keybox/SPEC.md`, section 24). `None` if the device is none.
+pub fn key_set_id(
+    user_id: &UserId,
+    device_id: &DeviceId,
+    device_keys: &CanonicalJsonObject,
+) -> Option<String> {
+    let Some(CanonicalJsonValue::Object(keys)) = device_keys.get("keys") else { return None };
+    let entry = |name: &str| match keys.get(name) {
+        Some(CanonicalJsonValue::String(key)) => Some(key.as_str()),
+        _ => None,
+    };
+    key_set_hash(user_id.as_str(), device_id.as_str(), entry).map(|hash| closing::key_set_id(&hash))
 }
 
 /// Checks a one-time or fallback key, and returns what is to be stored.

@@ -1,6 +1,7 @@
 //! The pure rules of the homeserver: no async, no SQL, no HTTP, no clock and no randomness of its own.
 
 pub mod client_format;
+pub mod closing;
 pub mod encryption;
 pub mod event;
 pub mod event_fields;

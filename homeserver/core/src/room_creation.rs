@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
+    closing,
     encryption::{self, EncryptionRefusal},
     event::Draft,
     json::{self, JsonRefusal},
@@ -230,6 +231,10 @@ impl InitialState {
                 return Err(CreationRefusal::InvalidState(
                     "initial_state cannot create the room or decide on memberships",
                 ));
+            }
+            if event.event_type == closing::EVENT_TYPE {
+                // It is signed for the room, whose id nobody knows yet.
+                return Err(CreationRefusal::InvalidState("a room can be closed once it is there"));
             }
             let content = json::canonical_object(event.content).map_err(|error| bad_object(FIELD, error))?;
             events.push(InitialEvent { event_type: event.event_type, state_key: event.state_key, content });

@@ -9,7 +9,7 @@ use openssl::pkey::{Id, PKey, Private};
 use openssl::rsa::Rsa;
 use serde_json::{Map, Value, json};
 
-pub use public::PublicKeySet;
+pub use public::{PublicKeySet, key_set_hash};
 pub use validate::{KeySetError, validate_device_keys};
 
 use crate::canonical_json::{JsonSignatureError, sign_json};

@@ -11,6 +11,7 @@
 pub mod attachment;
 pub mod audit_log;
 pub mod canonical_json;
+pub mod closing;
 pub mod contact_code;
 pub mod context;
 pub mod encoding;

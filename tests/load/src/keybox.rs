@@ -88,6 +88,7 @@ impl KeyBox {
             sent_at: now,
             origin: origin.map_err(|error| failed(&error))?,
             key_id,
+            closing: None,
         };
         let recipient = Recipient { user_id: &to.user.id, keybox_id: &to.user.device };
         key_message::sign(&message, &self.keys, recipient).map_err(|error| failed(&error))

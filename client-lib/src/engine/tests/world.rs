@@ -15,9 +15,10 @@ pub(super) const ROOM: &str = "!room";
 
 /// A KeyBox, what it has not fetched yet, and what it has said.
 pub(super) struct KeyBox {
+    name: &'static str,
     pub(super) engine: Engine,
     stored: BTreeMap<String, Vec<u8>>,
-    keys: PrivateKeySet,
+    pub(super) keys: PrivateKeySet,
     position: usize,
     pub(super) queue: Vec<ToDeviceEvent>,
     changed: Vec<String>,
@@ -32,6 +33,8 @@ pub(super) struct World {
     /// By usage, by user.
     cross_signing: BTreeMap<&'static str, BTreeMap<String, Map<String, Value>>>,
     members: BTreeMap<String, String>,
+    /// Events that the server keeps from a KeyBox.
+    pub(super) hidden: Vec<(&'static str, String)>,
     /// KeyBoxes of earlier software: their key sets name suite v1 only.
     old: Vec<&'static str>,
     pub(super) now: u64,
@@ -52,6 +55,7 @@ impl World {
             device_keys: BTreeMap::new(),
             cross_signing: BTreeMap::new(),
             members: BTreeMap::new(),
+            hidden: Vec::new(),
             old: Vec::new(),
             now: 1_000_000,
         };
@@ -72,6 +76,7 @@ impl World {
         let keys = PrivateKeySet::generate(&user(name), name, &mut OpensslEntropy).unwrap();
         let engine = Engine::new(keys.clone()).unwrap();
         let new = KeyBox {
+            name,
             engine,
             stored: BTreeMap::new(),
             keys,
@@ -247,7 +252,9 @@ impl World {
     fn sync(&mut self, name: &str) -> SyncResponse {
         let one = self.boxes.get_mut(name).unwrap();
         let is_member = self.members.get(&user(name)).is_some_and(|membership| membership == "join");
-        let events = self.events[one.position..].to_vec();
+        let events = self.events[one.position..].iter();
+        let is_shown = |event: &&RoomEvent| !self.hidden.contains(&(one.name, event.event_id.clone()));
+        let events: Vec<_> = events.filter(is_shown).cloned().collect();
         one.position = self.events.len();
         let mut sync = SyncResponse {
             to_device: Events { events: std::mem::take(&mut one.queue) },

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::StatusCode;
 use keystead_core::{
-    encryption,
+    closing, encryption,
     json::is_too_deep,
     keybox::{
         self, CheckedKeyMessage, KeyMessageKind, KeyMessageRefusal, NotPermitted, RoomFacts,
@@ -62,15 +62,21 @@ impl Target {
     /// Those of the recipient's devices that it is for: `*` stands for all.
     fn devices<'a>(&'a self, known: &'a Devices) -> impl Iterator<Item = &'a OwnedDeviceId> {
         let devices = known.get(&self.user_id).map(Vec::as_slice).unwrap_or_default();
-        devices.iter().filter(|device| match &self.device {
-            DeviceIdOrAllDevices::DeviceId(wanted) => wanted == *device,
+        devices.iter().filter(|device| self.names(device))
+    }
+
+    fn names(&self, device: &OwnedDeviceId) -> bool {
+        match &self.device {
+            DeviceIdOrAllDevices::DeviceId(wanted) => wanted == device,
             DeviceIdOrAllDevices::AllDevices => true,
-        })
+        }
     }
 }
 
 /// The devices of users.
 type Devices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
+/// KeyBoxes, with what a closed room calls them.
+type KeySetIds = BTreeMap<(OwnedUserId, OwnedDeviceId), Option<String>>;
 
 /// A call, checked as far as it can be without the database.
 struct Call {
@@ -245,12 +251,47 @@ impl Call {
                 recipients.entry((&message.room_id, message.kind)).or_default().insert(&target.user_id);
             }
         }
+        let mut closed = BTreeMap::new();
         for ((room_id, kind), users) in recipients {
             let facts = room_facts(tx, room_id, &self.sender, &users).await?;
             let facts = facts.ok_or_else(|| not_permitted(&NotPermitted::RoomWithoutProfile))?;
             facts.permits_message(kind, &self.sender, users).map_err(|refusal| not_permitted(&refusal))?;
+            if kind == KeyMessageKind::Give && facts.closing.is_some() {
+                closed.insert(room_id, facts);
+            }
         }
-        if gives { check_keyboxes(tx, messages).await } else { Ok(()) }
+        if !gives {
+            return Ok(());
+        }
+        let sender = (!closed.is_empty()).then_some((&*self.sender, &self.sender_device));
+        let keyboxes = check_keyboxes(tx, messages, sender).await?;
+        for (room_id, facts) in closed {
+            self.check_closed(room_id, &facts, &keyboxes).map_err(|refusal| not_permitted(&refusal))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that in a closed room keys go from and to its KeyBoxes only.
+    fn check_closed(
+        &self,
+        room_id: &RoomId,
+        facts: &RoomFacts,
+        keyboxes: &KeySetIds,
+    ) -> Result<(), NotPermitted> {
+        let key_set_id = |user_id: &UserId, device_id: &OwnedDeviceId| {
+            keyboxes.get(&(user_id.to_owned(), device_id.clone())).and_then(Option::as_deref)
+        };
+        let own = &self.sender_device;
+        facts.permits_keybox(&self.sender, own, key_set_id(&self.sender, own))?;
+        let of_room = |target: &&Target| target.room_of_given_key().is_some_and(|room| room == room_id);
+        for target in self.targets.iter().filter(of_room) {
+            for (user_id, device_id) in keyboxes.keys() {
+                if *user_id == target.user_id && target.names(device_id) {
+                    facts.permits_keybox(user_id, device_id, key_set_id(user_id, device_id))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Refuses key messages to devices that take no more from this sender: what is dropped in silence would be
@@ -279,9 +320,11 @@ async fn room_facts(
     let encryption = rooms::state_event_at(tx, room_id, head.position, ("m.room.encryption", "")).await?;
     let visibility =
         rooms::state_event_at(tx, room_id, head.position, ("m.room.history_visibility", "")).await?;
+    let closing = rooms::state_event_at(tx, room_id, head.position, (closing::EVENT_TYPE, "")).await?;
     let mut users: Vec<&UserId> = recipients.iter().copied().collect();
     users.push(sender);
     Ok(Some(RoomFacts {
+        closing: closing.and_then(|event| closing::read_closing(room_id, &event.pdu.content)),
         algorithm: encryption.and_then(|event| encryption::algorithm(&event.pdu.content).ok()),
         history_visibility: visibility
             .and_then(|event| serde_json::from_str::<Content>(event.pdu.content.get()).ok())
@@ -290,27 +333,35 @@ async fn room_facts(
     }))
 }
 
-/// Checks that all devices that are to get a message are KeyBoxes.
-async fn check_keyboxes(tx: &ReadTx, messages: &[ToDeviceMessage]) -> Result<(), ApiError> {
+/// Checks that all devices that are to get a message are KeyBoxes. Returns them, and what a closed room calls them if `sender` is
+/// given: the device that sends, which is returned as well.
+async fn check_keyboxes(
+    tx: &ReadTx,
+    messages: &[ToDeviceMessage],
+    sender: Option<(&UserId, &OwnedDeviceId)>,
+) -> Result<KeySetIds, ApiError> {
     let mut wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>> = BTreeMap::new();
     for message in messages {
         wanted.entry(message.user_id.clone()).or_default().push(message.device_id.clone());
     }
-    let mut keyboxes = BTreeSet::new();
+    if let Some((user_id, device_id)) = sender {
+        wanted.entry(user_id.to_owned()).or_default().push(device_id.clone());
+    }
+    let mut keyboxes = KeySetIds::new();
     for device in keys::query(tx, &wanted).await? {
         let object = super::keys::stored_object("device_keys", device.device_id.as_str(), &device.json)?;
         if rules::is_keybox(&object) {
-            keyboxes.insert((device.user_id, device.device_id));
+            let key_set_id =
+                sender.and_then(|_| rules::key_set_id(&device.user_id, &device.device_id, &object));
+            keyboxes.insert((device.user_id, device.device_id), key_set_id);
         }
     }
-    for (user_id, device_ids) in wanted {
-        for device_id in device_ids {
-            if !keyboxes.contains(&(user_id.clone(), device_id)) {
-                return Err(not_permitted(&NotPermitted::NotAKeyBox(user_id)));
-            }
+    for message in messages {
+        if !keyboxes.contains_key(&(message.user_id.clone(), message.device_id.clone())) {
+            return Err(not_permitted(&NotPermitted::NotAKeyBox(message.user_id.clone())));
         }
     }
-    Ok(())
+    Ok(keyboxes)
 }
 
 /// Whether no device can have this id.
@@ -326,7 +377,7 @@ fn has_odd_name(device: &DeviceIdOrAllDevices) -> bool {
 }
 
 fn not_permitted(refusal: &NotPermitted) -> ApiError {
-    ApiError::new(StatusCode::FORBIDDEN, keybox::NOT_A_MEMBER, refusal.to_string())
+    ApiError::new(StatusCode::FORBIDDEN, refusal.errcode(), refusal.to_string())
 }
 
 fn malformed(refusal: KeyMessageRefusal) -> ApiError {

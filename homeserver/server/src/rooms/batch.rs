@@ -10,7 +10,7 @@ use std::{
 };
 
 use keystead_core::{
-    encryption,
+    closing, encryption,
     event::Draft,
     pdu::{ClientSend, SignedPdu},
     redaction,
@@ -176,6 +176,7 @@ fn build_write(state: &mut RoomState, write: &Queued, signer: &Signer) -> Result
     }
     for draft in &write.drafts {
         check_encryption(&next, draft)?;
+        closing::check(&next, draft).map_err(|refusal| Refusal::Forbidden(refusal.to_string()))?;
         let event = next.build(draft.clone(), signer)?;
         take(&mut next, &event);
         events.push(event);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::KeyMessage;
+use crate::closing::Mark;
 use crate::encoding::{Fields, base64_bytes, base64_url};
 use crate::key_set::{PrivateKeySet, PublicKeySet};
 use crate::primitives::{CryptoError, sha256};
@@ -28,6 +29,9 @@ pub struct ResourceKeyContent {
     pub sent_at: u64,
     /// Who made the key.
     pub origin: Origin,
+    /// The last step of the room's closing or opening that the sender knows of, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing: Option<Mark>,
 }
 
 /// The chain of a resource key: the KeyBox that made it, signed by that KeyBox, whoever hands the key on.
@@ -151,7 +155,7 @@ pub struct Withheld {
     pub sender_keybox: String,
 }
 
-/// Why a key is withheld: Matrix's codes and two of the profile's.
+/// Why a key is withheld: Matrix's codes and some of the profile's.
 ///
 /// <https://spec.matrix.org/v1.19/client-server-api/#mroom_keywithheld>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +169,9 @@ pub enum WithheldCode {
     /// The asking device has published no KeyBox key set, or one that is invalid.
     #[serde(rename = "com.trustner.no_device_key")]
     NoDeviceKey,
+    /// The room is closed, and the asking KeyBox is none of its KeyBoxes: a moderator has to approve it.
+    #[serde(rename = "com.trustner.room_closed")]
+    RoomClosed,
     /// The asking user may not read what the key opens.
     #[serde(rename = "m.unauthorised")]
     Unauthorised,
@@ -174,6 +181,9 @@ pub enum WithheldCode {
     /// The asking KeyBox is not verified, and has to be.
     #[serde(rename = "m.unverified")]
     Unverified,
+    /// The key serves another suite than the one that the question names.
+    #[serde(rename = "com.trustner.wrong_suite")]
+    WrongSuite,
 }
 
 /// `com.trustner.keybox.resource_key.ack`: the key arrived and opened.

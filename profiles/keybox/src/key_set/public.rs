@@ -7,7 +7,8 @@ use openssl::pkey::Public;
 use openssl::rsa::Rsa;
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{Fields, base64, base64_bytes, optional_base64_bytes};
+use super::{ED25519_ENTRY, RSA_ENTRY, X25519_ENTRY};
+use crate::encoding::{Fields, base64, base64_bytes, from_base64, optional_base64_bytes};
 use crate::primitives::{CryptoError, ed25519_verify, sha256};
 
 /// The public keys of one KeyBox, checked by [`super::validate_device_keys`].
@@ -58,13 +59,8 @@ impl PublicKeySet {
 
     /// SHA-256 over every key of the set and whose it is: one value that changes if any of them does.
     pub fn hash(&self) -> [u8; 32] {
-        let fields = Fields::new("com.trustner.keybox.key_set")
-            .text(&self.user_id)
-            .text(&self.keybox_id)
-            .bytes(&self.ed25519)
-            .bytes(&self.rsa)
-            .text(&self.x25519.map(|key| base64(&key)).unwrap_or_default());
-        sha256(fields.as_slice())
+        let x25519 = self.x25519.map(|key| base64(&key)).unwrap_or_default();
+        hash(&self.user_id, &self.keybox_id, &self.ed25519, &self.rsa, &x25519)
     }
 }
 
@@ -81,6 +77,29 @@ impl fmt::Debug for Prepared {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(if self.0.get().is_some() { "prepared" } else { "not prepared" })
     }
+}
+
+/// [`PublicKeySet::hash`] of keys that were checked when they were published, without checking them again. `entry` gives the text
+/// of a member of `keys` in `device_keys`. `None` if it is no key set.
+pub fn key_set_hash<'a>(
+    user_id: &str,
+    keybox_id: &str,
+    entry: impl Fn(&str) -> Option<&'a str>,
+) -> Option<[u8; 32]> {
+    let entry = |algorithm: &str| entry(&format!("{algorithm}:{keybox_id}"));
+    let key = |algorithm: &str| from_base64(entry(algorithm)?).ok();
+    let x25519 = entry(X25519_ENTRY).unwrap_or_default();
+    Some(hash(user_id, keybox_id, &key(ED25519_ENTRY)?, &key(RSA_ENTRY)?, x25519))
+}
+
+fn hash(user_id: &str, keybox_id: &str, ed25519: &[u8], rsa: &[u8], x25519: &str) -> [u8; 32] {
+    let fields = Fields::new("com.trustner.keybox.key_set")
+        .text(user_id)
+        .text(keybox_id)
+        .bytes(ed25519)
+        .bytes(rsa)
+        .text(x25519);
+    sha256(fields.as_slice())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod day;
 mod idle;
 mod initial_sync;
 mod join;
+mod key_messages;
 mod keys;
 mod login;
 mod messages;
@@ -58,6 +59,8 @@ pub enum Scenario {
     Idle(idle::Polls),
     /// Users join one room; an operation is a join.
     Join(join::Room),
+    /// Key messages between KeyBoxes, of a kind that the log notes and of one that it does not; an operation is a request.
+    KeyMessages(key_messages::KeyBoxes),
     /// One-time keys: upload, query and claim, one report each.
     Keys(keys::Devices),
     /// Logins with a password; an operation is a login.
@@ -80,6 +83,7 @@ impl Scenario {
             Self::InitialSync(account) => Ok(vec![initial_sync::run(&stage, account).await?]),
             Self::Idle(polls) => Ok(vec![idle::run(&stage, polls).await?]),
             Self::Join(room) => Ok(vec![join::run(&stage, room).await?]),
+            Self::KeyMessages(keyboxes) => key_messages::run(&stage, keyboxes).await,
             Self::Keys(devices) => keys::run(&stage, devices).await,
             Self::Login(accounts) => Ok(vec![login::run(&stage, accounts).await?]),
             Self::Day(people) => Ok(vec![day::run(&stage, people).await?]),

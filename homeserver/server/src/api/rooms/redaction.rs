@@ -2,7 +2,7 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#redactions>.
 
-use keystead_core::encryption;
+use keystead_core::{closing, encryption};
 use keystead_store::rooms;
 use ruma::{
     EventId, RoomId,
@@ -61,6 +61,8 @@ pub(super) async fn check(ctx: &Ctx<Session>, room_id: &RoomId, target: &EventId
     }
     let suite =
         room.get("m.room.create", "").and_then(|create| encryption::frozen_suite(&create.pdu.content));
-    encryption::check_redaction(suite, &event.event_type.to_string())
-        .map_err(|refusal| ApiError::forbidden(refusal.to_string()))
+    let event_type = event.event_type.to_string();
+    encryption::check_redaction(suite, &event_type)
+        .map_err(|refusal| ApiError::forbidden(refusal.to_string()))?;
+    closing::check_redaction(&event_type).map_err(|refusal| ApiError::forbidden(refusal.to_string()))
 }

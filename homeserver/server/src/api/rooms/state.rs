@@ -2,10 +2,10 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#getting-events-for-a-room>.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use keystead_core::room::RoomState;
-use keystead_store::{Error, rooms};
+use keystead_core::{closing, room::RoomState};
+use keystead_store::{Error, keys, rooms};
 use ruma::{
     UserId,
     api::client::state::{
@@ -101,6 +101,9 @@ pub(super) async fn send_state_event(
         other if other.to_string() == "m.room.redaction" => {
             return Err(ApiError::forbidden("A redaction is not a state event"));
         }
+        other if state_key.is_empty() && other.to_string() == closing::EVENT_TYPE => {
+            check_closing(&ctx, &room, &content).await?;
+        }
         StateEventType::RoomCanonicalAlias if is_member(&ctx, &room) => {
             check_canonical_alias(&ctx.app.store, &room, &content).await?;
         }
@@ -113,6 +116,17 @@ pub(super) async fn send_state_event(
 
 fn is_member(ctx: &Ctx<Session>, room: &RoomState) -> bool {
     room.membership(&ctx.requester.user_id) == MembershipState::Join
+}
+
+/// Checks that what closes or opens the room is signed by the KeyBox that sends it. The writer checks the rest.
+async fn check_closing(ctx: &Ctx<Session>, room: &RoomState, content: &RawValue) -> Result<(), ApiError> {
+    let (user_id, device_id) = (&ctx.requester.user_id, &ctx.requester.device_id);
+    let wanted = &BTreeMap::from([(user_id.clone(), vec![device_id.clone()])]);
+    let published =
+        ctx.app.store.read("closing_keybox", |tx| async move { keys::query(&tx, wanted).await }).await?;
+    let device_keys = published.first().map(|device| device.json.as_str());
+    closing::check_signer(room, content, (user_id, device_id), device_keys)
+        .map_err(|refusal| ApiError::forbidden(refusal.to_string()))
 }
 
 /// The content of a member event that a client wrote itself.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use keystead_core::{
+    closing,
     event::Draft,
     room::RoomState,
     room_creation::is_supported,
@@ -45,6 +46,8 @@ pub(super) async fn upgrade_room(ctx: Ctx<Session>, request: v3::Request) -> Res
     if !is_permitted(&ctx, &room, tombstone(&ctx, room_id)?) {
         return Err(ApiError::forbidden("You do not have the power to upgrade this room"));
     }
+    closing::check(&room, &tombstone(&ctx, room_id)?)
+        .map_err(|refusal| ApiError::forbidden(refusal.to_string()))?;
     let plan =
         replacement(&room, upgrader, new_version, &rules, additional_creators).map_err(ApiError::internal)?;
     let bans = banned(&room)

@@ -1,0 +1,169 @@
+use serde_json::json;
+
+use super::*;
+use crate::OpensslEntropy;
+use crate::key_set::PrivateKeySet;
+
+const ROOM: &str = "!r:x";
+
+fn keys(user_id: &str) -> PrivateKeySet {
+    PrivateKeySet::generate(user_id, "BOX", &mut OpensslEntropy).unwrap()
+}
+
+fn name(byte: u8) -> String {
+    key_set_id(&[byte; 32])
+}
+
+fn step(before: Option<&Content>, action: Action, keys: &PrivateKeySet, names: &[String]) -> SignedStep {
+    let last = before.map(|before| Closing::of(before).unwrap().last);
+    let closes = action == Action::Close;
+    let step = Step {
+        action,
+        generation: last.as_ref().map_or(1, |last| last.generation + 1),
+        prev: last.map(|last| last.hash).unwrap_or_default(),
+        user_id: keys.user_id().to_owned(),
+        keybox_id: keys.keybox_id().to_owned(),
+        at: 7,
+        keyboxes: names.to_vec(),
+        moderators: if closes { vec![keys.user_id().to_owned()] } else { Vec::new() },
+        limit: None,
+    };
+    SignedStep::sign(ROOM, &step, keys).unwrap()
+}
+
+fn closed(keys: &PrivateKeySet) -> Content {
+    Content::with(None, step(None, Action::Close, keys, &[name(1), name(2)])).unwrap()
+}
+
+#[test]
+fn steps_lead_from_open_to_closed_and_back() {
+    let alice = keys("@a:x");
+    let first = closed(&alice);
+    let state = Closing::of(&first).unwrap();
+    assert!(state.closed && state.admits(&name(1)) && !state.admits(&name(3)));
+
+    let second =
+        Content::with(Some(&first), step(Some(&first), Action::Approve, &alice, &[name(3)])).unwrap();
+    assert!(Closing::of(&second).unwrap().admits(&name(3)));
+    let third = Content::with(Some(&second), step(Some(&second), Action::Open, &alice, &[])).unwrap();
+    let state = Closing::of(&third).unwrap();
+    assert!(!state.closed && state.admits(&name(9)));
+    assert_eq!(state.last.generation, 3);
+
+    let fourth = Content::with(Some(&third), step(Some(&third), Action::Close, &alice, &[name(9)])).unwrap();
+    let actions: Vec<_> = fourth.steps().iter().map(|step| step.step().action).collect();
+    assert_eq!(actions, [Action::Approve, Action::Open, Action::Close], "older closings are left out");
+    for content in [first, second, third, fourth] {
+        assert_eq!(Content::read(ROOM, &content.to_json()).unwrap(), content);
+    }
+}
+
+#[test]
+fn only_a_moderator_changes_a_closed_room() {
+    let (alice, bob) = (keys("@a:x"), keys("@b:x"));
+    let first = closed(&alice);
+    for (action, names) in
+        [(Action::Approve, vec![name(3)]), (Action::Open, Vec::new()), (Action::Close, vec![name(3)])]
+    {
+        let refused = Content::with(Some(&first), step(Some(&first), action, &bob, &names)).unwrap_err();
+        assert!(matches!(refused, ClosingError::NotAModerator(user) if user == "@b:x"), "{action:?}");
+    }
+    let opened = Content::with(Some(&first), step(Some(&first), Action::Open, &alice, &[])).unwrap();
+    let approve = step(Some(&opened), Action::Approve, &alice, &[name(3)]);
+    assert!(matches!(Content::with(Some(&opened), approve), Err(ClosingError::NotClosed)));
+    Content::with(Some(&opened), step(Some(&opened), Action::Close, &bob, &[name(3)])).unwrap();
+}
+
+#[test]
+fn a_step_follows_one_step_only() {
+    let alice = keys("@a:x");
+    let first = closed(&alice);
+    let approve = step(Some(&first), Action::Approve, &alice, &[name(3)]);
+    let open = step(Some(&first), Action::Open, &alice, &[]);
+    let second = Content::with(Some(&first), approve.clone()).unwrap();
+    for late in [approve.clone(), open.clone(), step(None, Action::Open, &alice, &[])] {
+        assert!(matches!(Content::with(Some(&second), late), Err(ClosingError::DoesNotFollow)));
+    }
+    // What was written for another step, or leaves one out, cannot be put together.
+    let mut json = second.to_json();
+    json["steps"] = json!([first.steps()[0].json(), open.json(), approve.json()]);
+    json["closed"] = json!(true);
+    assert!(Content::read(ROOM, &json).is_err());
+    assert_eq!(second.step_after(&first), Some(&approve));
+    assert!(second.step_after(&second).is_none() && second.step_after(&closed(&alice)).is_none());
+}
+
+#[test]
+fn a_signature_holds_for_one_step_of_one_room() {
+    let (alice, other) = (keys("@a:x"), keys("@a:x"));
+    let first = closed(&alice);
+    let public = alice.public().unwrap();
+    let mark = first.steps()[0].mark();
+    assert!(mark.is_signed_by(ROOM, &public).unwrap());
+    assert!(!mark.is_signed_by("!s:x", &public).unwrap());
+    assert!(!mark.is_signed_by(ROOM, &other.public().unwrap()).unwrap());
+    for (member, value) in [
+        ("keyboxes", json!([name(1), name(2), name(3)])),
+        ("moderators", json!(["@a:x", "@e:x"])),
+        ("at", json!(8)),
+        ("more", json!(1)),
+    ] {
+        let mut json = first.to_json();
+        json["steps"][0][member] = value;
+        let altered = Content::read(ROOM, &json).unwrap();
+        assert!(!altered.steps()[0].mark().is_signed_by(ROOM, &public).unwrap(), "{member}");
+    }
+}
+
+#[test]
+fn what_has_not_the_form_is_refused() {
+    let alice = keys("@a:x");
+    let good = closed(&alice).to_json();
+    let mut bad =
+        vec![json!({}), json!({ "closed": true }), json!({ "closed": true, "by": "@a:x", "steps": [] })];
+    let mut alter = |pointer: &str, value: Value| {
+        let mut content = good.clone();
+        *content.pointer_mut(pointer).unwrap() = value;
+        bad.push(content);
+    };
+    alter("/closed", json!(false));
+    alter("/by", json!("@b:x"));
+    alter("/steps/0/action", json!("approve"));
+    alter("/steps/0/action", json!("burn"));
+    alter("/steps/0/generation", json!(2));
+    alter("/steps/0/generation", json!(0));
+    alter("/steps/0/prev", json!("x"));
+    alter("/steps/0/keyboxes", json!([]));
+    alter("/steps/0/keyboxes", json!(["x"]));
+    alter("/steps/0/keyboxes", json!([name(2), name(1)]));
+    alter("/steps/0/keyboxes", json!([name(1), name(1)]));
+    alter("/steps/0/moderators", json!(["@b:x"]));
+    alter("/steps/0/user_id", json!(""));
+    alter("/steps/0/at", json!(1.5));
+    alter("/steps/0/signature", json!("?"));
+    for content in bad {
+        assert!(Content::read(ROOM, &content).is_err(), "{content}");
+    }
+    let many: Vec<_> = (0..=MAX_KEYBOXES).map(|n| key_set_id(&crate::sha256(&n.to_be_bytes()))).collect();
+    let mut content = good.clone();
+    content["steps"][0]["keyboxes"] = {
+        let sorted: BTreeSet<_> = many.into_iter().collect();
+        json!(sorted)
+    };
+    assert!(matches!(Content::read(ROOM, &content), Err(ClosingError::TooManyKeyBoxes)));
+    let mut limited = good;
+    limited["limit"] = json!(3);
+    assert!(Content::read(ROOM, &limited).is_err(), "what no step says");
+    limited["steps"][0]["limit"] = json!(3);
+    assert_eq!(Closing::of(&Content::read(ROOM, &limited).unwrap()).unwrap().limit, Some(3));
+}
+
+#[test]
+fn a_thousand_keyboxes_fit_into_an_event() {
+    let alice = keys("@a:x");
+    let sorted: BTreeSet<_> =
+        (0..MAX_KEYBOXES).map(|n| key_set_id(&crate::sha256(&n.to_be_bytes()))).collect();
+    let names: Vec<_> = sorted.into_iter().collect();
+    let content = Content::with(None, step(None, Action::Close, &alice, &names)).unwrap();
+    assert!(content.to_json().to_string().len() < 50_000);
+}
