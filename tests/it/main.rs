@@ -31,4 +31,5 @@ mod rooms;
 mod routes;
 mod sessions;
 mod syncing;
+mod url_preview;
 mod user_data;

@@ -23,6 +23,7 @@ use crate::{
     streams::{Fence, Listener, Tail},
     sync::{DeviceCaches, ReaderCaches},
     telemetry::metrics::Metrics,
+    url_preview::UrlPreviews,
 };
 
 /// The setting of the database that holds the server's signing key: PKCS#8 DER in unpadded base64.
@@ -62,6 +63,8 @@ pub struct App {
     pub devices: Arc<DeviceCaches>,
     /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
     pub readers: Arc<ReaderCaches>,
+    /// Looks at pages on the web.
+    pub(crate) url_previews: UrlPreviews,
     fence: Fence,
 }
 
@@ -83,6 +86,9 @@ pub enum StartError {
     /// The signing key in the database cannot be read.
     #[error("the signing key in the database cannot be read: {0}")]
     SigningKey(String),
+    /// Pages on the web cannot be looked at.
+    #[error("previews of pages cannot be set up (setting url_preview.enabled)")]
+    UrlPreviews(#[from] openssl::error::ErrorStack),
     /// The database belongs to a server of another name.
     #[error("the database belongs to the server {0}; a server's name can never change (setting server.name)")]
     ServerName(String),
@@ -128,6 +134,7 @@ impl App {
             rate_limits: RateLimits::new(settings.limits.rate_limits),
             sessions,
             shutdown: Shutdown::default(),
+            url_previews: UrlPreviews::new(&settings.url_preview)?,
             settings,
             clock,
             entropy,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use keystead_store::{Error, media, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
-use crate::app::App;
+use crate::{app::App, url_preview};
 
 /// How often to look whose typing has run out.
 const TYPING_EVERY: Duration = Duration::from_secs(1);
@@ -31,6 +31,9 @@ pub async fn run(app: Arc<App>) {
                 forget_transactions(&app).await;
                 forget_lapsed_media(&app).await;
                 expire_messages(&app).await;
+                if let Err(error) = url_preview::forget_old(&app).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old previews of pages");
+                }
             }
             () = app.shutdown.draining() => return,
         }

@@ -24,3 +24,4 @@ pub mod serve;
 pub mod streams;
 pub mod sync;
 pub mod telemetry;
+mod url_preview;

@@ -29,6 +29,8 @@ pub enum Limit {
     Requests,
     /// Files that a user uploads.
     Uploads,
+    /// Pages on the web that a user wants to be looked at.
+    UrlPreviews,
 }
 
 impl Limit {
@@ -40,6 +42,7 @@ impl Limit {
             Self::Registration => (20.0, 0.2),
             Self::Requests => (300.0, 30.0),
             Self::Uploads => (50.0, 1.0),
+            Self::UrlPreviews => (20.0, 0.5),
         }
     }
 }

@@ -48,6 +48,7 @@ pub mod streams;
 pub mod to_device;
 pub mod transactions;
 mod tx;
+pub mod url_previews;
 pub mod users;
 mod wake_bus;
 

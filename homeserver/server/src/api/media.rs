@@ -9,7 +9,7 @@ use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedMxcUri, UInt,
     api::client::{
         authenticated_media::{
-            get_content, get_content_as_filename, get_content_thumbnail, get_media_config,
+            get_content, get_content_as_filename, get_content_thumbnail, get_media_config, get_media_preview,
         },
         media::{self as legacy, create_content, create_content_async, create_mxc_uri},
     },
@@ -28,6 +28,7 @@ use crate::{
         thumbnails,
         upload::{self, Description, Target},
     },
+    url_preview,
 };
 
 /// The specification recommends 24 hours.
@@ -144,6 +145,23 @@ pub(super) async fn get_media_config_legacy(
     _request: legacy::get_media_config::v3::Request,
 ) -> Result<legacy::get_media_config::v3::Response, ApiError> {
     Ok(legacy::get_media_config::v3::Response::new(upload_limit(&ctx.app)))
+}
+
+/// `GET /_matrix/client/v1/media/preview_url`. What was fetched within the hour is told, whatever time is asked for.
+pub(super) async fn get_media_preview(
+    ctx: Ctx<Session>,
+    request: get_media_preview::v1::Request,
+) -> Result<RawJson, ApiError> {
+    url_preview::answer(&ctx, &request.url).await.map(RawJson)
+}
+
+/// `GET /_matrix/media/v3/preview_url`, deprecated.
+#[expect(deprecated, reason = "clients still call it")]
+pub(super) async fn get_media_preview_legacy(
+    ctx: Ctx<Session>,
+    request: legacy::get_media_preview::v3::Request,
+) -> Result<RawJson, ApiError> {
+    url_preview::answer(&ctx, &request.url).await.map(RawJson)
 }
 
 /// The deprecated endpoints that want no access token: they know none of this server's media, all of which were uploaded after

@@ -66,6 +66,8 @@ fn content_repository(router: &mut Router) {
         .route(media::frozen::<get_content_thumbnail::v3::Request>)
         .route(media::get_media_config)
         .route(media::get_media_config_legacy)
+        .route(media::get_media_preview)
+        .route(media::get_media_preview_legacy)
         .route_streaming(Options::NORMAL, media::create_content)
         .route_streaming(Options::NORMAL, media::create_content_async)
         .route_streaming(Options::LONG_POLL, media::get_content)

@@ -15,6 +15,7 @@ pub mod rooms;
 pub mod secret;
 pub mod server;
 pub mod support;
+pub mod url_preview;
 
 use std::{
     fmt, io,
@@ -33,6 +34,7 @@ use self::{
     rooms::RoomSettings,
     server::ServerSettings,
     support::SupportSettings,
+    url_preview::UrlPreviewSettings,
 };
 
 /// All settings, read and checked.
@@ -60,6 +62,8 @@ pub struct Settings {
     pub server: ServerSettings,
     /// Whom to ask for help.
     pub support: SupportSettings,
+    /// Previews of pages on the web.
+    pub url_preview: UrlPreviewSettings,
 }
 
 /// Why the configuration cannot be used.
@@ -136,6 +140,7 @@ impl Settings {
             rooms: RoomSettings::read(&mut reader.section("rooms")),
             server: ServerSettings::read(&mut reader.section("server")),
             support: SupportSettings::read(&mut reader.section("support")),
+            url_preview: UrlPreviewSettings::read(&mut reader.section("url_preview")),
             data_dir,
         };
         let problems = reader.finish();

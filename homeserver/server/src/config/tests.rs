@@ -20,6 +20,7 @@ fn the_defaults_are_those_that_tools_rely_on() {
     assert!(!settings.registration.open);
     assert_eq!(settings.registration.password_policy, registration::PasswordPolicy::Bsi);
     assert!(settings.limits.rate_limits);
+    assert!(!settings.url_preview.enabled);
     assert_eq!(settings.auth.bcrypt_cost, 12);
     assert_eq!(settings.rooms.default_version.as_str(), "12");
     assert_eq!((settings.log.format, settings.log.filter.as_str()), (log::LogFormat::Text, "info"));
@@ -33,11 +34,13 @@ fn the_environment_stands_over_the_file() {
         ("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:2, [::1]:3"),
         ("KEYSTEAD_REGISTRATION_OPEN", "true"),
         ("KEYSTEAD_LOG_FORMAT", "json"),
+        ("KEYSTEAD_URL_PREVIEW_ALLOWED_NETWORKS", "10.0.0.0/8, ::1"),
     ]);
     let settings = read(file, environment).unwrap();
     assert_eq!(settings.server.name, "env.example");
     assert_eq!(settings.server.listen.len(), 2);
     assert_eq!(settings.data_dir, Path::new("/from/file"));
+    assert_eq!(settings.url_preview.allowed_networks.len(), 2);
     assert!(settings.registration.open);
     assert_eq!(settings.log.format, log::LogFormat::Json);
 }

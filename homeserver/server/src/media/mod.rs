@@ -13,7 +13,7 @@
 pub(crate) mod download;
 mod headers;
 pub(crate) mod objects;
-mod picture;
+pub(crate) mod picture;
 pub(crate) mod place;
 mod quota;
 mod range;

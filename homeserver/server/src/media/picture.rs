@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use image::{
-    DynamicImage, ImageDecoder as _, ImageError, ImageFormat, ImageReader, Limits, codecs::jpeg::JpegEncoder,
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, codecs::jpeg::JpegEncoder,
     imageops::FilterType,
 };
 
@@ -43,7 +43,7 @@ pub(super) enum Fitting {
 
 /// Why no small picture can be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PictureError {
+pub(crate) enum PictureError {
     /// It is no picture of a kind that is decoded here.
     #[error("no PNG, JPEG, GIF or WebP")]
     NotAPicture,
@@ -64,8 +64,26 @@ impl From<ImageError> for PictureError {
     }
 }
 
-/// Makes a picture fit into, or fill, these bounds. It is never made larger. Takes time and memory: for a thread of its own.
-pub(super) fn fit(file: &[u8], bounds: Bounds) -> Result<Fitting, PictureError> {
+/// What a picture's head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Measured {
+    /// The media type.
+    pub(crate) content_type: &'static str,
+    /// In pixels.
+    pub(crate) width: u32,
+    /// In pixels.
+    pub(crate) height: u32,
+}
+
+/// Reads the head of a picture.
+pub(crate) fn measure(file: &[u8]) -> Result<Measured, PictureError> {
+    let (decoder, _, content_type) = open(file)?;
+    let (width, height) = decoder.dimensions();
+    Ok(Measured { content_type, width, height })
+}
+
+/// A decoder that has read the head of a picture and will not pass the limits.
+fn open(file: &[u8]) -> Result<(impl ImageDecoder, ImageFormat, &'static str), PictureError> {
     let mut reader =
         ImageReader::new(Cursor::new(file)).with_guessed_format().map_err(|_| PictureError::NotAPicture)?;
     // What the file is, not what it is said to be.
@@ -76,11 +94,18 @@ pub(super) fn fit(file: &[u8], bounds: Bounds) -> Result<Fitting, PictureError> 
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_MEMORY);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder()?;
+    let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > MAX_PIXELS || decoder.total_bytes() > MAX_MEMORY {
         return Err(PictureError::TooLarge);
     }
+    Ok((decoder, format, content_type))
+}
+
+/// Makes a picture fit into, or fill, these bounds. It is never made larger. Takes time and memory: for a thread of its own.
+pub(super) fn fit(file: &[u8], bounds: Bounds) -> Result<Fitting, PictureError> {
+    let (mut decoder, format, content_type) = open(file)?;
+    let (width, height) = decoder.dimensions();
     let is_small = width <= bounds.width && height <= bounds.height;
     // The others may move, which a thumbnail must not.
     if is_small && matches!(format, ImageFormat::Jpeg | ImageFormat::Png) {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use keystead_store::{
     jobs::{self as job_store, NewJob},
     media::{self as store, Content, care},
@@ -9,7 +10,7 @@ use keystead_store::{
 use ruma::{MilliSecondsSinceUnixEpoch, UInt, UserId};
 use tokio::time::Instant;
 
-use super::{Media, headers, quota};
+use super::{Media, headers, objects, quota};
 use crate::{
     app::App,
     context::{Ctx, Session},
@@ -97,9 +98,7 @@ struct Upload {
 impl Upload {
     async fn begin(ctx: &Ctx<Session>) -> Result<Self, ApiError> {
         let app = Arc::clone(&ctx.app);
-        let mut job = jobs::new(app.entropy.as_ref(), JOB, &app.entropy.token(), ctx.now);
-        // It is not overdue while the upload lives.
-        (job.created_ts, job.run_at) = (end_of_lease(ctx.now), end_of_lease(ctx.now));
+        let job = new_job(&app, ctx.now);
         let new = &job;
         app.store.write("begin_upload", |tx| async move { job_store::insert(&tx, new).await }).await?;
         Ok(Self { app, job, last_sign: Instant::now() })
@@ -210,6 +209,34 @@ impl Upload {
             );
         }
     }
+}
+
+/// The job that will discard the objects of an upload that begins now, under a new name.
+fn new_job(app: &App, now: MilliSecondsSinceUnixEpoch) -> NewJob {
+    let mut job = jobs::new(app.entropy.as_ref(), JOB, &app.entropy.token(), now);
+    // It is not overdue while the upload lives.
+    (job.created_ts, job.run_at) = (end_of_lease(now), end_of_lease(now));
+    job
+}
+
+/// Writes a small file of the server's own. The transaction that makes a medium of it has to withdraw the job that is returned, which discards
+/// the file otherwise.
+///
+/// # Errors
+///
+/// When the database or the objects cannot be written to.
+pub(crate) async fn put_own(
+    app: &App,
+    bytes: Bytes,
+    content_type: &str,
+) -> Result<(NewJob, Content), ApiError> {
+    let job = new_job(app, app.clock.now());
+    let new = &job;
+    app.store.write("begin_upload", |tx| async move { job_store::insert(&tx, new).await }).await?;
+    let size = bytes.len().try_into().unwrap_or(u64::MAX);
+    app.media.objects.put(&job.payload, objects::CONTENT, bytes).await.map_err(ApiError::internal)?;
+    let object = job.payload.clone();
+    Ok((job, Content { object, content_type: content_type.to_owned(), file_name: None, size }))
 }
 
 /// Discards the objects of an upload that came to nothing: the job [`JOB`] with this payload.

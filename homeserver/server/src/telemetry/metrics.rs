@@ -30,6 +30,7 @@ pub struct Metrics {
     media_thumbnails: IntCounterVec,
     media_uploads: IntCounterVec,
     to_device_messages: IntCounterVec,
+    url_previews: IntCounterVec,
     http_connections: IntGauge,
     http_connection_errors: IntCounterVec,
     transactions: IntCounterVec,
@@ -221,6 +222,12 @@ impl Metrics {
                 "Messages to single devices, by outcome (stored, or dropped because too many wait for the device).",
                 &["outcome"],
             )?,
+            url_previews: counters(
+                &registry,
+                "keystead_url_previews_total",
+                "Previews of pages on the web that were asked for, by outcome (known, made, failed).",
+                &["outcome"],
+            )?,
             registry,
         };
         // Memory, processor time and file descriptors; on Linux only.
@@ -268,6 +275,11 @@ impl Metrics {
     pub fn media_thumbnail(&self, made: bool) {
         let outcome = if made { "made" } else { "refused" };
         self.media_thumbnails.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a preview of a page that was asked for: `known`, `made` or `failed`.
+    pub fn url_preview(&self, outcome: &'static str) {
+        self.url_previews.with_label_values(&[outcome]).inc();
     }
 
     /// All series in the Prometheus text format.
