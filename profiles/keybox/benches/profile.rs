@@ -15,12 +15,13 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
 
-use keystead_keybox::OpensslEntropy;
 use keystead_keybox::context::WrapContext;
 use keystead_keybox::envelope::{Envelope, Payload, SealRequest};
+use keystead_keybox::key_message::{Origin, Recipient, ResourceKeyContent, sign};
 use keystead_keybox::key_set::{PrivateKeySet, PublicKeySet};
 use keystead_keybox::resource_key::{ResourceKey, ResourceKeyId};
 use keystead_keybox::suite::{SUITES, Suite};
+use keystead_keybox::{OpensslEntropy, parallel};
 
 const KEYBOXES: usize = 1_000;
 const ROOM: &str = "!r3UXd9oTgYpXnI3kCqhOPvYl4vJmWbPzJ0zvMGuTPHI";
@@ -103,12 +104,47 @@ fn wrap_for_all<M: Measurement>(criterion: &mut Criterion<M>, name: &str) {
     }
 }
 
-fn wraps_by_the_clock(criterion: &mut Criterion) {
+/// Wraps, and the key messages that carry them, each signed: what a client does when a room gets a new key.
+fn give_to_all<M: Measurement>(criterion: &mut Criterion<M>, name: &str) {
+    for suite in SUITES {
+        let mut group = criterion.benchmark_group(format!("v{}", suite.version));
+        group.throughput(Throughput::Elements(KEYBOXES as u64)).sample_size(10);
+        group.bench_function(name, |bencher| {
+            let id = KEY.id(ROOM);
+            let origin = Origin::sign(&BOB, suite.id, ROOM, &id, 0, "A".repeat(43)).unwrap();
+            let recipients: Vec<_> =
+                MANY.iter().map(|keybox| (keybox, context(suite, &id, &keybox.keybox_id))).collect();
+            let message = |wrap| ResourceKeyContent {
+                algorithm: suite.id.to_owned(),
+                room_id: ROOM.to_owned(),
+                key_id: id.clone(),
+                wrap,
+                sender_keybox: "BOBBOX".to_owned(),
+                exchange_id: "A".repeat(22),
+                sent_at: 0,
+                origin: origin.clone(),
+            };
+            bencher.iter(|| {
+                let wraps = suite.wrap_all(&KEY, &recipients, &mut OpensslEntropy).unwrap();
+                let named = wraps.into_iter().map(|wrap| message(wrap.unwrap()));
+                let messages: Vec<_> = recipients.iter().map(|(keybox, _)| *keybox).zip(named).collect();
+                parallel::map(&messages, |(keybox, message)| {
+                    let (user_id, keybox_id) = (&*keybox.user_id, &*keybox.keybox_id);
+                    sign(message, &BOB, Recipient { user_id, keybox_id }).unwrap()
+                })
+            });
+        });
+    }
+}
+
+fn by_the_clock(criterion: &mut Criterion) {
     wrap_for_all(criterion, "wrap for 1,000 KeyBoxes, wall clock");
+    give_to_all(criterion, "give to 1,000 KeyBoxes, wall clock");
 }
 
 fn wraps(criterion: &mut Criterion<ProcessorTime>) {
     wrap_for_all(criterion, "wrap for 1,000 KeyBoxes");
+    give_to_all(criterion, "give to 1,000 KeyBoxes");
     for suite in SUITES {
         let mut group = criterion.benchmark_group(format!("v{}", suite.version));
         group.throughput(Throughput::Elements(1)).sample_size(50);
@@ -195,5 +231,5 @@ criterion_group! {
     config = Criterion::default().with_measurement(ProcessorTime);
     targets = wraps, content, envelopes
 }
-criterion_group!(wall, wraps_by_the_clock);
+criterion_group!(wall, by_the_clock);
 criterion_main!(processor, wall);
