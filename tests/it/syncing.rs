@@ -228,6 +228,66 @@ async fn lazy_loading_gives_the_members_who_spoke() {
 }
 
 #[tokio::test]
+async fn a_left_room_heeds_the_filter_of_its_state() {
+    let (alice, bob, room) = pair().await;
+    let carol = alice.cluster.user("carol").await;
+    carol.join(&room).await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "early" })).await;
+    let mut start = bob.syncing();
+    start.until_joined(&room).await;
+    let since = start.since().expect("a token").to_owned();
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "late" })).await;
+    bob.leave(&room).await;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "after bob" })).await;
+
+    let state = async |section: &str, since: Option<&str>, limit: u32, filter: Value| {
+        let filter = json!({ "room": {
+            "include_leave": true,
+            "timeline": { "limit": limit },
+            "state": filter,
+        }});
+        let mut path = format!("/sync?timeout=0&filter={}", encode(&filter.to_string()));
+        if section == "state_after" {
+            path.push_str("&use_state_after=true");
+        }
+        if let Some(since) = since {
+            path.push_str(&format!("&since={}", encode(since)));
+        }
+        let bob = bob.on_one_replica();
+        bob.get("/account/whoami").await.ok();
+        let answer = bob.get(&path).await.ok();
+        let mut state: Vec<_> = events(&answer["rooms"]["leave"][&room][section])
+            .iter()
+            .map(|event| {
+                let content = &event["content"];
+                let detail = content["topic"].as_str().or(content["membership"].as_str());
+                [event["type"].as_str(), event["state_key"].as_str(), detail]
+                    .map(Option::unwrap_or_default)
+                    .join(" ")
+            })
+            .collect();
+        state.sort_unstable();
+        state
+    };
+    let members = json!({ "types": ["m.room.member"] });
+    let all = [(&alice, "join"), (&bob, "join"), (&carol, "join")];
+    let all = all.map(|(user, membership)| format!("m.room.member {} {membership}", user.id));
+    assert_eq!(state("state", None, 1, members.clone()).await, all, "types, on a first sync");
+    let topic = json!({ "types": ["m.room.topic"] });
+    assert_eq!(state("state", Some(&since), 1, topic.clone()).await, ["m.room.topic  late"]);
+    assert_eq!(state("state", Some(&since), 1, json!({ "not_types": ["m.room.*"] })).await, [""; 0]);
+
+    let lazy = json!({ "types": ["m.room.member"], "lazy_load_members": true });
+    assert_eq!(state("state", None, 1, lazy.clone()).await, all[1..2], "only oneself spoke");
+    assert_eq!(state("state", None, 2, lazy.clone()).await, all[..2], "alice set the topic");
+
+    // As of the end of the timeline: with the own leave, and without what came after it.
+    let left = format!("m.room.member {} leave", bob.id);
+    assert_eq!(state("state_after", None, 2, lazy).await, [all[0].clone(), left]);
+    assert_eq!(state("state_after", Some(&since), 2, topic).await, ["m.room.topic  late"]);
+}
+
+#[tokio::test]
 async fn a_room_without_a_name_is_known_by_its_members() {
     let (alice, bob, room) = pair().await;
     let filter = json!({ "room": { "timeline": { "limit": 1 }, "state": { "lazy_load_members": true } } });
@@ -368,6 +428,24 @@ async fn account_data_reaches_the_other_devices() {
     assert_eq!((answer.status, answer.errcode()), (405, "M_BAD_JSON"), "{}", answer.text);
     let never = format!("/user/{me}/account_data/org.example.never");
     alice.get(&never).await.refused(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn account_data_of_rooms_heeds_the_filter_and_is_told_once() {
+    let (alice, _bob, room) = pair().await;
+    let filter = json!({ "room": { "account_data": { "not_types": ["org.example.unwanted"] } } });
+    let mut alices = alice.syncing_with(&filter);
+    alices.until_joined(&room).await;
+    let place = format!("/user/{}/rooms/{}/account_data", encode(&alice.id), encode(&room));
+    for number in 1..=3 {
+        alice.put(&format!("{place}/org.example.mark"), json!({ "mark": number })).await.ok();
+        alice.put(&format!("{place}/org.example.unwanted"), json!({ "mark": number })).await.ok();
+    }
+    let newest = json!([{ "type": "org.example.mark", "content": { "mark": 3 } }]);
+    let next = alices.next(0).await;
+    assert_eq!(next["rooms"]["join"][&room]["account_data"]["events"], newest, "{next:#}");
+    let first = alice.syncing_with(&filter).next(0).await;
+    assert_eq!(first["rooms"]["join"][&room]["account_data"]["events"], newest, "{first:#}");
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@ use keystead_core::{
 };
 use keystead_store::streams::{AccountData, Receipt};
 use ruma::{
-    OwnedRoomId, OwnedUserId, UserId, api::client::filter::Filter, events::room::member::MembershipState,
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    api::client::filter::{Filter, RoomEventFilter},
+    events::room::member::MembershipState,
     serde::Raw,
 };
 use serde::Serialize;
@@ -62,6 +64,12 @@ pub(super) fn account_data_event<T>(data: &AccountData) -> Result<Raw<T>, ApiErr
 pub(super) fn wants(filter: &Filter, data: &AccountData) -> bool {
     let Ok(content) = serde_json::from_str::<&RawValue>(&data.content) else { return false };
     filter::matches(filter, Facts { event_type: &data.data_type, sender: None, content })
+}
+
+/// Whether a filter lets an entry of a room's account data through.
+pub(super) fn wants_in_room(filter: &RoomEventFilter, room_id: &RoomId, data: &AccountData) -> bool {
+    let Ok(content) = serde_json::from_str::<&RawValue>(&data.content) else { return false };
+    filter::matches_in_room(filter, room_id, Facts { event_type: &data.data_type, sender: None, content })
 }
 
 /// Receipts as one `m.receipt` event; of two of one reader for one event and thread the newer counts.

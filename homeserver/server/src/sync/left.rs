@@ -6,10 +6,13 @@ use keystead_core::room::RoomEvent;
 use keystead_store::rooms::{self, Bounds, Direction};
 use ruma::{
     RoomId,
-    api::client::sync::sync_events::v3::{LeftRoom, State, StateEvents},
+    api::client::sync::sync_events::v3::{LeftRoom, State},
 };
 
-use super::{Sync, state::Span};
+use super::{
+    Sync,
+    state::{Span, Wanted},
+};
 use crate::{http::error::ApiError, rooms::RoomView, streams::RoomMembership};
 
 impl Sync<'_> {
@@ -43,34 +46,60 @@ impl Sync<'_> {
         let mut left = LeftRoom::new();
         left.timeline = self.timeline(&timeline, limited, &span).await?;
         if view.was_joined() {
-            let since = since.filter(|_| !self.request.full_state);
-            left.state = self.state_when_left(room_id, since, &span, &timeline).await?;
+            let wanted = since.filter(|_| !self.request.full_state).map_or(Wanted::Whole, Wanted::Since);
+            left.state = self.state_when_left(room_id, wanted, &span, &timeline).await?;
         }
         Ok(Some(left))
     }
 
-    /// The state at the start of the timeline, for those who were in the room to see it.
+    /// The state section for those who were in the room to see it: as of the start of the timeline, or of its end if the client
+    /// asked for that.
     async fn state_when_left(
         &self,
         room_id: &RoomId,
-        since: Option<i64>,
+        wanted: Wanted,
         span: &Span,
         timeline: &[Arc<RoomEvent>],
     ) -> Result<State, ApiError> {
-        let start = span.start();
+        let until = if self.request.state_after { span.end() + 1 } else { span.start() };
         let events = self
             .app
             .store
             .read("sync_left_state", |tx| async move {
-                match since {
-                    None => rooms::state_at(&tx, room_id, start - 1).await,
-                    Some(since) => rooms::state_between(&tx, room_id, since, start).await,
+                match wanted {
+                    Wanted::Whole => rooms::state_at(&tx, room_id, until - 1).await,
+                    Wanted::Since(since) => rooms::state_between(&tx, room_id, since, until).await,
                 }
             })
             .await?;
         let mut events: Vec<_> = events.into_iter().map(Arc::new).collect();
-        span.add_hidden(&mut events, timeline);
-        let events = StateEvents::with_events(self.write_state(&events).await?);
-        Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
+        if !self.request.state_after {
+            span.add_hidden(&mut events, timeline);
+        }
+        let missing = self.lazy_load(wanted, timeline, &[], &mut events);
+        events.extend(self.members_when_left(room_id, missing, span.end()).await?);
+        self.write_section(events).await
+    }
+
+    /// The member events of some users as they were when the user left.
+    async fn members_when_left(
+        &self,
+        room_id: &RoomId,
+        user_ids: Vec<String>,
+        position: i64,
+    ) -> Result<Vec<Arc<RoomEvent>>, ApiError> {
+        if user_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let user_ids = &user_ids;
+        let members = self.app.store.read("sync_left_members", |tx| async move {
+            let mut members = Vec::new();
+            for user_id in user_ids {
+                members
+                    .extend(rooms::state_event_at(&tx, room_id, position, ("m.room.member", user_id)).await?);
+            }
+            Ok::<_, keystead_store::Error>(members)
+        });
+        Ok(members.await?.into_iter().map(Arc::new).collect())
     }
 }

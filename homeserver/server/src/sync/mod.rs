@@ -26,7 +26,8 @@ use keystead_store::{account_data, streams::AccountData};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedRoomId, RoomId, UserId,
     api::client::{filter::FilterDefinition, sync::sync_events::v3 as sync_events},
-    events::room::member::MembershipState,
+    events::{AnyGlobalAccountDataEvent, AnyRoomAccountDataEvent, room::member::MembershipState},
+    serde::Raw,
 };
 use tokio::time::Instant;
 
@@ -233,17 +234,33 @@ impl<'a> Sync<'a> {
     fn global_account_data(
         &self,
         changes: &Changes,
-    ) -> Result<Vec<ruma::serde::Raw<ruma::events::AnyGlobalAccountDataEvent>>, ApiError> {
-        let mut seen = HashSet::new();
-        let mut events = Vec::new();
-        // Of what changed twice the newest counts.
-        for data in changes.account_data.iter().rev().filter(|data| data.room_id.is_none()) {
-            if seen.insert(&data.data_type) && ephemeral::wants(&self.filter().account_data, data) {
-                events.push(ephemeral::account_data_event(data)?);
-            }
-        }
-        Ok(events)
+    ) -> Result<Vec<Raw<AnyGlobalAccountDataEvent>>, ApiError> {
+        newest(&changes.account_data, None)
+            .filter(|data| ephemeral::wants(&self.filter().account_data, data))
+            .map(ephemeral::account_data_event)
+            .collect()
     }
+
+    fn room_account_data(
+        &self,
+        room_id: &RoomId,
+        changes: &Changes,
+    ) -> Result<Vec<Raw<AnyRoomAccountDataEvent>>, ApiError> {
+        newest(&changes.account_data, Some(room_id))
+            .filter(|data| ephemeral::wants_in_room(&self.filter().room.account_data, room_id, data))
+            .map(ephemeral::account_data_event)
+            .collect()
+    }
+}
+
+/// The entries of a room or of none: of what changed twice the newest.
+fn newest<'a>(
+    entries: &'a [Arc<AccountData>],
+    room_id: Option<&RoomId>,
+) -> impl Iterator<Item = &'a AccountData> {
+    let mut seen = HashSet::new();
+    let of_room = move |data: &&AccountData| data.room_id.as_deref() == room_id;
+    entries.iter().rev().map(AsRef::as_ref).filter(of_room).filter(move |data| seen.insert(&data.data_type))
 }
 
 /// The entries of account data between two positions of the user's shard, or all of them on a first sync, with the

@@ -201,9 +201,7 @@ impl Sync<'_> {
             room.state = self.state_section(&state, wanted, &span, &timeline, &room.summary.heroes).await?;
             room.timeline = self.timeline(&timeline, limited, &span).await?;
         }
-        for data in changes.account_data.iter().filter(|data| data.room_id.as_ref() == Some(room_id)) {
-            room.account_data.events.push(ephemeral::account_data_event(data)?);
-        }
+        room.account_data.events = self.room_account_data(room_id, changes)?;
         room.ephemeral = self.ephemeral(candidate, typing)?;
         if has_news || !candidate.changes.receipts.is_empty() {
             room.unread_notifications = self.unread(&state, &all_new, candidate.after).await?;

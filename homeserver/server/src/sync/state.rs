@@ -61,6 +61,11 @@ impl Span {
         self.start
     }
 
+    /// How far the sync reaches in the room.
+    pub(super) fn end(&self) -> i64 {
+        self.end
+    }
+
     /// Adds to a state what the timeline does not show of its later changes, so that state and timeline together lead to
     /// the state at the end. What the timeline itself sets again later is left to it.
     pub(super) fn add_hidden(&self, events: &mut Vec<Arc<RoomEvent>>, timeline: &[Arc<RoomEvent>]) {
@@ -96,7 +101,13 @@ impl Sync<'_> {
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
         }
-        self.lazy_load(room, wanted, timeline, heroes, &mut events);
+        let missing = self.lazy_load(wanted, timeline, heroes, &mut events);
+        events.extend(missing.iter().filter_map(|user_id| room.get("m.room.member", user_id).cloned()));
+        self.write_section(events).await
+    }
+
+    /// The state section of these events, without those that the filter does not want.
+    pub(super) async fn write_section(&self, mut events: Vec<Arc<RoomEvent>>) -> Result<State, ApiError> {
         events.retain(|event| self.wants_state(event));
         let events = StateEvents::with_events(self.write_state(&events).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
@@ -144,20 +155,19 @@ impl Sync<'_> {
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
-    /// With lazy loading, of the members only those who speak in the timeline or stand for the room's name, and the user;
-    /// those also when nothing about them has changed, because the client may not have been told of them.
+    /// With lazy loading, of the members only those who speak in the timeline or stand for the room's name, and the user.
+    /// Returns who of them is missing because nothing about them has changed: the client may not have been told of them.
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members>
-    fn lazy_load(
+    pub(super) fn lazy_load(
         &self,
-        room: &RoomState,
         wanted: Wanted,
         timeline: &[Arc<RoomEvent>],
         heroes: &[OwnedUserId],
         events: &mut Vec<Arc<RoomEvent>>,
-    ) {
+    ) -> Vec<String> {
         if matches!(self.filter().room.state.lazy_load_options, LazyLoadOptions::Disabled) {
-            return;
+            return Vec::new();
         }
         let mut speakers: HashSet<&str> = timeline.iter().map(|event| event.pdu.sender.as_str()).collect();
         speakers.extend(heroes.iter().map(|user_id| user_id.as_str()));
@@ -174,12 +184,7 @@ impl Sync<'_> {
             .filter(|event| event.pdu.event_type == TimelineEventType::RoomMember)
             .filter_map(|event| event.pdu.state_key.as_deref())
             .collect();
-        let missing: Vec<_> = speakers
-            .into_iter()
-            .filter(|user_id| !shown.contains(user_id))
-            .filter_map(|user_id| room.get("m.room.member", user_id).cloned())
-            .collect();
-        events.extend(missing);
+        speakers.difference(&shown).map(|user_id| (*user_id).to_owned()).collect()
     }
 
     fn wants_state(&self, event: &RoomEvent) -> bool {
