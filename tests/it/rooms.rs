@@ -193,6 +193,53 @@ async fn power_levels_decide_who_sets_state() {
 }
 
 #[tokio::test]
+async fn the_rules_of_state_events_hold_for_messages_of_their_types() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    for version in ["10", "12"] {
+        let body = json!({ "preset": "public_chat", "room_version": version });
+        let room = alice.create_room(body).await;
+        bob.join(&room).await;
+        let mut levels = alice.state(&room, "m.room.power_levels", "").await.ok();
+        levels["invite"] = 50.into();
+        alice.set_state(&room, "m.room.power_levels", "", levels.clone()).await;
+        let send = async |user: &User, kind: &str, content: &Value| {
+            let path = in_room(&room, &format!("/send/{kind}/{}", transaction_id()));
+            user.put(&path, content.clone()).await
+        };
+
+        let member = json!({ "membership": "ban" });
+        let create = json!({ "room_version": version });
+        let invitation = json!({ "display_name": "b", "key_validity_url": "https://x", "public_key": "k" });
+        let own_levels = json!({ "users": { bob.id.clone(): 100 } });
+        for (kind, content) in [
+            ("m.room.create", &create),
+            ("m.room.third_party_invite", &invitation),
+            ("m.room.power_levels", &own_levels),
+        ] {
+            send(&bob, kind, content).await.refused(403, "M_FORBIDDEN");
+        }
+        // Of the room's admin only what no rule permits: a member event must have a state key, and a room is made once.
+        for user in [&alice, &bob] {
+            send(user, "m.room.member", &member).await.refused(400, "M_BAD_JSON");
+        }
+        send(&alice, "m.room.create", &create).await.refused(403, "M_FORBIDDEN");
+        send(&alice, "m.room.third_party_invite", &invitation).await.ok();
+        let malformed = send(&alice, "m.room.power_levels", &json!({ "users": { "nobody": 1 } })).await;
+        assert!([400, 403].contains(&malformed.status), "{}", malformed.text);
+        send(&alice, "m.room.power_levels", &levels).await.ok();
+        send(&alice, "m.room.encryption", &json!({ "algorithm": "m.megolm.v1.aes-sha2" })).await.ok();
+        alice.state(&room, "m.room.encryption", "").await.refused(404, "M_NOT_FOUND");
+        assert_eq!(alice.state(&room, "m.room.power_levels", "").await.ok(), levels);
+
+        // Nor does the type of a message get out of the rules of state.
+        let named = in_room(&room, &format!("/state/m.room.message/{}", encode(&alice.id)));
+        bob.put(&named, json!({})).await.refused(403, "M_FORBIDDEN");
+        alice.put(&in_room(&room, "/state/m.room.redaction"), json!({})).await.refused(403, "M_FORBIDDEN");
+    }
+}
+
+#[tokio::test]
 async fn messages_are_paged_in_both_directions() {
     let cluster = TestCluster::start().await;
     let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);

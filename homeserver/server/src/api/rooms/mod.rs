@@ -14,6 +14,8 @@ mod state;
 mod timeline;
 mod upgrade;
 
+use std::fmt::Display;
+
 use keystead_core::{event::Draft, json};
 use keystead_store::transactions::ClientTransaction;
 use ruma::{RoomId, TransactionId, events::TimelineEventType};
@@ -54,15 +56,18 @@ pub(super) fn routes(router: &mut Router) {
 }
 
 /// An event that the asking user sends now.
+///
+/// The type goes by its text: ruma's conversion leaves the type of a state event that is sent as a message a custom one,
+/// which equals none that the authorisation rules name.
 fn draft(
     ctx: &Ctx<Session>,
-    event_type: impl Into<TimelineEventType>,
+    event_type: impl Display,
     state_key: Option<&str>,
     content: Box<RawValue>,
 ) -> Draft {
     Draft {
         sender: ctx.requester.user_id.clone(),
-        event_type: event_type.into(),
+        event_type: TimelineEventType::from(event_type.to_string()),
         state_key: state_key.map(str::to_owned),
         content,
         redacts: None,
