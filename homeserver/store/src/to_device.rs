@@ -138,6 +138,24 @@ pub async fn acknowledge(
     .await
 }
 
+/// The oldest and the newest position of the messages to a device; `None` if there are none.
+///
+/// # Errors
+/// The database's own.
+pub async fn extent(
+    tx: &ReadTx,
+    user_id: &UserId,
+    device_id: &DeviceId,
+) -> Result<Option<(i64, i64)>, Error> {
+    let sql = "SELECT MIN(position) AS oldest, MAX(position) AS newest FROM to_device \
+               WHERE user_id = $1 AND device_id = $2";
+    let rows = tx.query(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let oldest: Option<i64> = row.try_get("", "oldest")?;
+    let newest: Option<i64> = row.try_get("", "newest")?;
+    Ok(oldest.zip(newest))
+}
+
 /// Deletes all messages to a device that is deleted. Returns how many.
 ///
 /// # Errors
@@ -246,14 +264,17 @@ mod tests {
             .unwrap();
         assert_eq!(deleted, 1);
         assert_eq!(contents(&store, 0, 10).await, [(3, "3".to_owned())]);
-        let left = store
+        let (left, extents) = store
             .write("test", |tx| async move {
+                let before = extent(&tx, user, device_id!("D")).await?;
                 delete_of_device(&tx, user, device_id!("D")).await?;
-                depths(&tx, user).await
+                let extents = [before, extent(&tx, user, device_id!("D")).await?];
+                Ok::<_, Error>((depths(&tx, user).await?, extents))
             })
             .await
             .unwrap();
         assert_eq!(left, BTreeMap::from([("E".into(), 1)]));
+        assert_eq!(extents, [Some((3, 3)), None]);
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ type Device = (OwnedUserId, OwnedDeviceId);
 
 /// What is known of devices without asking the database; kept right by the tail.
 pub struct DeviceCaches {
-    /// The messages up to this position are known to be gone, and whether any came since.
+    /// What may be in the database for devices. All that the tail hears of a device since it is in here is noted.
     inboxes: Mutex<LruCache<Device, Inbox>>,
     key_counts: Mutex<LruCache<OwnedUserId, Vec<(OwnedDeviceId, KeyCounts)>>>,
     /// Counts what voids `key_counts`, so that what was read before is not kept after.
@@ -50,10 +50,22 @@ struct KeyCounts {
     unused_fallback: Vec<OneTimeKeyAlgorithm>,
 }
 
-#[derive(Clone, Copy)]
-struct Inbox {
-    /// The oldest message that may still be in the database.
-    oldest: Option<i64>,
+/// The positions of the oldest and the newest message that may still be in the database, if there may be any.
+#[derive(Clone, Copy, Default)]
+struct Inbox(Option<(i64, i64)>);
+
+impl Inbox {
+    fn add(&mut self, (oldest, newest): (i64, i64)) {
+        self.0 = Some(self.0.map_or((oldest, newest), |(first, last)| (first.min(oldest), last.max(newest))));
+    }
+
+    /// Takes out what is at `position` and before it.
+    fn remove_upto(&mut self, position: i64) {
+        self.0 = self.0.filter(|(_, newest)| *newest > position);
+        if let Some((oldest, _)) = &mut self.0 {
+            *oldest = (*oldest).max(position + 1);
+        }
+    }
 }
 
 impl Default for DeviceCaches {
@@ -73,7 +85,7 @@ impl DeviceCaches {
             Item::ToDevice(message) => {
                 let device = (message.user_id.clone(), message.device_id.clone());
                 if let Some(inbox) = lock(&self.inboxes).peek_mut(&device) {
-                    inbox.oldest.get_or_insert(position);
+                    inbox.add((position, position));
                 }
             }
             Item::UserChange(user_id, UserChange::OneTimeKeys | UserChange::DeviceList) => {
@@ -88,12 +100,23 @@ impl DeviceCaches {
     fn may_hold(&self, device: &Device, position: i64) -> bool {
         lock(&self.inboxes)
             .get(device)
-            .is_none_or(|inbox| inbox.oldest.is_some_and(|oldest| oldest <= position))
+            .is_none_or(|Inbox(held)| held.is_some_and(|(oldest, _)| oldest <= position))
     }
 
-    /// Notes that the messages up to `position` are about to go; there may be some after it if `more`.
-    fn empty(&self, device: Device, position: i64, more: bool) {
-        lock(&self.inboxes).put(device, Inbox { oldest: more.then_some(position + 1) });
+    /// Notes that the messages up to `position` are about to go. Returns whether it is known what there is after it. If it
+    /// is not, whoever calls reads that from the database and adds it: what came before this call was not noted.
+    fn empty(&self, device: &Device, position: i64) -> bool {
+        let mut inboxes = lock(&self.inboxes);
+        let known = inboxes.contains(device);
+        inboxes.get_or_insert_mut(device.clone(), Inbox::default).remove_upto(position);
+        known
+    }
+
+    /// Notes that the database has messages at these positions and between them, unless the device was forgotten meanwhile.
+    fn add_stored(&self, device: &Device, extent: (i64, i64)) {
+        if let Some(inbox) = lock(&self.inboxes).peek_mut(device) {
+            inbox.add(extent);
+        }
     }
 
     /// Notes that nothing is known of a device's messages.
@@ -163,19 +186,21 @@ impl Sync<'_> {
         if since == 0 || !self.app.devices.may_hold(&device, since) {
             return Ok(());
         }
-        // Noted first, so that a message which comes meanwhile is noted after it; what came after the token may be there.
-        self.app.devices.empty(device.clone(), since, self.upto.user > since);
-        let deleted = self
+        // Noted first, so that a message which comes meanwhile is noted after it.
+        let known = self.app.devices.empty(&device, since);
+        let left = self
             .app
             .store
             .write("acknowledge_to_device", |tx| async move {
-                to_device::acknowledge(&tx, &session.user_id, &session.device_id, since).await
+                let (user_id, device_id) = (&session.user_id, &session.device_id);
+                to_device::acknowledge(&tx, user_id, device_id, since).await?;
+                if known { Ok(None) } else { to_device::extent(&tx, user_id, device_id).await }
             })
-            .await;
-        if deleted.is_err() {
-            self.app.devices.forget_inbox(&device);
+            .await
+            .inspect_err(|_| self.app.devices.forget_inbox(&device))?;
+        if let Some(left) = left {
+            self.app.devices.add_stored(&device, left);
         }
-        deleted?;
         Ok(())
     }
 
@@ -254,4 +279,67 @@ fn to_device_event<T>(message: &ToDeviceMessage) -> Result<Raw<T>, ApiError> {
     let content = serde_json::from_str(&message.content).map_err(ApiError::internal)?;
     let event = ToDeviceEvent { message_type: &message.message_type, sender: &message.sender, content };
     Ok(Raw::from_json(to_raw_value(&event).map_err(ApiError::internal)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{device_id, user_id};
+
+    use super::*;
+
+    fn device() -> Device {
+        (user_id!("@a:x").to_owned(), device_id!("D").to_owned())
+    }
+
+    fn hear(caches: &DeviceCaches, position: i64) {
+        let (user_id, device_id) = device();
+        let message = ToDeviceMessage {
+            user_id,
+            device_id,
+            sender: user_id!("@s:x").to_owned(),
+            message_type: "m.x".to_owned(),
+            content: "{}".to_owned(),
+        };
+        caches.hear(&Item::ToDevice(Arc::new(message)), position);
+    }
+
+    #[test]
+    fn a_message_that_came_while_nothing_was_known_is_found_in_the_database() {
+        let caches = DeviceCaches::default();
+        assert!(caches.may_hold(&device(), 5), "nothing is known");
+        hear(&caches, 7);
+        assert!(!caches.empty(&device(), 5), "whoever empties must look for the message at 7");
+        hear(&caches, 9);
+        caches.add_stored(&device(), (7, 8));
+        assert!(!caches.may_hold(&device(), 6));
+        assert!(caches.may_hold(&device(), 7));
+
+        assert!(caches.empty(&device(), 8), "all is known from now on");
+        assert!(!caches.may_hold(&device(), 8));
+        assert!(caches.may_hold(&device(), 9), "the one that was heard meanwhile is left");
+    }
+
+    #[test]
+    fn a_message_that_came_behind_an_older_one_is_not_lost() {
+        let caches = DeviceCaches::default();
+        caches.empty(&device(), 1);
+        hear(&caches, 3);
+        // While a sync that began at 3 is under way, before it has acknowledged.
+        hear(&caches, 4);
+        assert!(caches.may_hold(&device(), 3));
+        assert!(caches.empty(&device(), 3));
+        assert!(!caches.may_hold(&device(), 3));
+        assert!(caches.may_hold(&device(), 4));
+        assert!(caches.empty(&device(), 4));
+        assert!(!caches.may_hold(&device(), 100));
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_known() {
+        let caches = DeviceCaches::default();
+        caches.empty(&device(), 1);
+        caches.forget_inbox(&device());
+        caches.add_stored(&device(), (2, 2));
+        assert!(caches.may_hold(&device(), 1));
+    }
 }
