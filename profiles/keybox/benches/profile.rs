@@ -123,6 +123,7 @@ fn give_to_all<M: Measurement>(criterion: &mut Criterion<M>, name: &str) {
                 exchange_id: "A".repeat(22),
                 sent_at: 0,
                 origin: origin.clone(),
+                closing: None,
             };
             bencher.iter(|| {
                 let wraps = suite.wrap_all(&KEY, &recipients, &mut OpensslEntropy).unwrap();
