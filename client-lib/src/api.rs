@@ -3,6 +3,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/>
 
 mod account;
+mod backup;
 mod error;
 mod http;
 mod keyboxes;
@@ -14,6 +15,7 @@ mod rooms;
 mod sync;
 
 pub use account::{LoggedIn, Registration};
+pub use backup::{BackedUpRoom, BackedUpSession, Backup};
 pub use error::{ApiError, ServerError};
 pub use keyboxes::{ListedKeyBox, LogFilter, ServerKey};
 pub use media::Download;

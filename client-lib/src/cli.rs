@@ -11,6 +11,7 @@ mod output;
 mod passphrase;
 mod people;
 mod policy;
+mod recovery;
 mod registry;
 mod rooms;
 mod secrets;
@@ -264,6 +265,11 @@ enum Command {
         #[arg(long, env = "KEYBOX_FILE_PASSPHRASE", hide_env_values = true, value_name = "TEXT")]
         file_passphrase: Option<String>,
     },
+    /// Make, use or remove a recovery key: on paper, it brings all resource keys back when every KeyBox is lost
+    RecoveryKey {
+        #[command(subcommand)]
+        action: Option<recovery::RecoveryAction>,
+    },
     /// Show, set or clear the pin of the homeserver that this KeyBox remembers; needs no passphrase
     Pin {
         #[command(subcommand)]
@@ -448,6 +454,7 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
         Command::ImportKeys { file, file_passphrase } => {
             interchange::import(client, output, file, file_passphrase.as_deref()).await?;
         }
+        Command::RecoveryKey { action } => recovery::run(client, output, action.as_ref()).await?,
         Command::Qr { png, svg, light } => {
             let file = contacts::CodeFile { png: png.as_deref(), svg: svg.as_deref(), light: *light };
             contacts::show_code(client, output, &file)?;

@@ -12,6 +12,7 @@ mod history;
 mod interchange;
 mod passphrases;
 mod policy;
+mod recovery;
 mod session;
 mod suites;
 
@@ -38,6 +39,7 @@ pub use error::ClientError;
 pub use history::HistoryItem;
 use passphrases::NewPassphrase;
 pub use passphrases::Passphrase;
+pub use recovery::{RecoveryError, RecoveryStatus};
 use session::Session;
 pub use suites::{UpgradeError, Upgraded};
 
@@ -349,6 +351,15 @@ impl Client {
     async fn carry_out(&mut self, request: Outgoing) -> Result<(), ClientError> {
         let entropy = &mut OpensslEntropy;
         match request {
+            Outgoing::BackUpKeys { version, rooms, keys } => {
+                match self.api.back_up_keys(&version, &rooms).await {
+                    Ok(()) => self.engine.backed_up(&version, &keys),
+                    Err(ApiError::Server(error)) if is_final(&error) => {
+                        self.notices.push(self.engine.backup_refused(&error.errcode));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
             Outgoing::UploadKeys { device_keys } => {
                 self.api.upload_keys(&device_keys).await?;
                 self.engine.keys_uploaded();

@@ -25,6 +25,7 @@ mod notice;
 mod outgoing;
 mod policy;
 mod records;
+mod recovery;
 mod requests;
 mod resource_keys;
 mod room;
@@ -63,6 +64,7 @@ use identity::IdentityRecord;
 use log::OwnLog;
 use policy::Policies;
 use records::RecordName;
+use recovery::RecoveryRecord;
 use resource_keys::KeyRecord;
 
 /// Names a KeyBox among all.
@@ -109,6 +111,8 @@ pub struct Engine {
     policies: Policies,
     /// The private keys of the user's identity, if they are here.
     identity: Option<IdentityRecord>,
+    /// The backup of the resource keys, if there is a recovery key and this KeyBox adds to it.
+    recovery: Option<RecoveryRecord>,
     /// Resource keys that are open, in memory only.
     open: HashMap<KeyRef, ResourceKey>,
     log: OwnLog,
@@ -132,6 +136,7 @@ impl Engine {
             exchange: Exchange::default(),
             policies: Policies::default(),
             identity: None,
+            recovery: None,
             open: HashMap::new(),
             log: OwnLog::default(),
             changed: BTreeSet::from([RecordName::Directory, RecordName::Exchange]),

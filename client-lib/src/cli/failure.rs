@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use keystead_keybox::contact_code::ContactCodeError;
 
 use crate::api::ApiError;
-use crate::client::{ClientError, CloseError, UpgradeError};
+use crate::client::{ClientError, CloseError, RecoveryError, UpgradeError};
 use crate::engine::{ClosingFailure, EncryptError};
 use crate::qr::{QrReadError, QrWriteError};
 
@@ -133,6 +133,8 @@ fn client_status(error: &ClientError) -> u8 {
         ClientError::Encrypt(EncryptError::NotJoined) => 7,
         ClientError::NotLoggedIn | ClientError::PassphraseGone => 3,
         ClientError::PassphrasesNotKept => 4,
+        ClientError::Recovery(RecoveryError::Key(_) | RecoveryError::OtherKey) => 3,
+        ClientError::Recovery(RecoveryError::None) => 7,
         _ => 1,
     }
 }

@@ -80,6 +80,7 @@ fn is_warning(notice: &Notice) -> bool {
     matches!(
         notice,
         Notice::ApprovalNeeded { .. }
+            | Notice::BackupEnded { .. }
             | Notice::GapLeft { .. }
             | Notice::IdentityChanged { .. }
             | Notice::Invited { .. }

@@ -5,6 +5,7 @@ use keystead_keybox::interchange::InterchangeError;
 use keystead_keybox::sealed_keys::SealedKeysError;
 
 use super::attachments::FileError;
+use super::recovery::RecoveryError;
 use crate::api::ApiError;
 use crate::engine::{ContactError, DecryptError, EncryptError, EngineError, RecordError};
 use crate::store::StoreError;
@@ -39,7 +40,8 @@ pub enum ClientError {
     Keys(#[from] CryptoError),
     /// The homeserver keeps no passphrase for this KeyBox in normal mode.
     #[error(
-        "the homeserver keeps no passphrase for this KeyBox any more: it was revoked, and its private keys can never be opened again;          log in anew, and remove its folder"
+        "the homeserver keeps no passphrase for this KeyBox any more: it was revoked, and its private keys can never be opened \
+         again; log in anew, and remove its folder"
     )]
     PassphraseGone,
     /// The homeserver keeps no passphrases: only advanced mode is possible.
@@ -48,6 +50,9 @@ pub enum ClientError {
     /// The store holds no session: its making was cut short.
     #[error("this KeyBox is not logged in")]
     NotLoggedIn,
+    /// There is no recovery key to make, to restore with or to remove.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     /// What is stored cannot be read.
     #[error(transparent)]
     Records(#[from] RecordError),

@@ -20,6 +20,11 @@ pub enum Notice {
         /// Who would get the keys.
         keybox: KeyBoxAddress,
     },
+    /// The backup that the recovery key opens was removed or replaced elsewhere: this KeyBox does not add to it any more.
+    BackupEnded {
+        /// The server's error code.
+        errcode: String,
+    },
     /// The server shows a step that closes or opens a room, and that is not what it should be. What held before still holds.
     ClosingRefused {
         /// The room.
@@ -208,6 +213,7 @@ impl std::fmt::Display for Notice {
                 f,
                 "{keybox} waits for your approval to read {room_id}: keybox approve {id}, or keybox refuse {id}"
             ),
+            Self::BackupEnded { errcode } => backup_ended(f, errcode),
             Self::GapLeft { room_id, errcode } => {
                 write!(f, "messages of {room_id} are missing: the server did not give them ({errcode})")
             }
@@ -306,4 +312,12 @@ impl Notice {
             _ => Ok(()),
         }
     }
+}
+
+fn backup_ended(f: &mut std::fmt::Formatter<'_>, errcode: &str) -> std::fmt::Result {
+    write!(
+        f,
+        "WARNING: the recovery key was removed or replaced elsewhere, or the server keeps its backup no more ({errcode}); \
+         new resource keys are not backed up"
+    )
 }

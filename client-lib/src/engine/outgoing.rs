@@ -10,7 +10,7 @@ use keystead_keybox::identity::IdentityObjects;
 use keystead_keybox::key_message::{KeyMessage as _, ResourceKeyContent};
 
 use super::exchange::{EngineError, Queued, new_id};
-use super::{Engine, KeyBoxAddress, Notice, RecordName};
+use super::{Engine, KeyBoxAddress, KeyRef, Notice, RecordName};
 
 /// Users that one question for key sets names.
 const USERS_PER_QUERY: usize = 200;
@@ -18,6 +18,15 @@ const USERS_PER_QUERY: usize = 200;
 /// A request for the client to carry out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outgoing {
+    /// `PUT /room_keys/keys` with these rooms; then [`Engine::backed_up`] or [`Engine::backup_refused`].
+    BackUpKeys {
+        /// The version of the backup.
+        version: String,
+        /// Sealed keys: `rooms` of the request.
+        rooms: Map<String, Value>,
+        /// Which keys these are.
+        keys: Vec<KeyRef>,
+    },
     /// `POST /keys/query` for these users; then [`Engine::receive_key_sets`].
     QueryKeys {
         /// Whose key sets.
@@ -77,6 +86,7 @@ impl Engine {
             event_type: queued.event_type.clone(),
             messages: queued.messages.clone(),
         }));
+        requests.extend(self.outgoing_backup(entropy)?);
         Ok(requests)
     }
 

@@ -50,6 +50,7 @@ pub(super) enum RecordName {
     Directory,
     Identity,
     Policies,
+    Recovery,
     Exchange,
 }
 
@@ -64,6 +65,7 @@ impl RecordName {
             Self::Exchange => "exchange".to_owned(),
             Self::Identity => "identity".to_owned(),
             Self::Policies => "policies".to_owned(),
+            Self::Recovery => "recovery".to_owned(),
         }
     }
 }
@@ -83,6 +85,7 @@ impl Engine {
                 RecordName::Exchange => Some(serde_json::to_vec(&self.exchange)),
                 RecordName::Identity => Some(serde_json::to_vec(&self.identity)),
                 RecordName::Policies => Some(serde_json::to_vec(&self.policies)),
+                RecordName::Recovery => Some(serde_json::to_vec(&self.recovery)),
             };
             if let Some(json) = json {
                 let json = json.map_err(|source| RecordError::Corrupt { name: name.text(), source })?;
@@ -120,6 +123,9 @@ impl Engine {
                 }
                 Some("policies") => {
                     engine.policies = serde_json::from_slice(&record.json).map_err(corrupt)?
+                }
+                Some("recovery") => {
+                    engine.recovery = serde_json::from_slice(&record.json).map_err(corrupt)?
                 }
                 _ => {}
             }

@@ -38,6 +38,9 @@ pub(super) struct KeyRecord {
     /// The KeyBoxes that were told why they do not get it.
     #[serde(default)]
     pub(super) withheld: Vec<(KeyBoxAddress, WithheldCode)>,
+    /// Whether it is in the backup that the recovery key opens, if this KeyBox adds to one.
+    #[serde(default)]
+    pub(super) backed_up: bool,
     /// The counter of the next message that this KeyBox seals with it.
     pub(super) next_counter: u64,
     /// What was opened with it: by user, by KeyBox.
@@ -67,6 +70,7 @@ impl KeyRecord {
             for_sending: false,
             holders: BTreeSet::from([own.clone()]),
             withheld: Vec::new(),
+            backed_up: false,
             next_counter: 0,
             seen: BTreeMap::new(),
         }

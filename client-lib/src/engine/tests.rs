@@ -6,6 +6,7 @@ mod exchange;
 mod identity;
 mod interchange;
 mod policy;
+mod recovery;
 mod refusals;
 mod rotation;
 mod suites;

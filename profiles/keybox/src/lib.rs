@@ -25,6 +25,7 @@ pub mod key_set;
 pub mod master_key;
 pub mod parallel;
 mod primitives;
+pub mod recovery;
 pub mod replay;
 pub mod resource_key;
 pub mod sealed_keys;

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Checks v1.json, v2.json and interchange.json with PyCA cryptography and nothing of the product's own code.
+"""Checks v1.json, v2.json, interchange.json and recovery.json with PyCA cryptography and nothing of the product's own code.
 
 For each suite's file: the key set and its hash, the resource key's id, the wrap, the MAC or tag, the signature, the plaintext, the
 origin and a key message; and that none of these holds any more when one value is altered. HPKE is computed here from
 RFC 9180, step by step against the file's intermediate values, and once more by the library itself if it has HPKE.
 For the interchange file: the derived key, the associated data, the plaintext, and that each id commits to its key.
+For the recovery key: its checksum, the keys derived from it, the backup's head, and the MAC and the opening of an entry.
 
     python3 check_cryptography.py [FILE...]
 
@@ -135,26 +136,36 @@ def labeled_expand(suite_id, prk, label, info, length):
 
 
 def check_wrap_v2(v, wrap, context, public):
-    """RFC 9180, OpenBase: section 4.1 (decapsulation), 5.1 (key schedule), 5.2 (decryption)."""
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(v["recipient_x25519_private_hex"]))
+    expect("public key of the recipient", private.public_key().public_bytes_raw(), unbase64(public[1]))
+    return open_base(v, private, context, wrap)
+
+
+def open_base(v, private, context, wrap):
+    """RFC 9180, OpenBase: section 4.1 (decapsulation), 5.1 (key schedule), 5.2 (decryption). Compares what `v` has of the steps."""
     own = private.public_key().public_bytes_raw()
-    expect("public key of the recipient", own, unbase64(public[1]))
     enc, ciphertext = wrap[:32], wrap[32:]
-    expect("enc", enc.hex(), v["hpke_enc_hex"])
+
+    def step(name, found):
+        if f"hpke_{name}_hex" in v:
+            expect(name, found.hex(), v[f"hpke_{name}_hex"])
+
+    step("enc", enc)
     dh = private.exchange(X25519PublicKey.from_public_bytes(enc))
-    expect("dh", dh.hex(), v["hpke_dh_hex"])
+    step("dh", dh)
     kem = b"KEM" + (0x0020).to_bytes(2, "big")
     eae_prk = labeled_extract(kem, b"", b"eae_prk", dh)
     shared = labeled_expand(kem, eae_prk, b"shared_secret", enc + own, 32)
-    expect("shared_secret", shared.hex(), v["hpke_shared_secret_hex"])
+    step("shared_secret", shared)
     suite = b"HPKE" + b"".join(n.to_bytes(2, "big") for n in (0x0020, 0x0001, 0x0002))
     schedule = b"\0" + labeled_extract(suite, b"", b"psk_id_hash", b"")
     schedule += labeled_extract(suite, b"", b"info_hash", context)
-    expect("key_schedule_context", schedule.hex(), v["hpke_key_schedule_context_hex"])
+    step("key_schedule_context", schedule)
     secret = labeled_extract(suite, shared, b"secret", b"")
     key = labeled_expand(suite, secret, b"key", schedule, 32)
     nonce = labeled_expand(suite, secret, b"base_nonce", schedule, 12)
-    expect("key and base_nonce", (key.hex(), nonce.hex()), (v["hpke_key_hex"], v["hpke_base_nonce_hex"]))
+    step("key", key)
+    step("base_nonce", nonce)
     try:
         opened = AESGCM(key).decrypt(nonce, ciphertext, b"")
     except InvalidTag:
@@ -212,10 +223,44 @@ def check_interchange(v, say=lambda text: None):
     say("interchange file: key, associated data, plaintext, ids")
 
 
+def check_recovery(v, say=lambda text: None):
+    both = bytes.fromhex(v["recovery_key"].replace(" ", ""))
+    secret, checksum = both[:32], both[32:]
+    expect("checksum", sha256(fields("com.trustner.keybox.recovery.check", secret))[:2], checksum)
+    private = derive(secret, "com.trustner.keybox.recovery.x25519")
+    expect("private key", private.hex(), v["x25519_private_hex"])
+    private = X25519PrivateKey.from_private_bytes(private)
+    public = private.public_key().public_bytes_raw()
+    expect("public key", public, unbase64(v["x25519_public"]))
+    mac_key = derive(secret, "com.trustner.keybox.recovery.mac_key")
+    expect("MAC key", mac_key.hex(), v["mac_key_hex"])
+    say("recovery key: checksum, derived keys")
+
+    user, room, key_id = v["user_id"], v["room_id"], v["key_id"]
+    head = json.loads(v["auth_data"])
+    expect("public key of the head", unbase64(head["public_key"]), public)
+    covered = fields("com.trustner.keybox.recovery.head", user, public)
+    expect("MAC of the head", hmac.new(mac_key, covered, "sha256").digest(), unbase64(head["mac"]))
+    info = fields("com.trustner.keybox.recovery.entry", user, room, key_id)
+    expect("info", info.hex(), v["info_hex"])
+    entry = json.loads(v["session_data"])
+    sealed = unbase64(entry["sealed"])
+    covered = fields("com.trustner.keybox.recovery.mac", user, room, key_id, sealed)
+    expect("MAC of the entry", hmac.new(mac_key, covered, "sha256").digest(), unbase64(entry["mac"]))
+    plaintext = open_base(v, private, info, sealed).decode()
+    expect("plaintext", plaintext, v["plaintext"])
+    opened = json.loads(plaintext)
+    expect("place of the entry", (opened["room_id"], opened["key_id"]), (room, key_id))
+    check_entry(opened)
+    say("backup: head, MAC, entry, its place and id")
+
+
 def check(v, say=lambda text: None):
     """Checks one file's values; raises Wrong at the first that does not hold."""
     if "passphrase" in v:
         return check_interchange(v, say)
+    if "recovery_key" in v:
+        return check_recovery(v, say)
     if v["suite"] not in SUITES:
         raise Wrong(f"unknown suite {v['suite']}")
     check_wrap, open_content = SUITES[v["suite"]]

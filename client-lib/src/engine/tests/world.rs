@@ -38,6 +38,9 @@ pub(super) struct World {
     /// KeyBoxes of earlier software: their key sets name suite v1 only.
     old: Vec<&'static str>,
     pub(super) now: u64,
+    /// Which version of a key backup the server takes keys for, and what is in it.
+    pub(super) backup_version: Option<String>,
+    pub(super) backup: BTreeMap<(String, String), Value>,
 }
 
 impl World {
@@ -58,6 +61,8 @@ impl World {
             hidden: Vec::new(),
             old: Vec::new(),
             now: 1_000_000,
+            backup_version: None,
+            backup: BTreeMap::new(),
         };
         let founder = user(names[0]);
         world.state(&founder, "m.room.create", "", json!({ "com.trustner.encryption_algorithm": suite }));
@@ -298,6 +303,20 @@ impl World {
                 devices.insert(name.to_owned(), device_keys.into());
                 self.device_keys_changed(&user(name));
                 self.boxes.get_mut(name).unwrap().engine.keys_uploaded();
+            }
+            Outgoing::BackUpKeys { version, rooms, keys } => {
+                let engine = &mut self.boxes.get_mut(name).unwrap().engine;
+                if Some(&version) == self.backup_version.as_ref() {
+                    engine.backed_up(&version, &keys);
+                    for (room_id, room) in rooms {
+                        let sessions = room["sessions"].as_object().unwrap().clone();
+                        self.backup
+                            .extend(sessions.into_iter().map(|(id, key)| ((room_id.clone(), id), key)));
+                    }
+                } else {
+                    let notice = engine.backup_refused("M_WRONG_ROOM_KEYS_VERSION");
+                    self.boxes.get_mut(name).unwrap().notices.push(notice);
+                }
             }
             Outgoing::UploadIdentity { objects } => {
                 let engine = &mut self.boxes.get_mut(name).unwrap().engine;

@@ -16,7 +16,7 @@ const HPKE_SUITE_ID: &[u8] = b"HPKE\x00\x20\x00\x01\x00\x02";
 const MODE_BASE: u8 = 0;
 
 /// `SealBase` of section 6.1 with an empty `aad`: `enc || ct`. The private key `ephemeral` is drawn for this message alone.
-pub(super) fn seal(
+pub(crate) fn seal(
     ephemeral: &[u8; 32],
     recipient: &[u8; 32],
     info: &[u8],
@@ -26,7 +26,7 @@ pub(super) fn seal(
 }
 
 /// `OpenBase` of section 6.1 with an empty `aad`, for `sealed` = `enc || ct`.
-pub(super) fn open(
+pub(crate) fn open(
     recipient: &PKeyRef<Private>,
     info: &[u8],
     sealed: &[u8],
