@@ -307,7 +307,7 @@ enum Command {
     Log {
         /// What the homeserver has noted of all your KeyBoxes, not what this one saw itself
         #[arg(long)]
-        server: bool,
+        homeserver: bool,
         /// Only resource keys of this room: its id or name
         #[arg(long)]
         room: Option<String>,
@@ -462,9 +462,9 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
         Command::Scan { image } => contacts::scan(client, output, image).await?,
         Command::Contacts => contacts::list(client, output).await?,
         Command::Accept { user_id } => contacts::accept(client, output, user_id).await?,
-        Command::Log { server, room, of, since } => {
+        Command::Log { homeserver, room, of, since } => {
             let wanted = log::Wanted { room: room.as_deref(), of: of.as_deref(), since: since.as_deref() };
-            log::show(client, output, *server, &wanted).await?;
+            log::show(client, output, *homeserver, &wanted).await?;
         }
         Command::Audit => log::audit(client, output).await?,
         Command::UpgradeSuite { room, leave_behind } => {
@@ -489,5 +489,41 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    /// clap does not notice: the global option would be read from what the command's own option holds, and panic.
+    #[test]
+    fn no_command_has_an_option_of_the_name_of_a_global_one() {
+        fn check(command: &clap::Command, globals: &[&clap::Id]) {
+            for sub in command.get_subcommands() {
+                for argument in sub.get_arguments() {
+                    assert!(
+                        !globals.contains(&argument.get_id()),
+                        "{} of {}",
+                        argument.get_id(),
+                        sub.get_name()
+                    );
+                }
+                check(sub, globals);
+            }
+        }
+        let command = Arguments::command();
+        let globals: Vec<_> = command
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(clap::Arg::get_id)
+            .collect();
+        assert!(!globals.is_empty());
+        check(&command, &globals);
+    }
+
+    #[test]
+    fn the_log_is_shown_from_either_side() {
+        for (arguments, of_homeserver) in
+            [(&["keybox", "log"][..], false), (&["keybox", "log", "--homeserver", "--json"], true)]
+        {
+            let parsed = Arguments::try_parse_from(arguments).unwrap();
+            assert!(matches!(parsed.command, Command::Log { homeserver, .. } if homeserver == of_homeserver));
+        }
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Wanted<'a> {
 pub(super) async fn show(
     client: &mut Client,
     output: &Output,
-    server: bool,
+    homeserver: bool,
     wanted: &Wanted<'_>,
 ) -> Result<(), Failure> {
     let room_id = match wanted.room {
@@ -27,7 +27,7 @@ pub(super) async fn show(
     let since = wanted.since.map(|text| time(text).ok_or_else(|| Failure::NotATime(text.to_owned())));
     let filter =
         LogFilter { after: 0, room_id, keybox_id: wanted.of.map(str::to_owned), since: since.transpose()? };
-    let entries = if server {
+    let entries = if homeserver {
         client.api().log(&filter).await?
     } else {
         let own = client.own_log().await?;
