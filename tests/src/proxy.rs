@@ -17,11 +17,20 @@ use crate::{TestCluster, http::Request};
 /// Changes the JSON of an answer; gets the path and query that were asked for.
 type Alter = Box<dyn FnMut(&str, &mut Value) + Send>;
 
+/// Changes the bytes of an answer that is not JSON; gets the path and query that were asked for.
+type AlterBytes = Box<dyn FnMut(&str, &mut Vec<u8>) + Send>;
+
+/// How answers are changed.
+struct Lies {
+    json: Alter,
+    bytes: AlterBytes,
+}
+
 /// A proxy before one replica, on an address of its own.
 pub struct Proxy {
     /// Its address: `http://HOST:PORT`.
     pub url: String,
-    alter: Arc<Mutex<Alter>>,
+    lies: Arc<Mutex<Lies>>,
 }
 
 impl Proxy {
@@ -32,8 +41,8 @@ impl Proxy {
     pub async fn start(cluster: &Arc<TestCluster>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let alter: Arc<Mutex<Alter>> = Arc::new(Mutex::new(Box::new(|_, _| {})));
-        let (cluster, altered) = (Arc::clone(cluster), Arc::clone(&alter));
+        let lies = Arc::new(Mutex::new(Lies { json: Box::new(|_, _| {}), bytes: Box::new(|_, _| {}) }));
+        let (cluster, altered) = (Arc::clone(cluster), Arc::clone(&lies));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (cluster, altered) = (Arc::clone(&cluster), Arc::clone(&altered));
@@ -44,18 +53,23 @@ impl Proxy {
                 });
             }
         });
-        Self { url, alter }
+        Self { url, lies }
     }
 
-    /// From now on answers are changed like this.
+    /// From now on answers in JSON are changed like this.
     pub fn alter(&self, alter: impl FnMut(&str, &mut Value) + Send + 'static) {
-        *self.alter.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(alter);
+        self.lies.lock().unwrap_or_else(PoisonError::into_inner).json = Box::new(alter);
+    }
+
+    /// From now on files are changed like this.
+    pub fn alter_bytes(&self, alter: impl FnMut(&str, &mut Vec<u8>) + Send + 'static) {
+        self.lies.lock().unwrap_or_else(PoisonError::into_inner).bytes = Box::new(alter);
     }
 }
 
 async fn pass_on(
     cluster: Arc<TestCluster>,
-    alter: Arc<Mutex<Alter>>,
+    lies: Arc<Mutex<Lies>>,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
@@ -68,12 +82,21 @@ async fn pass_on(
         passed = passed.bytes("application/json", body);
     }
     let answer = cluster.send_to(0, passed).await;
-    let mut value = answer.body;
-    alter.lock().unwrap_or_else(PoisonError::into_inner)(&path, &mut value);
+    let content_type = answer.header("content-type").to_owned();
+    let mut lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
+    let body = if content_type == "application/json" {
+        let mut value = answer.body;
+        (lies.json)(&path, &mut value);
+        value.to_string().into_bytes()
+    } else {
+        let mut bytes = answer.bytes.to_vec();
+        (lies.bytes)(&path, &mut bytes);
+        bytes
+    };
     let response = hyper::Response::builder()
         .status(answer.status)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(value.to_string())))
+        .header(header::CONTENT_TYPE, content_type)
+        .body(Full::new(Bytes::from(body)))
         .expect("a response");
     Ok(response)
 }

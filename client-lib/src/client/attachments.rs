@@ -4,6 +4,7 @@
 
 mod download;
 mod names;
+mod picture;
 mod upload;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use keystead_keybox::CryptoError;
 use keystead_keybox::attachment::{AttachmentError, DecryptorError, EncryptedFile};
 
 use super::{Client, ClientError};
+use crate::api::Api;
 use crate::engine::Message;
 
 /// How much of a file is worked on at once.
@@ -172,12 +174,16 @@ impl Client {
         let name = names::harmless(&name);
         let (file, size) = upload::upload(&self.api, path, progress).await?;
         let (message_type, media_type) = names::types_of(&name);
+        let mut info = json!({ "size": size, "mimetype": media_type });
+        if message_type == "m.image" {
+            describe_picture(&self.api, path, &mut info).await;
+        }
         let url = file.url.clone();
         let content = json!({
             "msgtype": message_type,
             "body": name,
             "filename": name,
-            "info": { "size": size, "mimetype": media_type },
+            "info": info,
             "file": file,
         });
         let event_id = self.send(room_id, "m.room.message", content).await?;
@@ -206,6 +212,28 @@ impl Client {
         };
         download::save(&self.api, &attachment, &output, progress).await
     }
+}
+
+/// Adds to the description of a picture what the picture itself tells, and uploads a small version, encrypted under a key of its own. What
+/// cannot be had is left out: the picture itself is at the homeserver already.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#mimage>
+async fn describe_picture(api: &Api, path: &Path, info: &mut Value) {
+    let path = path.to_owned();
+    let looking = tokio::task::spawn_blocking(move || picture::look_at(&path)).await;
+    let Some(picture) = looking.ok().flatten() else { return };
+    info["w"] = picture.width.into();
+    info["h"] = picture.height.into();
+    info["mimetype"] = picture.media_type.into();
+    let Some(thumbnail) = picture.thumbnail else { return };
+    let Ok(file) = upload::upload_small(api, &thumbnail.bytes).await else { return };
+    info["thumbnail_file"] = json!(file);
+    info["thumbnail_info"] = json!({
+        "w": thumbnail.width,
+        "h": thumbnail.height,
+        "mimetype": thumbnail.media_type,
+        "size": thumbnail.bytes.len(),
+    });
 }
 
 #[cfg(test)]

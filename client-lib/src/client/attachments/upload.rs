@@ -49,6 +49,15 @@ pub(super) async fn upload(
     }
 }
 
+/// Uploads the ciphertext of what is in memory, and returns its description.
+pub(super) async fn upload_small(api: &Api, bytes: &[u8]) -> Result<EncryptedFile, ClientError> {
+    let mut encryptor = Encryptor::new(&mut OpensslEntropy)?;
+    let ciphertext = Bytes::from(encryptor.update(bytes)?);
+    let length = ciphertext.len() as u64;
+    let url = api.upload(length, futures_util::stream::iter([Ok(ciphertext)])).await?;
+    Ok(encryptor.finish(url))
+}
+
 async fn size_of(path: &Path) -> Result<u64, FileError> {
     let metadata = tokio::fs::metadata(path).await.map_err(io(path))?;
     if metadata.is_file() {
