@@ -53,7 +53,8 @@ impl Person {
         command
     }
 
-    async fn try_run(&self, arguments: &[&str]) -> Output {
+    /// Runs `keybox` and gives all that came of it.
+    pub(crate) async fn try_run(&self, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         command.env("KEYBOX_PASSPHRASE", format!("the passphrase of {}", self.name));
         tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran")

@@ -14,16 +14,16 @@ use crate::{keybox::Person, keybox_permission::keybox};
 const BASE: &str = "/_matrix/client/unstable/com.trustner.keybox/v1";
 const PASSPHRASE: &str = "correct horse battery staple";
 
-fn key(name: &str, byte: u8) -> String {
+pub(crate) fn key(name: &str, byte: u8) -> String {
     format!("{name}:{}", base64(&[byte; 32]))
 }
 
-fn path(user: &User) -> String {
+pub(crate) fn path(user: &User) -> String {
     format!("{BASE}/keyboxes/{}/passphrase", encode(&user.device))
 }
 
 /// Logs in for the passphrase of that KeyBox, without a session.
-async fn retrieve(cluster: &TestCluster, user: &str, password: &str, keybox_id: &str) -> Response {
+pub(crate) async fn retrieve(cluster: &TestCluster, user: &str, password: &str, keybox_id: &str) -> Response {
     let body = json!({
         "type": "m.login.password", "identifier": { "type": "m.id.user", "user": user }, "password": password,
         "device_id": keybox_id, "com.trustner.keybox.passphrase": true, "com.trustner.keybox.inhibit_login": true,

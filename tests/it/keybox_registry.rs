@@ -12,7 +12,11 @@ use keystead_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::keybox_permission::{give, keybox, keybox_room, publish_keybox};
+use crate::{
+    keybox::{Person, field},
+    keybox_passphrases::{key, path as passphrase_path, retrieve},
+    keybox_permission::{give, keybox, keybox_room, publish_keybox},
+};
 
 const KEYBOXES: &str = "/_matrix/client/unstable/com.trustner.keybox/v1/keyboxes";
 
@@ -79,12 +83,13 @@ async fn the_list_tells_what_matters_of_each_keybox() {
 
 #[tokio::test]
 async fn of_a_revoked_keybox_nothing_remains_on_any_replica() {
-    let cluster = TestCluster::start().await;
+    let cluster = TestCluster::start_with(&[("KEYSTEAD_KEYBOX_MASTER_KEY", &key("one", 1))]).await;
     let (alice, bob) = (keybox(&cluster, "alice").await, keybox(&cluster, "bob").await);
     let lost = second_keybox(&cluster, "alice").await;
     let room = keybox_room(&bob, "shared").await;
     alice.join(&room).await;
     give(&bob, &room, &[(&alice, &lost.device)]).await.ok();
+    lost.put(&passphrase_path(&lost), json!({ "passphrase": "opens the private keys" })).await.ok();
     let before = alice.sync_once(None).await;
     for replica in 0..2 {
         lost.at(replica).get("/account/whoami").await.ok();
@@ -104,6 +109,9 @@ async fn of_a_revoked_keybox_nothing_remains_on_any_replica() {
         assert!(shown["device_keys"][&alice.id].get(&lost.device).is_none(), "{shown}");
         give(&bob.at(replica), &room, &[(&alice, &lost.device)]).await.ok();
     }
+    for _ in 0..2 {
+        retrieve(&cluster, "alice", PASSWORD, &lost.device).await.refused(404, "M_NOT_FOUND");
+    }
     assert_eq!(keyboxes(&alice).await.len(), 1);
     let news = alice.sync_once(before["next_batch"].as_str()).await;
     let changed = news["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
@@ -118,4 +126,40 @@ async fn of_a_revoked_keybox_nothing_remains_on_any_replica() {
     let answer = again.sync_once(None).await;
     let waiting = of_type(events(&answer["to_device"]), "com.trustner.keybox.resource_key");
     assert!(waiting.is_none(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_lost_keybox_is_named_and_revoked_on_the_command_line() {
+    let cluster = TestCluster::start().await;
+    let alice = Person::new(&cluster, "alice", "alice-home", 0);
+    let lost = Person::new(&cluster, "alice", "alice-lost-home", 1);
+    let third = Person::new(&cluster, "alice", "alice-third-home", 1);
+    let own_id = field(&alice.run(&["register"]).await, "keybox_id");
+    let lost_id = field(&lost.run(&["login"]).await, "keybox_id");
+    third.run(&["login"]).await;
+
+    let renamed = alice.run(&["rename", &lost_id, "left on the train"]).await;
+    assert_eq!(field(&renamed, "name"), "left on the train");
+    assert_eq!(alice.refused(&["rename", "NOSUCH", "x"]).await["status"], 7);
+    // Through the other replica, at once.
+    let list = third.run(&["keyboxes"]).await;
+    assert_eq!(list.len(), 3, "{list:?}");
+    let shown = list.iter().find(|listed| listed["keybox_id"] == lost_id.as_str()).expect("listed");
+    assert_eq!((&shown["name"], &shown["this_one"]), (&json!("left on the train"), &json!(false)));
+    assert!(
+        shown["created_ts"].as_u64() > Some(0) && shown["suites"].to_string().contains(suite::V1),
+        "{shown}"
+    );
+
+    assert_eq!(alice.refused(&["revoke", &own_id]).await["status"], 2);
+    assert_eq!(alice.refused(&["revoke", &lost_id, "--password", "wrong"]).await["status"], 3);
+    let revoked = alice.run(&["revoke", &lost_id]).await;
+    assert_eq!((field(&revoked, "keybox_id"), &revoked[0]["revoked"]), (lost_id.clone(), &json!(true)));
+    assert_eq!(lost.refused(&["rooms"]).await["status"], 3);
+    // The user's other KeyBoxes say so by themselves.
+    let told = third.try_run(&["rooms"]).await;
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.contains("own_key_box_gone") && told.contains(&lost_id), "{told}");
+    let list = third.run(&["keyboxes"]).await;
+    assert!(list.len() == 2 && list.iter().all(|listed| listed["keybox_id"] != lost_id.as_str()), "{list:?}");
 }

@@ -81,15 +81,19 @@ fn is_warning(notice: &Notice) -> bool {
         notice,
         Notice::ApprovalNeeded { .. }
             | Notice::BackupEnded { .. }
+            | Notice::ClosingRefused { .. }
             | Notice::GapLeft { .. }
             | Notice::IdentityChanged { .. }
             | Notice::Invited { .. }
+            | Notice::KeyBoxOutside { .. }
             | Notice::KeyMessageDropped { .. }
             | Notice::KeySetChanged { .. }
             | Notice::KeyUndeliverable { .. }
             | Notice::InvalidKeySet { .. }
             | Notice::MessageRefused { .. }
             | Notice::NewOwnKeyBox { .. }
+            | Notice::OwnKeyBoxGone { .. }
+            | Notice::RoomClosing { .. }
             | Notice::SuiteDowngrade { .. }
     )
 }

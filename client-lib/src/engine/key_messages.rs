@@ -260,6 +260,7 @@ impl Engine {
         }
         self.resource_keys.insert(key.clone(), record);
         self.key_changed(&key);
+        self.know_key(&key);
         notices.push(Notice::KeyReceived { key: key.clone(), keybox: sender.clone() });
         self.stop_wanting(&key, entropy)?;
         self.adopt(&key);

@@ -173,6 +173,11 @@ pub enum Notice {
         /// Which.
         keybox: KeyBoxAddress,
     },
+    /// A KeyBox of the account is no longer on the server: a person should know whether that is their own doing.
+    OwnKeyBoxGone {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
     /// A room was closed or opened, or one more KeyBox was let into a closed one.
     RoomClosing {
         /// The room.
@@ -248,6 +253,9 @@ impl std::fmt::Display for Notice {
             }
             Self::KeyWithheld { key, keybox, code } => {
                 write!(f, "{keybox} will not send the resource key {} ({code:?})", key.key_id)
+            }
+            Self::OwnKeyBoxGone { keybox } => {
+                write!(f, "your KeyBox {} was revoked or logged out", keybox.keybox_id)
             }
             Self::KeyBoxGone { keybox } => write!(f, "the KeyBox {keybox} is gone"),
             Self::KeyMessageDropped { sender, event_type, reason } => {

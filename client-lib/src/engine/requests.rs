@@ -307,11 +307,10 @@ impl Engine {
         let same_user = |holder: &KeyBoxAddress| holder.user_id == sender.user_id;
         let had_it = record.holders.iter().any(same_user);
         let is_current = record.for_sending && record.epoch == room.epoch;
-        if had_it || is_current || room.lets_read(&sender.user_id, record.origin.created_at) {
-            Ok(())
-        } else {
-            Err(WithheldCode::Unauthorised)
-        }
+        let origin = &record.origin;
+        let made_here = origin.user_id == self.own.user_id && origin.keybox_id == self.own.keybox_id;
+        let lets_read = || room.lets_read(&sender.user_id, &key.key_id, origin.created_at, made_here);
+        if had_it || is_current || lets_read() { Ok(()) } else { Err(WithheldCode::Unauthorised) }
     }
 }
 

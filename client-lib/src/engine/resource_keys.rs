@@ -148,6 +148,14 @@ impl Engine {
         }
     }
 
+    /// Notes in the key's room that it is known of from now on.
+    pub(super) fn know_key(&mut self, key: &KeyRef) {
+        if let Some(room) = self.rooms.get_mut(&key.room_id) {
+            room.know_key(&key.key_id);
+            self.changed.insert(RecordName::Room(key.room_id.clone()));
+        }
+    }
+
     pub(super) fn key_changed(&mut self, key: &KeyRef) {
         self.changed.insert(RecordName::Key(key.clone()));
     }

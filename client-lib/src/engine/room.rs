@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use keystead_keybox::envelope::Envelope;
+use keystead_keybox::resource_key::ResourceKeyId;
 use keystead_keybox::{closing, suite};
 
 use super::Message;
 use super::closing::RoomClosing;
+use super::decrypt::is_envelope;
 use crate::events::RoomEvent;
 
 const DEFAULT_ROTATION_MESSAGES: u64 = 100;
@@ -33,11 +36,20 @@ pub enum Membership {
     Leave,
 }
 
-/// Since when a user may be in the know, by the server's clock. <https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility>
+/// A point in a room's life.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Moment {
+    /// By the server's clock.
+    at: u64,
+    /// How many of the room's events this KeyBox had seen by then.
+    order: u64,
+}
+
+/// Since when a user may be in the know. <https://spec.matrix.org/v1.19/client-server-api/#mroomhistory_visibility>
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Access {
-    invited_at: Option<u64>,
-    joined_at: Option<u64>,
+    invited: Option<Moment>,
+    joined: Option<Moment>,
 }
 
 /// A room as this KeyBox sees it.
@@ -69,7 +81,13 @@ pub struct Room {
     created_at: u64,
     /// Since when `history_visibility` has let new members read back, if it does.
     #[serde(default)]
-    shared_since: Option<u64>,
+    shared_since: Option<Moment>,
+    /// How many of its events this KeyBox has seen.
+    #[serde(default)]
+    order: u64,
+    /// When each resource key, by its id, was first known of: it came, or a message was sealed with it.
+    #[serde(default)]
+    first_known: BTreeMap<String, u64>,
     /// What closes it.
     #[serde(default)]
     pub(super) closing: RoomClosing,
@@ -100,7 +118,9 @@ impl Room {
             rotation_period_ms: DEFAULT_ROTATION_MS,
             access: BTreeMap::new(),
             created_at: 0,
-            shared_since: Some(0),
+            shared_since: Some(Moment::default()),
+            order: 0,
+            first_known: BTreeMap::new(),
             closing: RoomClosing::default(),
             epoch: 0,
             last_departure_at: 0,
@@ -128,13 +148,44 @@ impl Room {
     /// Whether a member may read what a resource key made at `created_at` opens, by the room's history visibility:
     /// where it lets members read back, what was sent since it does; else what was sent since the member's own invitation
     /// (`invited`) or joining (`joined`, and whatever is not known).
-    pub(super) fn lets_read(&self, user_id: &str, created_at: u64) -> bool {
+    ///
+    /// A key that was known of before then is older, whatever its maker's clock said; one that was made here afterwards is not. Only
+    /// where the order of events does not tell, the maker's clock does.
+    pub(super) fn lets_read(
+        &self,
+        user_id: &str,
+        key_id: &ResourceKeyId,
+        created_at: u64,
+        made_here: bool,
+    ) -> bool {
         let of_member = self.access.get(user_id).and_then(|access| match self.history_visibility.as_str() {
-            "invited" => access.invited_at.or(access.joined_at),
-            _ => access.joined_at,
+            "invited" => access.invited.or(access.joined),
+            _ => access.joined,
         });
-        let since = [of_member, self.shared_since].into_iter().flatten().min();
-        since.is_some_and(|since| created_at >= since)
+        let known = self.first_known.get(key_id.as_str()).copied();
+        let is_since = |since: Moment| match known {
+            Some(known) if known < since.order => false,
+            Some(_) if made_here => true,
+            _ => created_at >= since.at,
+        };
+        [of_member, self.shared_since].into_iter().flatten().any(is_since)
+    }
+
+    /// Notes that a resource key has come, or was made.
+    pub(super) fn know_key(&mut self, key_id: &ResourceKeyId) {
+        if self.first_known.len() < MAX_KEPT || self.first_known.contains_key(key_id.as_str()) {
+            self.first_known.entry(key_id.as_str().to_owned()).or_insert(self.order);
+        }
+    }
+
+    /// Counts an event in, in the order of the room; notes the resource key of a message.
+    pub(super) fn count(&mut self, event: &RoomEvent) {
+        self.order = self.order.saturating_add(1);
+        if is_envelope(event)
+            && let Ok(envelope) = Envelope::deserialize(&event.content)
+        {
+            self.know_key(&envelope.key_id);
+        }
     }
 
     /// The users whose KeyBoxes are given resource keys: joined ones, and invited ones where they may read already.
@@ -223,17 +274,18 @@ impl Room {
         }
         visibility.clone_into(&mut self.history_visibility);
         let from_beginning = at <= self.created_at.saturating_add(BEGINNING_MS);
-        let since = if from_beginning { 0 } else { at };
+        let since = if from_beginning { Moment::default() } else { Moment { at, order: self.order } };
         // Reading back reaches to when it was last allowed, not to what was sent while it was not.
         let shared = self.history_is_shared();
         self.shared_since = shared.then(|| self.shared_since.unwrap_or(since));
     }
 
     fn note_access(&mut self, user_id: &str, membership: Membership, at: u64) {
+        let now = Moment { at, order: self.order };
         let access = self.access.entry(user_id.to_owned()).or_default();
         match membership {
-            Membership::Join => access.joined_at = Some(access.joined_at.unwrap_or(at)),
-            Membership::Invite => *access = Access { invited_at: Some(at), joined_at: None },
+            Membership::Join => access.joined = Some(access.joined.unwrap_or(now)),
+            Membership::Invite => *access = Access { invited: Some(now), joined: None },
             Membership::Ban | Membership::Knock | Membership::Leave => {
                 self.access.remove(user_id);
             }

@@ -288,6 +288,7 @@ impl Engine {
         self.resource_keys.insert(key.clone(), record);
         self.open.insert(key.clone(), open);
         self.key_changed(&key);
+        self.know_key(&key);
         Ok(key)
     }
 

@@ -46,7 +46,7 @@ impl Engine {
             self.apply_state(
                 room_id,
                 Membership::Invite,
-                &invited.invite_state.events,
+                invited.invite_state.events.iter(),
                 now,
                 &mut received.notices,
             );
@@ -144,6 +144,9 @@ impl Engine {
                 }
             }
             notices.extend(update.notices.into_iter().map(|notice| match notice {
+                Notice::KeyBoxGone { keybox } if keybox.user_id == self.own.user_id => {
+                    Notice::OwnKeyBoxGone { keybox }
+                }
                 Notice::NewKeyBox { keybox } if looked_before && keybox.user_id == self.own.user_id => {
                     Notice::NewOwnKeyBox { keybox }
                 }
@@ -185,25 +188,25 @@ impl Engine {
                 Gap { room_id: room_id.to_owned(), from: from.clone(), until: room.newest_event.clone() };
             received.gaps.push(gap);
         }
-        let state = update.state.events.iter().chain(&update.timeline.events);
-        let state: Vec<_> = state.filter(|event| event.state_key.is_some()).cloned().collect();
-        self.apply_state(room_id, membership, &state, now, &mut received.notices);
+        let events = update.state.events.iter().chain(&update.timeline.events);
+        self.apply_state(room_id, membership, events, now, &mut received.notices);
         if let (Some(room), Some(newest)) = (self.rooms.get_mut(room_id), update.timeline.events.last()) {
             room.newest_event = Some(newest.event_id.clone());
         }
     }
 
-    fn apply_state(
+    fn apply_state<'a>(
         &mut self,
         room_id: &str,
         membership: Membership,
-        events: &[RoomEvent],
+        events: impl Iterator<Item = &'a RoomEvent>,
         now: u64,
         notices: &mut Vec<Notice>,
     ) {
         let room = self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::new(room_id, membership));
         let suite_before = room.suite.clone();
         for event in events {
+            room.count(event);
             if room.apply_state(event, &self.own.user_id) {
                 notices.push(Notice::SuiteDowngrade { room_id: room_id.to_owned() });
             }

@@ -95,6 +95,26 @@ fn where_members_do_not_read_back_a_newcomer_takes_a_new_key() {
 }
 
 #[test]
+fn a_makers_clock_that_is_ahead_opens_nothing_older() {
+    let mut world = World::new(&["A1", "B1"]);
+    visibility(&mut world, "joined");
+    let now = world.now;
+    world.now += 10 * 60 * 60 * 1000;
+    world.post("A1", "before C came");
+    world.events.last_mut().unwrap().origin_server_ts = now;
+    world.now = now + 1_000;
+    world.settle();
+    assert_eq!(world.texts("B1"), ["before C came"]);
+    world.membership(&user("C1"), "join");
+    world.add("C1");
+    for _ in 0..3 {
+        world.now += 60_000;
+        world.settle();
+    }
+    assert!(world.texts("C1").is_empty(), "the order of the events decides");
+}
+
+#[test]
 fn who_was_invited_before_having_a_keybox_reads_from_the_invitation_on() {
     let mut world = World::new(&["A1", "B1"]);
     visibility(&mut world, "invited");
