@@ -137,6 +137,8 @@ async fn a_lost_keybox_is_named_and_revoked_on_the_command_line() {
     let own_id = field(&alice.run(&["register"]).await, "keybox_id");
     let lost_id = field(&lost.run(&["login"]).await, "keybox_id");
     third.run(&["login"]).await;
+    // From its first sync on it hears of changes.
+    third.run(&["rooms"]).await;
 
     let renamed = alice.run(&["rename", &lost_id, "left on the train"]).await;
     assert_eq!(field(&renamed, "name"), "left on the train");
