@@ -280,6 +280,40 @@ async fn an_event_is_canonical_json_or_refused() {
     still_works(&alice).await;
 }
 
+/// Parsers stop at a depth of 128: what goes into answers to others must leave room for what is around it there.
+#[tokio::test]
+async fn what_others_could_not_read_is_not_taken() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let (user, device) = (&alice.id, &alice.device);
+    let bodies = |depth: usize| {
+        let nested = "[".repeat(depth) + &"]".repeat(depth);
+        let keys = format!(
+            r#"{{"user_id":"{user}","device_id":"{device}","algorithms":[],"keys":{{}},"signatures":{{}},"x":{nested}}}"#
+        );
+        [
+            (Method::POST, "/keys/upload".to_owned(), format!(r#"{{"device_keys":{keys}}}"#)),
+            (
+                Method::PUT,
+                format!("/profile/{}/org.example.deep", encode(user)),
+                format!(r#"{{"org.example.deep":{nested}}}"#),
+            ),
+        ]
+        .map(|(method, path, body)| {
+            Request::new(method, format!("/_matrix/client/v3{path}")).bytes("application/json", body)
+        })
+    };
+    for request in bodies(120) {
+        alice.send(request).await.refused(400, "M_BAD_JSON");
+    }
+    for request in bodies(90) {
+        alice.send(request).await.ok();
+    }
+    let query = json!({ "device_keys": { user.clone(): [] } });
+    let answer = bob.post("/keys/query", query).await.ok();
+    assert!(answer["device_keys"][user][device]["x"].is_array(), "{answer}");
+}
+
 /// Raw bytes on a connection, and what comes back before it closes.
 fn raw(url: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(url.trim_start_matches("http://")).expect("connected");

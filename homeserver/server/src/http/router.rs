@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, 
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
+use keystead_core::json::{JsonRefusal, is_too_deep};
 use percent_encoding::percent_decode_str;
 use ruma::{
     UserId,
@@ -136,6 +137,7 @@ impl OwnRequest {
     ///
     /// 400 `M_NOT_JSON` or `M_BAD_JSON`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        check_depth(&self.body)?;
         serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_data() {
                 ApiError::bad_json(error.to_string())
@@ -349,6 +351,7 @@ impl Call {
     fn read<Req: IncomingRequest>(self) -> Result<Req, ApiError> {
         let args: Vec<&str> = self.path_args.iter().map(String::as_str).collect();
         let (parts, body) = self.request.into_parts();
+        check_depth(&body)?;
         let body = if asks_without_body(&parts, &body) { b"{}" } else { body.as_ref() };
         Ok(Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?)
     }
@@ -417,6 +420,12 @@ where
             (self.handler)(ctx, call.read()?, Streaming { method, headers, body }).await?.into_response()
         })
     }
+}
+
+/// Refuses what the server could read and store, but others could not read once it stands in an answer to them: device keys,
+/// fields of a profile.
+fn check_depth(body: &[u8]) -> Result<(), ApiError> {
+    if is_too_deep(body) { Err(ApiError::bad_json(JsonRefusal::TooDeep.to_string())) } else { Ok(()) }
 }
 
 /// Whether a client leaves out a body that could only have been an empty object: some do so where all fields are optional,
