@@ -12,6 +12,7 @@ use crate::{
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
+    api::ToDeviceWriter,
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
@@ -21,7 +22,7 @@ use crate::{
     rate_limits::RateLimits,
     rooms::Writer,
     streams::{Fence, Listener, Tail},
-    sync::{DeviceCaches, ReaderCaches},
+    sync::{Acknowledgements, DeviceCaches, ReaderCaches},
     telemetry::metrics::Metrics,
     url_preview::UrlPreviews,
 };
@@ -59,6 +60,10 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// Appends events to rooms.
     pub writer: Writer,
+    /// Stores messages to devices.
+    pub to_device: ToDeviceWriter,
+    /// Deletes the messages to devices that were received.
+    pub acknowledgements: Acknowledgements,
     /// What is known of devices for syncs.
     pub devices: Arc<DeviceCaches>,
     /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
@@ -139,9 +144,11 @@ impl App {
             clock,
             entropy,
             metrics,
-            store,
             signer,
             media,
+            acknowledgements: Acknowledgements::start(store.clone()),
+            to_device: ToDeviceWriter::start(Arc::clone(&tail)),
+            store,
             tail,
             writer,
             devices,

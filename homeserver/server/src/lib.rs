@@ -10,6 +10,7 @@ pub mod config;
 pub mod context;
 pub mod demo;
 pub mod entropy;
+pub mod group_commit;
 pub mod housekeeping;
 pub mod http;
 pub mod jobs;

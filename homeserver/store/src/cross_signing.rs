@@ -8,10 +8,7 @@ use keystead_core::keys::KeySignature;
 use ruma::{OwnedUserId, UserId, encryption::KeyUsage};
 use sea_orm::Value;
 
-use crate::{Error, ReadTx, WriteTx, rooms::placeholders, streams};
-
-/// How many users one statement asks for.
-const USERS_A_STATEMENT: usize = 1_000;
+use crate::{Error, ReadTx, WriteTx, streams};
 
 /// A user's cross-signing key.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,12 +38,12 @@ pub struct SignedKey {
 /// The database's own, or a row that cannot be read.
 pub async fn keys_of(tx: &ReadTx, user_ids: &[&UserId]) -> Result<Vec<CrossSigningKey>, Error> {
     let mut keys = Vec::new();
-    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, key_usage, public_key, json FROM cross_signing_keys WHERE user_id IN ({})",
-            placeholders(1, chunk.len())
+            "SELECT user_id, key_usage, public_key, json FROM cross_signing_keys WHERE user_id IN ({users})"
         );
-        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+        for row in tx.query(&sql, values).await? {
             let usage: String = row.try_get("", "key_usage")?;
             keys.push(CrossSigningKey {
                 user_id: streams::user_id(&row, "cross_signing_keys", "user_id")?,
@@ -124,14 +121,14 @@ pub async fn visible_signatures(
     viewer: &UserId,
 ) -> Result<BTreeMap<SignedKey, Vec<KeySignature>>, Error> {
     let mut signatures: BTreeMap<SignedKey, Vec<KeySignature>> = BTreeMap::new();
-    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(2, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
             "SELECT user_id, key_id, signer_id, signer_key_id, signature FROM key_signatures \
-             WHERE user_id IN ({}) AND signer_id IN (user_id, $1)",
-            placeholders(2, chunk.len())
+             WHERE user_id IN ({users}) AND signer_id IN (user_id, $1)"
         );
-        let values = std::iter::once(viewer).chain(chunk.iter().copied()).map(|id| Value::from(id.as_str()));
-        for row in tx.query(&sql, values).await? {
+        let viewer = std::iter::once(Value::from(viewer.as_str()));
+        for row in tx.query(&sql, viewer.chain(values)).await? {
             let signed = SignedKey {
                 user_id: streams::user_id(&row, "key_signatures", "user_id")?,
                 key_id: row.try_get("", "key_id")?,

@@ -7,13 +7,9 @@ use sea_orm::{QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx, keys, pushers,
-    rooms::placeholders,
     streams::{self, UserChange, milliseconds},
     to_device,
 };
-
-/// How many users one statement asks for.
-const USERS_A_STATEMENT: usize = 1_000;
 
 /// A device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,12 +59,12 @@ pub async fn ids_of_users(
     user_ids: &[&UserId],
 ) -> Result<BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>, Error> {
     let mut devices: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>> = BTreeMap::new();
-    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, device_id FROM devices WHERE user_id IN ({}) ORDER BY user_id, device_id",
-            placeholders(1, chunk.len())
+            "SELECT user_id, device_id FROM devices WHERE user_id IN ({users}) ORDER BY user_id, device_id"
         );
-        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+        for row in tx.query(&sql, values).await? {
             let device_id: String = row.try_get("", "device_id")?;
             let user_id = streams::user_id(&row, "devices", "user_id")?;
             devices.entry(user_id).or_default().push(device_id.as_str().into());

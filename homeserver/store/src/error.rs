@@ -45,6 +45,11 @@ impl Error {
         matches!(self, Self::Retryable(_))
     }
 
+    /// Whether the database refused what was to be written, rather than being away.
+    pub fn is_about_data(&self) -> bool {
+        !matches!(self, Self::Unavailable(_) | Self::Retryable(_) | Self::Setup(_))
+    }
+
     /// Whether a unique constraint stood against the write.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict(_))

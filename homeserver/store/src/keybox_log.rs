@@ -9,10 +9,7 @@ use keystead_core::keybox::audit_log::{Head, LogEvent};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
 use sea_orm::{QueryResult, Value};
 
-use crate::{Error, ReadTx, WriteTx, rooms::placeholders};
-
-/// How many users one statement asks for.
-const USERS_A_STATEMENT: usize = 1_000;
+use crate::{Error, ReadTx, WriteTx};
 
 /// Something to be written into a user's log.
 #[derive(Clone, Debug)]
@@ -154,12 +151,10 @@ async fn heads<'a>(
     let mut heads: BTreeMap<OwnedUserId, Head> =
         user_ids.into_iter().map(|user_id| (user_id.to_owned(), Head::default())).collect();
     let users: Vec<OwnedUserId> = heads.keys().cloned().collect();
-    for chunk in users.chunks(USERS_A_STATEMENT) {
-        let sql = format!(
-            "SELECT user_id, seq, hash, ts FROM keybox_log_heads WHERE user_id IN ({})",
-            placeholders(1, chunk.len())
-        );
-        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+    for chunk in users.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!("SELECT user_id, seq, hash, ts FROM keybox_log_heads WHERE user_id IN ({users})");
+        for row in tx.query(&sql, values).await? {
             let user_id = crate::streams::user_id(&row, "keybox_log_heads", "user_id")?;
             let (seq, ts): (i64, i64) = (row.try_get("", "seq")?, row.try_get("", "ts")?);
             let unsigned = |value: i64| value.try_into().unwrap_or_default();

@@ -8,7 +8,6 @@ mod one_time;
 use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
-use sea_orm::Value;
 
 pub(crate) use self::device_lists::hold_memberships;
 pub use self::{
@@ -21,10 +20,7 @@ pub use self::{
         one_time_keys, put_fallback_keys, unused_fallback_keys,
     },
 };
-use crate::{Error, ReadTx, WriteTx, rooms::placeholders, streams};
-
-/// How many users one statement asks for.
-const USERS_A_STATEMENT: usize = 1_000;
+use crate::{Error, ReadTx, WriteTx, streams};
 
 /// The identity keys of a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,14 +63,14 @@ pub async fn query(
 ) -> Result<Vec<DeviceKeys>, Error> {
     let mut found = Vec::new();
     let users: Vec<&OwnedUserId> = wanted.keys().collect();
-    for chunk in users.chunks(USERS_A_STATEMENT) {
+    for chunk in users.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
             "SELECT k.user_id, k.device_id, k.json, d.display_name FROM device_keys k \
              LEFT JOIN devices d ON d.user_id = k.user_id AND d.device_id = k.device_id \
-             WHERE k.user_id IN ({})",
-            placeholders(1, chunk.len())
+             WHERE k.user_id IN ({users})"
         );
-        for row in tx.query(&sql, chunk.iter().map(|user_id| Value::from(user_id.as_str()))).await? {
+        for row in tx.query(&sql, values).await? {
             let device_id: String = row.try_get("", "device_id")?;
             let keys = DeviceKeys {
                 user_id: streams::user_id(&row, "device_keys", "user_id")?,

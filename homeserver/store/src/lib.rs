@@ -40,6 +40,7 @@ pub mod registration;
 pub mod room_aliases;
 pub mod room_directory;
 pub mod rooms;
+mod rows;
 pub mod sessions;
 pub mod settings;
 mod stats;

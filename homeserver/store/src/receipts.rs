@@ -5,12 +5,10 @@
 use keystead_core::shard::Shard;
 use ruma::{RoomId, UserId};
 
-use crate::{Error, ReadTx, WriteTx, rooms, streams, streams::Receipt};
+use crate::{Error, ReadTx, WriteTx, streams, streams::Receipt};
 
 /// The receipt type that only its reader sees.
 const PRIVATE: &str = "m.read.private";
-/// How many rooms' receipts one statement reads.
-const ROOMS_A_STATEMENT: usize = 200;
 
 /// The shard that a receipt belongs to.
 pub fn shard_of(tx: &ReadTx, receipt: &Receipt) -> Shard {
@@ -72,16 +70,15 @@ pub async fn in_rooms(
     upto: i64,
 ) -> Result<Vec<Receipt>, Error> {
     let mut receipts = Vec::new();
-    for chunk in room_ids.chunks(ROOMS_A_STATEMENT) {
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (rooms, values) = tx.list(4, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id IN ({}) \
+            "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id IN ({rooms}) \
              AND ((receipt_type <> '{PRIVATE}' AND position > $1 AND position <= $2) \
-             OR (receipt_type = '{PRIVATE}' AND user_id = $3))",
-            rooms::placeholders(4, chunk.len())
+             OR (receipt_type = '{PRIVATE}' AND user_id = $3))"
         );
-        let values = [after.into(), upto.into(), reader.as_str().into()];
-        let values = values.into_iter().chain(chunk.iter().map(|room_id| room_id.as_str().into()));
-        for row in tx.query(&sql, values).await? {
+        let bounds = [after.into(), upto.into(), reader.as_str().into()];
+        for row in tx.query(&sql, bounds.into_iter().chain(values)).await? {
             receipts.push(streams::receipt(&row)?);
         }
     }

@@ -8,11 +8,7 @@ use keystead_core::room::RoomEvent;
 use ruma::{OwnedRoomId, RoomId};
 use sea_orm::Value;
 
-use crate::{
-    Error, ReadTx, WriteTx,
-    rooms::{StoredEvent, placeholders},
-    streams,
-};
+use crate::{Error, ReadTx, WriteTx, rooms::StoredEvent, streams};
 
 /// A listed room: where it stands in the list, and what is told about it.
 #[derive(Clone, Debug)]
@@ -122,14 +118,14 @@ async fn describe(tx: &ReadTx, rooms: &[ListedRoom]) -> Result<BTreeMap<OwnedRoo
     if rooms.is_empty() {
         return Ok(states);
     }
+    let (wanted, values) = tx.list(1, rooms.iter().map(|room| room.room_id.as_str()));
     let sql = format!(
         "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id FROM room_state s \
          JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
          WHERE s.replaced_at IS NULL AND s.state_key = '' AND s.event_type IN ({DESCRIBING}) \
-         AND s.room_id IN ({})",
-        placeholders(1, rooms.len())
+         AND s.room_id IN ({wanted})"
     );
-    for row in tx.query(&sql, rooms.iter().map(|room| Value::from(room.room_id.as_str()))).await? {
+    for row in tx.query(&sql, values).await? {
         let event = StoredEvent::from_row(&row)?.into_room_event()?;
         states.entry(event.pdu.room_id.clone()).or_default().push(event);
     }

@@ -13,7 +13,6 @@ use sea_orm::{QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
-    rooms::placeholders,
     streams::{self, ToDeviceMessage},
 };
 
@@ -21,71 +20,66 @@ use crate::{
 pub const MAX_PENDING: u64 = 10_000;
 /// How many of these may be of one sender, who then cannot keep others' out. A user's own devices are not counted so.
 pub const MAX_PENDING_FROM_ONE: u64 = 1_000;
-/// How many devices one statement counts.
-const DEVICES_A_STATEMENT: usize = 5_000;
 
-/// Whether a message was stored.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Appended {
-    /// How many messages were stored.
-    pub stored: usize,
-    /// How many were not, because [`MAX_PENDING`] others wait for their devices.
-    pub dropped: usize,
+/// A device that a sender has something for.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Inbox {
+    /// The sender.
+    pub sender: OwnedUserId,
+    /// The recipient.
+    pub user_id: OwnedUserId,
+    /// The recipient's device.
+    pub device_id: OwnedDeviceId,
 }
 
-/// Those of `devices` for which so many messages wait that no more are taken from `sender`. To be asked before the shards are locked.
+/// Those of `inboxes` in which so many messages wait that no more are taken from their sender. To be asked before the
+/// shards are locked.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn full_devices(
-    tx: &ReadTx,
-    sender: &UserId,
-    devices: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
-) -> Result<BTreeSet<(OwnedUserId, OwnedDeviceId)>, Error> {
-    let devices: Vec<_> = devices.iter().collect();
+pub async fn full_inboxes(tx: &ReadTx, inboxes: &BTreeSet<Inbox>) -> Result<BTreeSet<Inbox>, Error> {
+    let inboxes: Vec<_> = inboxes.iter().collect();
     let mut full = BTreeSet::new();
-    for chunk in devices.chunks(DEVICES_A_STATEMENT) {
-        let pairs = (0..chunk.len())
-            .map(|index| format!("({})", placeholders(index * 2 + 1, 2)))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let sender_parameter = chunk.len() * 2 + 1;
+    for chunk in inboxes.chunks(tx.rows_a_statement(3)) {
+        let wanted = chunk.iter().map(|inbox| {
+            let names = [inbox.sender.as_str(), inbox.user_id.as_str(), inbox.device_id.as_str()];
+            names.map(Value::from).to_vec()
+        });
+        let (wanted, values) = tx.rows(1, wanted.collect());
         let sql = format!(
-            "WITH wanted (user_id, device_id) AS (VALUES {pairs}) \
-             SELECT t.user_id, t.device_id FROM wanted w \
+            "WITH wanted (sender, user_id, device_id) AS ({wanted}) \
+             SELECT w.sender, w.user_id, w.device_id FROM wanted w \
              JOIN to_device t ON t.user_id = w.user_id AND t.device_id = w.device_id \
-             GROUP BY t.user_id, t.device_id HAVING COUNT(*) >= {MAX_PENDING} OR (t.user_id <> ${sender_parameter} \
-             AND SUM(CASE WHEN t.sender = ${sender_parameter} THEN 1 ELSE 0 END) >= {MAX_PENDING_FROM_ONE})"
+             GROUP BY w.sender, w.user_id, w.device_id HAVING COUNT(*) >= {MAX_PENDING} OR \
+             (w.user_id <> w.sender \
+             AND SUM(CASE WHEN t.sender = w.sender THEN 1 ELSE 0 END) >= {MAX_PENDING_FROM_ONE})"
         );
-        let values =
-            chunk.iter().flat_map(|(user, device)| [Value::from(user.as_str()), device.as_str().into()]);
-        let values = values.chain([sender.as_str().into()]);
         for row in tx.query(&sql, values).await? {
-            full.insert((streams::user_id(&row, "to_device", "user_id")?, device_id(&row)?));
+            full.insert(Inbox {
+                sender: streams::user_id(&row, "to_device", "sender")?,
+                user_id: streams::user_id(&row, "to_device", "user_id")?,
+                device_id: device_id(&row)?,
+            });
         }
     }
     Ok(full)
 }
 
-/// Stores messages, each at the next position of its recipient's shard; the shards of all recipients are locked.
-/// Messages to the devices of `full` ([`full_devices`]) are dropped.
+/// Stores messages, each at the next position of its recipient's shard; the shards of all recipients are locked. Returns
+/// their positions.
 ///
 /// # Errors
 /// A shard is not locked; the database's own.
-pub async fn append(
-    tx: &WriteTx,
-    messages: &[ToDeviceMessage],
-    full: &BTreeSet<(OwnedUserId, OwnedDeviceId)>,
-) -> Result<Appended, Error> {
+pub async fn append(tx: &WriteTx, messages: &[ToDeviceMessage]) -> Result<Vec<i64>, Error> {
+    let mut positions = Vec::with_capacity(messages.len());
     let mut rows = Vec::with_capacity(messages.len());
     for message in messages {
-        if !full.is_empty() && full.contains(&(message.user_id.clone(), message.device_id.clone())) {
-            continue;
-        }
         let shard = tx.shards().of_user(&message.user_id);
+        let position = tx.next_position(shard)?;
+        positions.push(position);
         rows.push(vec![
             shard.into(),
-            tx.next_position(shard)?.into(),
+            position.into(),
             message.user_id.as_str().into(),
             message.device_id.as_str().into(),
             message.sender.as_str().into(),
@@ -93,10 +87,9 @@ pub async fn append(
             message.content.as_str().into(),
         ]);
     }
-    let appended = Appended { stored: rows.len(), dropped: messages.len() - rows.len() };
     let columns = ["shard", "position", "user_id", "device_id", "sender", "message_type", "content"];
     tx.insert_rows("to_device", &columns, rows, "").await?;
-    Ok(appended)
+    Ok(positions)
 }
 
 /// The messages to a device after one position of its user's shard and up to another, oldest first, at most `limit`, with
@@ -121,21 +114,29 @@ pub async fn pending(
     rows.iter().map(|row| Ok((row.try_get("", "position")?, streams::to_device(row)?))).collect()
 }
 
-/// Deletes the messages to a device up to a position that the device has acknowledged. Returns how many.
+/// Deletes the messages that devices have acknowledged: of each device those up to a position. Returns how many.
 ///
 /// # Errors
 /// The database's own.
 pub async fn acknowledge(
     tx: &WriteTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-    upto: i64,
+    acknowledged: &[(OwnedUserId, OwnedDeviceId, i64)],
 ) -> Result<u64, Error> {
-    tx.execute(
-        "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3",
-        [user_id.as_str().into(), device_id.as_str().into(), upto.into()],
-    )
-    .await
+    let mut deleted = 0;
+    for chunk in acknowledged.chunks(tx.rows_a_statement(3)) {
+        let rows = chunk.iter().map(|(user_id, device_id, upto)| {
+            vec![user_id.as_str().into(), device_id.as_str().into(), (*upto).into()]
+        });
+        let (rows, values) = tx.rows(1, rows.collect());
+        let sql = format!(
+            "WITH acknowledged (user_id, device_id, upto) AS ({rows}) \
+             DELETE FROM to_device WHERE (shard, position) IN ( \
+             SELECT t.shard, t.position FROM acknowledged a JOIN to_device t \
+             ON t.user_id = a.user_id AND t.device_id = a.device_id AND t.position <= a.upto)"
+        );
+        deleted += tx.execute(&sql, values).await?;
+    }
+    Ok(deleted)
 }
 
 /// The oldest and the newest position of the messages to a device; `None` if there are none.
@@ -222,16 +223,22 @@ mod tests {
         }
     }
 
-    async fn send(store: &Store, messages: &[ToDeviceMessage]) -> Appended {
+    /// Sends the messages that fit; returns how many.
+    async fn send(store: &Store, messages: &[ToDeviceMessage]) -> usize {
+        let inbox = |message: &ToDeviceMessage| Inbox {
+            sender: message.sender.clone(),
+            user_id: message.user_id.clone(),
+            device_id: message.device_id.clone(),
+        };
         store
             .write("test", |tx| async move {
                 let shards: Vec<_> =
                     messages.iter().map(|message| tx.shards().of_user(&message.user_id)).collect();
-                let devices =
-                    messages.iter().map(|message| (message.user_id.clone(), message.device_id.clone()));
-                let full = full_devices(&tx, user_id!("@s:x"), &devices.collect()).await?;
+                let full = full_inboxes(&tx, &messages.iter().map(inbox).collect()).await?;
                 tx.lock_shards(&shards).await?;
-                append(&tx, messages, &full).await
+                let mut fitting = messages.to_vec();
+                fitting.retain(|message| !full.contains(&inbox(message)));
+                Ok::<_, Error>(append(&tx, &fitting).await?.len())
             })
             .await
             .unwrap()
@@ -253,13 +260,16 @@ mod tests {
         let user = user_id!("@a:x");
         let appended =
             send(&store, &[message(user, "D", "1"), message(user, "E", "2"), message(user, "D", "3")]).await;
-        assert_eq!(appended, Appended { stored: 3, dropped: 0 });
+        assert_eq!(appended, 3);
         assert_eq!(contents(&store, 0, 10).await, [(1, "1".to_owned()), (3, "3".to_owned())]);
         assert_eq!(contents(&store, 0, 1).await, [(1, "1".to_owned())]);
         assert_eq!(contents(&store, 1, 10).await, [(3, "3".to_owned())]);
 
         let deleted = store
-            .write("test", |tx| async move { acknowledge(&tx, user, device_id!("D"), 2).await })
+            .write("test", |tx| async move {
+                let nothing = (user_id!("@b:x").to_owned(), "D".into(), 9);
+                acknowledge(&tx, &[(user.to_owned(), "D".into(), 2), nothing]).await
+            })
             .await
             .unwrap();
         assert_eq!(deleted, 1);
@@ -290,7 +300,7 @@ mod tests {
             .collect();
         send(&store, &many).await;
         let appended = send(&store, &[message(user, "D", "late"), message(user, "E", "fits")]).await;
-        assert_eq!(appended, Appended { stored: 1, dropped: 1 });
+        assert_eq!(appended, 1);
         assert_eq!(contents(&store, 0, 1).await, [(1, "0".to_owned())]);
         let depths = store.read("test", |tx| async move { depths(&tx, user).await }).await.unwrap();
         assert_eq!(depths, BTreeMap::from([("D".into(), MAX_PENDING), ("E".into(), 1)]));
@@ -303,14 +313,12 @@ mod tests {
         let user = user_id!("@a:x");
         let many: Vec<_> = (0..MAX_PENDING_FROM_ONE).map(|n| message(user, "D", &n.to_string())).collect();
         send(&store, &many).await;
-        assert_eq!(send(&store, &[message(user, "D", "more")]).await, Appended { stored: 0, dropped: 1 });
-        assert_eq!(send(&store, &[message(user, "E", "other")]).await, Appended { stored: 1, dropped: 0 });
-        let wanted = &BTreeSet::from([(user.to_owned(), device_id!("D").to_owned())]);
+        assert_eq!(send(&store, &[message(user, "D", "more")]).await, 0);
+        assert_eq!(send(&store, &[message(user, "E", "other")]).await, 1);
         for (sender, is_full) in [(user_id!("@s:x"), true), (user_id!("@t:x"), false), (user, false)] {
-            let full = store
-                .read("test", |tx| async move { full_devices(&tx, sender, wanted).await })
-                .await
-                .unwrap();
+            let inbox = Inbox { sender: sender.to_owned(), user_id: user.to_owned(), device_id: "D".into() };
+            let wanted = &BTreeSet::from([inbox]);
+            let full = store.read("test", |tx| async move { full_inboxes(&tx, wanted).await }).await.unwrap();
             assert_eq!(!full.is_empty(), is_full, "{sender}");
         }
     }

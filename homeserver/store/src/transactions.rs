@@ -48,24 +48,15 @@ pub async fn find_used(
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let conditions = (0..keys.len())
-        .map(|i| {
-            let n = i * 4;
-            format!(
-                "(user_id = ${} AND device_id = ${} AND kind = ${} AND transaction_id = ${})",
-                n + 1,
-                n + 2,
-                n + 3,
-                n + 4
-            )
-        })
-        .collect::<Vec<_>>()
-        .join(" OR ");
+    let (wanted, values) = tx.rows(1, keys.iter().map(|key| key_values(key).to_vec()).collect());
     let sql = format!(
-        "SELECT user_id, device_id, kind, transaction_id, result FROM client_transactions WHERE {conditions}"
+        "WITH wanted (user_id, device_id, kind, transaction_id) AS ({wanted}) \
+         SELECT t.user_id, t.device_id, t.kind, t.transaction_id, t.result FROM wanted w \
+         JOIN client_transactions t ON t.user_id = w.user_id AND t.device_id = w.device_id \
+         AND t.kind = w.kind AND t.transaction_id = w.transaction_id"
     );
     let mut used = HashMap::new();
-    for row in tx.query(&sql, keys.iter().flat_map(|key| key_values(key))).await? {
+    for row in tx.query(&sql, values).await? {
         let user_id: String = row.try_get("", "user_id")?;
         let device_id: String = row.try_get("", "device_id")?;
         let user_id = UserId::parse(&user_id)

@@ -16,9 +16,6 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, QueryResult, Stat
 
 use crate::{Error, stats};
 
-/// The most parameters that one statement takes, for both databases.
-const MAX_PARAMETERS: usize = 16_000;
-
 /// A transaction that reads. Clones are handles of the same transaction.
 #[derive(Clone)]
 pub struct ReadTx {
@@ -81,7 +78,6 @@ impl ReadTx {
         I: IntoIterator<Item = Value>,
     {
         let statement = Statement::from_sql_and_values(self.backend(), sql, values);
-        let holds_nul = |value: &Value| matches!(value, Value::String(Some(text)) if text.contains('\0'));
         match &statement.values {
             Some(values) if values.0.iter().any(holds_nul) => Err(Error::InvalidText),
             _ => Ok(statement),
@@ -132,22 +128,13 @@ impl WriteTx {
         rows: Vec<Vec<Value>>,
         suffix: &str,
     ) -> Result<(), Error> {
-        for chunk in rows.chunks((MAX_PARAMETERS / columns.len().max(1)).max(1)) {
-            let mut sql = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
-            let mut parameter = 0;
-            for (index, row) in chunk.iter().enumerate() {
-                let separator = if index == 0 { "(" } else { ", (" };
-                sql.push_str(separator);
-                for column in 0..row.len() {
-                    parameter += 1;
-                    sql.push_str(if column == 0 { "$" } else { ", $" });
-                    sql.push_str(&parameter.to_string());
-                }
-                sql.push(')');
-            }
-            sql.push(' ');
-            sql.push_str(suffix);
-            self.execute(&sql, chunk.iter().flatten().cloned()).await?;
+        let mut rows = rows;
+        while !rows.is_empty() {
+            let later = rows.split_off(rows.len().min(self.rows_a_statement(columns.len())));
+            let (given, values) = self.rows(1, rows);
+            let sql = format!("INSERT INTO {table} ({}) {given} {suffix}", columns.join(", "));
+            self.execute(&sql, values).await?;
+            rows = later;
         }
         Ok(())
     }
@@ -230,6 +217,14 @@ impl Deref for WriteTx {
 
     fn deref(&self) -> &ReadTx {
         &self.read
+    }
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(Some(text)) => text.contains('\0'),
+        Value::Array(_, Some(values)) => values.iter().any(holds_nul),
+        _ => false,
     }
 }
 

@@ -36,6 +36,7 @@ use ruma::api::{
     client::media::{get_content, get_content_as_filename, get_content_thumbnail},
 };
 
+pub use self::to_device::ToDeviceWriter;
 use crate::http::router::{Options, Router};
 
 /// All endpoints of the server.

@@ -3,6 +3,8 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#send-to-device-messaging>; for KeyBoxes
 //! `profiles/keybox/SPEC.md`, section 7.1.
 
+mod batch;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use http::StatusCode;
@@ -17,12 +19,8 @@ use keystead_core::{
     shard::Shard,
 };
 use keystead_store::{
-    Error, ReadTx, WriteTx, devices,
-    keybox_log::{self, NewEntry},
-    keys, rooms,
-    streams::ToDeviceMessage,
-    to_device::{self, Appended},
-    transactions::{self, ClientTransaction},
+    Error, ReadTx, WriteTx, keybox_log::NewEntry, keys, rooms, streams::ToDeviceMessage, to_device::Inbox,
+    transactions::ClientTransaction,
 };
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
@@ -31,6 +29,7 @@ use ruma::{
 };
 use serde::Deserialize;
 
+pub use self::batch::ToDeviceWriter;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
@@ -73,6 +72,15 @@ impl Target {
     }
 }
 
+/// What became of the messages of a call.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Appended {
+    /// How many messages were stored.
+    stored: usize,
+    /// How many were not, because too many others wait for their devices.
+    dropped: usize,
+}
+
 /// The devices of users.
 type Devices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 /// KeyBoxes, with what a closed room calls them.
@@ -85,6 +93,14 @@ struct Call {
     message_type: String,
     targets: Vec<Target>,
     transaction: ClientTransaction,
+    now: MilliSecondsSinceUnixEpoch,
+}
+
+/// What is to be stored for a call.
+struct Admitted {
+    appended: Appended,
+    messages: Vec<ToDeviceMessage>,
+    log: Vec<NewEntry>,
 }
 
 /// `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`.
@@ -92,12 +108,11 @@ pub(super) async fn send_event_to_device(
     ctx: Ctx<Session>,
     request: send_event_to_device::Request,
 ) -> Result<send_event_to_device::Response, ApiError> {
-    let call = &Call::check(&ctx.requester, request)?;
-    let now = ctx.now;
-    let sent: Result<Appended, ApiError> =
-        ctx.app.store.write("send_to_device", |tx| async move { call.send(&tx, now).await }).await;
+    let call = Call::check(&ctx.requester, request, ctx.now)?;
+    let kind = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == call.message_type);
+    let sent = ctx.app.to_device.send(call).await;
     let metrics = &ctx.app.metrics;
-    if let Some(kind) = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == call.message_type) {
+    if let Some(kind) = kind {
         metrics.key_messages(kind, sent.as_ref().ok().map(|sent| sent.stored));
     }
     let sent = sent?;
@@ -106,7 +121,11 @@ pub(super) async fn send_event_to_device(
 }
 
 impl Call {
-    fn check(session: &Session, request: send_event_to_device::Request) -> Result<Self, ApiError> {
+    fn check(
+        session: &Session,
+        request: send_event_to_device::Request,
+        now: MilliSecondsSinceUnixEpoch,
+    ) -> Result<Self, ApiError> {
         let message_type = request.event_type.to_string();
         if message_type.len() > MAX_NAME_BYTES || request.txn_id.as_str().len() > MAX_NAME_BYTES {
             return Err(ApiError::invalid_param(
@@ -142,42 +161,49 @@ impl Call {
             transaction_id: request.txn_id.to_string(),
         };
         let (sender, sender_device) = (session.user_id.clone(), session.device_id.clone());
-        Ok(Self { sender, sender_device, message_type, targets, transaction })
+        Ok(Self { sender, sender_device, message_type, targets, transaction, now })
     }
 
-    /// Stores the messages, or nothing if the call was made before.
-    async fn send(&self, tx: &WriteTx, now: MilliSecondsSinceUnixEpoch) -> Result<Appended, ApiError> {
-        if transactions::find(tx, &self.transaction).await?.is_some() {
-            return Ok(Appended::default());
-        }
-        let mut known = self.known_devices(tx).await?;
-        let shards = self.shards(tx, &known);
-        if shards.is_empty() {
-            return Ok(Appended::default());
-        }
-        let recipients =
-            self.messages(&known)?.into_iter().map(|message| (message.user_id, message.device_id)).collect();
-        let full = to_device::full_devices(tx, &self.sender, &recipients).await?;
-        tx.lock_shards(&shards).await?;
-        // The same call through another replica, and whoever deletes a recipient's device, held the same shards.
-        if transactions::find(tx, &self.transaction).await?.is_some() {
-            return Ok(Appended::default());
-        }
-        let before = std::mem::replace(&mut known, self.known_devices(tx).await?);
-        known.retain(|user_id, _| before.contains_key(user_id));
-        let messages = self.messages(&known)?;
+    /// The users whom the call names.
+    fn users(&self) -> impl Iterator<Item = &UserId> {
+        self.targets.iter().map(|target| &*target.user_id)
+    }
+
+    /// What the call adds to, and who adds it.
+    fn inboxes(&self, known: &Devices) -> Vec<Inbox> {
+        let inboxes = self.targets.iter().flat_map(|target| {
+            target.devices(known).map(|device_id| Inbox {
+                sender: self.sender.clone(),
+                user_id: target.user_id.clone(),
+                device_id: device_id.clone(),
+            })
+        });
+        inboxes.collect()
+    }
+
+    /// What the transaction has to store for this call; its shards are locked.
+    async fn admit(
+        &self,
+        tx: &WriteTx,
+        known: &Devices,
+        full: &BTreeSet<Inbox>,
+    ) -> Result<Admitted, ApiError> {
+        let mut messages = self.messages(known)?;
         self.check_permission(tx, &messages).await?;
+        let full = self.full_devices(full);
         self.check_room_for(&full)?;
-        let appended = to_device::append(tx, &messages, &full).await?;
-        keybox_log::append(tx, self.log_entries(&known, &full), now).await?;
-        transactions::insert(tx, vec![(self.transaction.clone(), String::new())], now).await?;
-        Ok(appended)
+        let asked = messages.len();
+        if !full.is_empty() {
+            messages.retain(|message| !full.contains(&(message.user_id.clone(), message.device_id.clone())));
+        }
+        let appended = Appended { stored: messages.len(), dropped: asked - messages.len() };
+        Ok(Admitted { appended, messages, log: self.log_entries(known, &full) })
     }
 
-    /// The devices of all users that the call names.
-    async fn known_devices(&self, tx: &ReadTx) -> Result<Devices, Error> {
-        let users: BTreeSet<&UserId> = self.targets.iter().map(|target| &*target.user_id).collect();
-        devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await
+    /// The devices that take no more from this sender.
+    fn full_devices(&self, full: &BTreeSet<Inbox>) -> BTreeSet<(OwnedUserId, OwnedDeviceId)> {
+        let own = full.iter().filter(|inbox| inbox.sender == self.sender);
+        own.map(|inbox| (inbox.user_id.clone(), inbox.device_id.clone())).collect()
     }
 
     /// The messages to those devices that exist: `*` stands for all of a user's. What is for others is dropped.

@@ -13,7 +13,10 @@ use ruma::api::{
 };
 use serde_json::{Map, Value};
 
-use crate::rooms::{WriteError, aliases::AliasRefusal};
+use crate::{
+    group_commit::NotDone,
+    rooms::{WriteError, aliases::AliasRefusal},
+};
 
 /// The text that a client gets for a failure of ours; the log has the cause.
 const INTERNAL_TEXT: &str = "Internal server error";
@@ -184,6 +187,14 @@ impl ApiError {
         }
     }
 
+    /// The same failure, for another request that was part of the same transaction.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        let cause =
+            self.0.cause.as_ref().and_then(|cause| cause.downcast_ref::<Arc<keystead_store::Error>>());
+        cause.map_or_else(|| Self::unknown(INTERNAL_TEXT), |error| Self::of_store(Arc::clone(error)))
+    }
+
     /// Adds a field to the error's JSON body.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
@@ -276,6 +287,21 @@ impl StdError for ApiError {
 impl From<keystead_store::Error> for ApiError {
     fn from(error: keystead_store::Error) -> Self {
         Self::of_store(Arc::new(error))
+    }
+}
+
+impl From<Arc<keystead_store::Error>> for ApiError {
+    fn from(error: Arc<keystead_store::Error>) -> Self {
+        Self::of_store(error)
+    }
+}
+
+impl From<NotDone> for ApiError {
+    fn from(not_done: NotDone) -> Self {
+        match not_done {
+            NotDone::Busy => Self::limit_exceeded(Duration::from_secs(1)),
+            NotDone::Ended => Self::unavailable(not_done),
+        }
     }
 }
 

@@ -93,7 +93,7 @@ async fn commit(
                 return publish(context, shard, writes, committed);
             }
             Err(BatchError::Alongside(index)) => answer(writes.remove(index), Err(WriteError::Conflict)),
-            Err(BatchError::Store(error)) if writes.len() > 1 && is_about_a_write(&error) => {
+            Err(BatchError::Store(error)) if writes.len() > 1 && error.is_about_data() => {
                 for write in writes {
                     Box::pin(commit(context, shard, vec![write], states)).await;
                 }
@@ -107,11 +107,6 @@ async fn commit(
             }
         }
     }
-}
-
-/// Whether the database refused what was to be written, rather than being away.
-fn is_about_a_write(error: &Error) -> bool {
-    !matches!(error, Error::Unavailable(_) | Error::Retryable(_) | Error::Setup(_))
 }
 
 /// A transaction id that stands twice in a batch waits for the next one, which finds it done.

@@ -188,18 +188,25 @@ impl Sync<'_> {
         }
         // Noted first, so that a message which comes meanwhile is noted after it.
         let known = self.app.devices.empty(&device, since);
+        if let Err(error) = self.remove_acknowledged(&device, since, known).await {
+            self.app.devices.forget_inbox(&device);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    async fn remove_acknowledged(&self, device: &Device, upto: i64, known: bool) -> Result<(), ApiError> {
+        self.app.acknowledgements.acknowledge(device, upto).await?;
+        if known {
+            return Ok(());
+        }
         let left = self
             .app
             .store
-            .write("acknowledge_to_device", |tx| async move {
-                let (user_id, device_id) = (&session.user_id, &session.device_id);
-                to_device::acknowledge(&tx, user_id, device_id, since).await?;
-                if known { Ok(None) } else { to_device::extent(&tx, user_id, device_id).await }
-            })
-            .await
-            .inspect_err(|_| self.app.devices.forget_inbox(&device))?;
+            .read("to_device_extent", |tx| async move { to_device::extent(&tx, &device.0, &device.1).await })
+            .await?;
         if let Some(left) = left {
-            self.app.devices.add_stored(&device, left);
+            self.app.devices.add_stored(device, left);
         }
         Ok(())
     }

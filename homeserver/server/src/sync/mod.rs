@@ -5,6 +5,7 @@
 //! A sync fixes at once how far it reaches (`upto`), and everything in its answer lies between the token and there. What lies
 //! in the tail's memory is taken from there ([`changes`]); the database is asked for older things only.
 
+mod acknowledgements;
 mod changes;
 mod devices;
 mod ephemeral;
@@ -31,8 +32,8 @@ use ruma::{
 };
 use tokio::time::Instant;
 
+pub use self::{acknowledgements::Acknowledgements, devices::DeviceCaches, readers::ReaderCaches};
 use self::{changes::Changes, readers::IgnoredUsers};
-pub use self::{devices::DeviceCaches, readers::ReaderCaches};
 use crate::{
     app::App,
     context::Session,

@@ -11,15 +11,13 @@ use sea_orm::{DbBackend, DbErr, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
-    rooms::{self, Membership, placeholders},
+    rooms::{self, Membership},
     streams::{self, UserChange},
 };
 
 /// The class of the advisory locks between a change of a user's devices (exclusive) and of the user's
 /// memberships (shared). PostgreSQL keeps locks with two keys apart from those with one.
 const MEMBERSHIP_LOCKS: i32 = 1;
-/// How many ids one statement names.
-const IDS_A_STATEMENT: usize = 1_000;
 
 /// Whose devices a client has to ask for again, and whose it can forget.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -78,16 +76,14 @@ pub(crate) async fn hold_memberships(tx: &WriteTx, user_ids: &BTreeSet<&str>) ->
     if tx.backend() != DbBackend::Postgres {
         return Ok(());
     }
-    let user_ids: Vec<&str> = user_ids.iter().copied().collect();
-    for chunk in user_ids.chunks(IDS_A_STATEMENT) {
-        let locks = (2..2 + chunk.len())
-            .map(|n| format!("pg_advisory_xact_lock_shared($1, hashtext(${n}))"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let values = std::iter::once(Value::from(MEMBERSHIP_LOCKS))
-            .chain(chunk.iter().map(|user_id| Value::from(*user_id)));
-        tx.execute(&format!("SELECT {locks}"), values).await?;
+    if user_ids.is_empty() {
+        return Ok(());
     }
+    let (users, values) = tx.list(2, user_ids.iter().copied());
+    let sql = format!(
+        "SELECT pg_advisory_xact_lock_shared($1, hashtext(user_id)) FROM ({users}) AS arriving (user_id)"
+    );
+    tx.execute(&sql, std::iter::once(Value::from(MEMBERSHIP_LOCKS)).chain(values)).await?;
     Ok(())
 }
 
@@ -193,20 +189,17 @@ async fn moved_members(
     let joined: Vec<&Membership> =
         memberships.iter().filter(|room| room.membership == MembershipState::Join).collect();
     let mut moved = Vec::new();
-    for chunk in joined.chunks(IDS_A_STATEMENT) {
-        let rooms = (0..chunk.len())
-            .map(|index| format!("({})", placeholders(index * 2 + 1, 2)))
-            .collect::<Vec<_>>()
-            .join(", ");
+    for chunk in joined.chunks(tx.rows_a_statement(2)) {
+        let rooms = chunk.iter().map(|room| {
+            vec![Value::from(room.room_id.as_str()), position_in(tx, from, &room.room_id).into()]
+        });
+        let (rooms, values) = tx.rows(1, rooms.collect());
         let sql = format!(
-            "WITH mine (room_id, after) AS (VALUES {rooms}) \
+            "WITH mine (room_id, after) AS ({rooms}) \
              SELECT DISTINCT theirs.user_id, theirs.membership FROM mine \
              JOIN memberships theirs ON theirs.room_id = mine.room_id AND theirs.position > mine.after \
              WHERE theirs.membership IN ('join', 'leave', 'ban')"
         );
-        let values = chunk.iter().flat_map(|room| {
-            [Value::from(room.room_id.as_str()), position_in(tx, from, &room.room_id).into()]
-        });
         for row in tx.query(&sql, values).await? {
             let membership: String = row.try_get("", "membership")?;
             moved.push((streams::user_id(&row, "memberships", "user_id")?, membership.into()));
@@ -253,12 +246,12 @@ async fn was_joined(tx: &ReadTx, room_id: &RoomId, user_id: &UserId, position: i
 
 async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUserId>, Error> {
     let mut members = Vec::new();
-    for chunk in room_ids.chunks(IDS_A_STATEMENT) {
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "SELECT DISTINCT user_id FROM memberships WHERE room_id IN ({}) AND membership = 'join'",
-            placeholders(1, chunk.len())
+            "SELECT DISTINCT user_id FROM memberships WHERE room_id IN ({rooms}) AND membership = 'join'"
         );
-        for row in tx.query(&sql, chunk.iter().map(|room_id| Value::from(room_id.as_str()))).await? {
+        for row in tx.query(&sql, values).await? {
             members.push(streams::user_id(&row, "memberships", "user_id")?);
         }
     }
@@ -273,17 +266,16 @@ async fn sharing(
 ) -> Result<BTreeSet<OwnedUserId>, Error> {
     let users: Vec<&OwnedUserId> = users.iter().collect();
     let mut sharing = BTreeSet::new();
-    for chunk in users.chunks(IDS_A_STATEMENT) {
+    for chunk in users.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(2, chunk.iter().map(|user| user.as_str()));
         let sql = format!(
             "SELECT DISTINCT theirs.user_id FROM memberships mine \
              JOIN memberships theirs ON theirs.room_id = mine.room_id \
              WHERE mine.user_id = $1 AND mine.membership = 'join' \
-             AND theirs.membership = 'join' AND theirs.user_id IN ({})",
-            placeholders(2, chunk.len())
+             AND theirs.membership = 'join' AND theirs.user_id IN ({wanted})"
         );
-        let values =
-            std::iter::once(user_id.as_str()).chain(chunk.iter().map(|user| user.as_str())).map(Value::from);
-        for row in tx.query(&sql, values).await? {
+        let reader = std::iter::once(Value::from(user_id.as_str()));
+        for row in tx.query(&sql, reader.chain(values)).await? {
             sharing.insert(streams::user_id(&row, "memberships", "user_id")?);
         }
     }

@@ -10,14 +10,8 @@ use sea_orm::Value;
 
 use crate::{
     Error, ReadTx, WriteTx,
-    rooms::placeholders,
     streams::{self, UserChange},
 };
-
-/// How many devices one statement claims keys of: three parameters each.
-const CLAIMS_A_STATEMENT: usize = 4_000;
-/// How many keys one statement looks for.
-const KEYS_A_STATEMENT: usize = 10_000;
 
 /// A one-time or fallback key to be stored.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -65,13 +59,13 @@ pub async fn one_time_keys(
     key_ids: &[&str],
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut found = BTreeMap::new();
-    for chunk in key_ids.chunks(KEYS_A_STATEMENT) {
+    for chunk in key_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(3, chunk.iter().copied());
         let sql = format!(
-            "SELECT key_id, json FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id IN ({})",
-            placeholders(3, chunk.len())
+            "SELECT key_id, json FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id IN ({wanted})"
         );
-        let values = [user_id.as_str(), device_id.as_str()].into_iter().chain(chunk.iter().copied());
-        for row in tx.query(&sql, values.map(Value::from)).await? {
+        let device = [user_id.as_str(), device_id.as_str()].map(Value::from);
+        for row in tx.query(&sql, device.into_iter().chain(values)).await? {
             found.insert(row.try_get("", "key_id")?, row.try_get("", "json")?);
         }
     }
@@ -203,7 +197,7 @@ pub async fn unused_fallback_keys(
 pub async fn claim(tx: &WriteTx, wanted: &BTreeSet<Wanted>) -> Result<Vec<Claimed>, Error> {
     let wanted: Vec<&Wanted> = wanted.iter().collect();
     let mut claimed = Vec::new();
-    for chunk in wanted.chunks(CLAIMS_A_STATEMENT) {
+    for chunk in wanted.chunks(tx.rows_a_statement(3)) {
         let mut served = BTreeSet::new();
         for row in run(tx, CLAIM_ONE_TIME_KEYS, chunk).await? {
             let key = Claimed {
@@ -253,14 +247,12 @@ const CLAIM_FALLBACK_KEYS: &str = "UPDATE fallback_keys SET used = TRUE \
     RETURNING user_id, device_id, key_id, json";
 
 async fn run(tx: &WriteTx, statement: &str, wanted: &[&Wanted]) -> Result<Vec<sea_orm::QueryResult>, Error> {
-    let rows = (0..wanted.len())
-        .map(|index| format!("({})", placeholders(index * 3 + 1, 3)))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let values = wanted.iter().flat_map(|wanted| {
-        [wanted.user_id.as_str(), wanted.device_id.as_str(), wanted.algorithm.as_str()].map(Value::from)
+    let rows = wanted.iter().map(|wanted| {
+        let names = [wanted.user_id.as_str(), wanted.device_id.as_str(), wanted.algorithm.as_str()];
+        names.map(Value::from).to_vec()
     });
-    let sql = format!("WITH wanted (user_id, device_id, algorithm) AS (VALUES {rows}) {statement}");
+    let (rows, values) = tx.rows(1, rows.collect());
+    let sql = format!("WITH wanted (user_id, device_id, algorithm) AS ({rows}) {statement}");
     tx.query(&sql, values).await
 }
 

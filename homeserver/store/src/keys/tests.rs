@@ -305,7 +305,7 @@ async fn keys_carry_the_name_of_their_device_and_go_with_it() {
                     message_type: "m.x".to_owned(),
                     content: "{}".to_owned(),
                 };
-                to_device::append(&tx, &[message], &BTreeSet::new()).await?;
+                to_device::append(&tx, &[message]).await?;
                 let named = query(&tx, &wanted).await?;
                 let known = devices::ids_of_users(&tx, &[a, b]).await?;
                 devices::delete(&tx, a, &[device.device_id]).await?;

@@ -27,9 +27,6 @@ pub use self::{
 };
 use crate::{Error, ReadTx, WriteTx, streams};
 
-/// How many users one statement asks for.
-const USERS_A_STATEMENT: usize = 1_000;
-
 /// A row of the table of events.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
@@ -126,11 +123,11 @@ pub async fn heads(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomHead>, E
     if room_ids.is_empty() {
         return Ok(Vec::new());
     }
+    let (wanted, values) = tx.list(1, room_ids.iter().map(|id| id.as_str()));
     let sql = format!(
-        "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({})",
-        placeholders(1, room_ids.len())
+        "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({wanted})"
     );
-    let rows = tx.query(&sql, room_ids.iter().map(|id| Value::from(id.as_str()))).await?;
+    let rows = tx.query(&sql, values).await?;
     rows.iter().map(read_head).collect()
 }
 
@@ -206,15 +203,13 @@ pub async fn memberships_in(
     user_ids: &[&UserId],
 ) -> Result<BTreeMap<OwnedUserId, MembershipState>, Error> {
     let mut memberships = BTreeMap::new();
-    for chunk in user_ids.chunks(USERS_A_STATEMENT) {
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(2, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, membership FROM memberships WHERE room_id = $1 AND user_id IN ({})",
-            placeholders(2, chunk.len())
+            "SELECT user_id, membership FROM memberships WHERE room_id = $1 AND user_id IN ({wanted})"
         );
-        let values = std::iter::once(room_id.as_str())
-            .chain(chunk.iter().map(|user_id| user_id.as_str()))
-            .map(Value::from);
-        for row in tx.query(&sql, values).await? {
+        let room = std::iter::once(Value::from(room_id.as_str()));
+        for row in tx.query(&sql, room.chain(values)).await? {
             let membership: String = row.try_get("", "membership")?;
             memberships.insert(streams::user_id(&row, "memberships", "user_id")?, membership.into());
         }
@@ -260,9 +255,4 @@ fn read_head(row: &QueryResult) -> Result<RoomHead, Error> {
 
 fn parse_event_id(column: &'static str, id: &str) -> Result<OwnedEventId, Error> {
     OwnedEventId::try_from(id).map_err(|error| Error::corrupt("events", column, id, error))
-}
-
-/// `$first, $first+1, …`: as many as there are values.
-pub(crate) fn placeholders(first: usize, count: usize) -> String {
-    (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
 }

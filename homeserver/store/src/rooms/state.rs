@@ -6,11 +6,8 @@ use keystead_core::room::RoomEvent;
 use ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId};
 use sea_orm::Value;
 
-use super::{StoredEvent, placeholders};
+use super::StoredEvent;
 use crate::{Error, ReadTx};
-
-/// How many state keys one statement looks for.
-const KEYS_A_STATEMENT: usize = 100;
 
 /// The state of a room after the event at `position`.
 ///
@@ -41,14 +38,13 @@ pub async fn members_of_at(
     users: &[&UserId],
 ) -> Result<Vec<RoomEvent>, Error> {
     let mut members = Vec::new();
-    for chunk in users.chunks(KEYS_A_STATEMENT) {
+    for chunk in users.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(3, chunk.iter().map(|user| user.as_str()));
         let sql = format!(
-            "{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID} AND s.state_key IN ({})",
-            placeholders(3, chunk.len())
+            "{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID} AND s.state_key IN ({users})"
         );
-        let values = [Value::from(room_id.as_str()), position.into()];
-        let users = chunk.iter().map(|user| Value::from(user.as_str()));
-        members.extend(read(tx.query(&sql, values.into_iter().chain(users)).await?)?);
+        let room = [Value::from(room_id.as_str()), position.into()];
+        members.extend(read(tx.query(&sql, room.into_iter().chain(values)).await?)?);
     }
     Ok(members)
 }
@@ -121,28 +117,16 @@ pub async fn replaced_by(
     let mut replaced = HashMap::new();
     let state: Vec<(&RoomEvent, &str)> =
         events.iter().filter_map(|event| Some((*event, event.pdu.state_key.as_deref()?))).collect();
-    for chunk in state.chunks(KEYS_A_STATEMENT) {
-        // Each condition is a prefix of the primary key.
-        let conditions = (0..chunk.len())
-            .map(|i| {
-                let [room, event_type, key, position] = [1, 2, 3, 4].map(|n| i * 4 + n);
-                format!(
-                    "(s.room_id = ${room} AND s.event_type = ${event_type} AND s.state_key = ${key} \
-                     AND s.replaced_at = ${position})"
-                )
-            })
-            .collect::<Vec<_>>()
-            .join(" OR ");
-        let values = chunk.iter().flat_map(|(event, state_key)| {
-            let pdu = &event.pdu;
-            [
-                Value::from(pdu.room_id.as_str()),
-                pdu.event_type.to_string().into(),
-                (*state_key).into(),
-                event.position.into(),
-            ]
+    for chunk in state.chunks(tx.rows_a_statement(4)) {
+        let keys = chunk.iter().map(|(event, state_key)| {
+            let event_type = event.pdu.event_type.to_string();
+            let key = [event.pdu.room_id.as_str(), &event_type, state_key].map(Value::from);
+            key.into_iter().chain([event.position.into()]).collect()
         });
-        let before = read(tx.query(&format!("{SELECT} WHERE {conditions}"), values).await?)?;
+        let (keys, values) = tx.rows(1, keys.collect());
+        // A prefix of the primary key, and a rest.
+        let sql = format!("{SELECT} WHERE (s.room_id, s.event_type, s.state_key, s.replaced_at) IN ({keys})");
+        let before = read(tx.query(&sql, values).await?)?;
         let mut by_key: HashMap<_, Vec<RoomEvent>> = HashMap::new();
         for event in before {
             by_key.entry(key_of(&event)).or_default().push(event);

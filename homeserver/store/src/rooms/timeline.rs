@@ -6,13 +6,8 @@ use keystead_core::room::RoomEvent;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use sea_orm::Value;
 
-use super::{StoredEvent, placeholders};
+use super::StoredEvent;
 use crate::{Error, ReadTx, WriteTx};
-
-/// How many rooms' timelines one statement reads.
-const ROOMS_A_STATEMENT: usize = 50;
-/// How many events one statement looks for by id.
-const EVENTS_A_STATEMENT: usize = 500;
 
 /// Which way to read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,13 +41,13 @@ pub async fn event(tx: &ReadTx, room_id: &RoomId, event_id: &EventId) -> Result<
 /// The database's own, or a row that cannot be read.
 pub async fn events(tx: &ReadTx, event_ids: &[&EventId]) -> Result<HashMap<OwnedEventId, RoomEvent>, Error> {
     let mut events = HashMap::new();
-    for chunk in event_ids.chunks(EVENTS_A_STATEMENT) {
+    for chunk in event_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
         let sql = format!(
             "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-             WHERE event_id IN ({})",
-            placeholders(1, chunk.len())
+             WHERE event_id IN ({wanted})"
         );
-        for row in tx.query(&sql, chunk.iter().map(|id| Value::from(id.as_str()))).await? {
+        for row in tx.query(&sql, values).await? {
             let event = StoredEvent::from_row(&row)?.into_room_event()?;
             events.insert(event.pdu.event_id.clone(), event);
         }
@@ -116,25 +111,22 @@ pub async fn timelines(
     limit: u64,
 ) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, Error> {
     let mut timelines: HashMap<OwnedRoomId, Vec<RoomEvent>> = HashMap::new();
-    for chunk in rooms.chunks(ROOMS_A_STATEMENT) {
-        // One subquery a room, so that each walks the index backward and stops at its limit.
-        let sql = (0..chunk.len())
-            .map(|i| {
-                let n = i * 3;
-                format!(
-                    "SELECT * FROM (SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-                     WHERE room_id = ${} AND position > ${} AND position <= ${} \
-                     ORDER BY position DESC LIMIT {limit}) AS room_{i}",
-                    n + 1,
-                    n + 2,
-                    n + 3
-                )
-            })
-            .collect::<Vec<_>>()
-            .join(" UNION ALL ");
-        let values = chunk.iter().flat_map(|(room_id, bounds)| {
-            [Value::from(room_id.as_str()), bounds.after.into(), bounds.upto.into()]
+    for chunk in rooms.chunks(tx.rows_a_statement(3)) {
+        let wanted = chunk.iter().map(|(room_id, bounds)| {
+            vec![Value::from(room_id.as_str()), bounds.after.into(), bounds.upto.into()]
         });
+        let (wanted, values) = tx.rows(1, wanted.collect());
+        // First where each timeline begins, which walks the index backward and stops at the limit.
+        let sql = format!(
+            "WITH wanted (room_id, after, upto) AS ({wanted}), \
+             reach AS MATERIALIZED (SELECT w.room_id, w.upto, COALESCE(( \
+                 SELECT e.position FROM events e \
+                 WHERE e.room_id = w.room_id AND e.position > w.after AND e.position <= w.upto \
+                 ORDER BY e.position DESC LIMIT 1 OFFSET {limit}), w.after) AS after FROM wanted w) \
+             SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
+             FROM reach r JOIN events e \
+             ON e.room_id = r.room_id AND e.position > r.after AND e.position <= r.upto"
+        );
         for row in tx.query(&sql, values).await? {
             let event = StoredEvent::from_row(&row)?.into_room_event()?;
             timelines.entry(event.pdu.room_id.clone()).or_default().push(event);

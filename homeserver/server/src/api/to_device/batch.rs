@@ -1,0 +1,180 @@
+//! One transaction for all calls that have queued while the last one was under way.
+//!
+//! What the database is asked is asked for all calls together: who has which devices, whose inboxes are full, which calls
+//! were made before. A call that is refused does not hold up the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use keystead_core::shard::Shard;
+use keystead_store::{
+    Error, ReadTx, TransactionError, WriteTx, devices, keybox_log,
+    streams::ToDeviceMessage,
+    to_device,
+    transactions::{self, ClientTransaction},
+};
+use ruma::UserId;
+
+use super::{Appended, Call, Devices, MAX_MESSAGES};
+use crate::{
+    group_commit::{GroupCommit, NotDone},
+    http::error::ApiError,
+    streams::{Entry, Item, Tail},
+};
+
+/// Stores messages to devices.
+pub struct ToDeviceWriter(GroupCommit<Call, Result<Appended, ApiError>>);
+
+impl ToDeviceWriter {
+    /// Starts its task. What it commits is offered to `tail`, so that this replica need not read it back.
+    pub fn start(tail: Arc<Tail>) -> Self {
+        let weight = |call: &Call| call.targets.len().max(1);
+        Self(GroupCommit::start(MAX_MESSAGES, weight, move |calls| {
+            let tail = Arc::clone(&tail);
+            async move { commit(&tail, calls).await }
+        }))
+    }
+
+    /// Stores the messages of a call, or nothing if the call was made before.
+    pub(super) async fn send(&self, call: Call) -> Result<Appended, ApiError> {
+        self.0.submit(call).await?
+    }
+}
+
+/// Calls that are sent again while the first is still under way wait until it is done, and find it done.
+async fn commit(tail: &Tail, calls: Vec<Call>) -> Vec<Result<Appended, ApiError>> {
+    let mut results: Vec<Option<Result<Appended, ApiError>>> = calls.iter().map(|_| None).collect();
+    let mut waiting: Vec<(usize, Call)> = calls.into_iter().enumerate().collect();
+    while !waiting.is_empty() {
+        let mut seen: HashSet<ClientTransaction> = HashSet::new();
+        let (now, later): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(_, call)| seen.insert(call.transaction.clone()));
+        let (numbers, calls): (Vec<usize>, Vec<Call>) = now.into_iter().unzip();
+        for (number, result) in numbers.into_iter().zip(store(tail, &calls).await) {
+            results.get_mut(number).map(|place| place.replace(result));
+        }
+        waiting = later;
+    }
+    results.into_iter().map(|result| result.unwrap_or_else(|| Err(NotDone::Ended.into()))).collect()
+}
+
+/// Stores calls in one transaction. If the database refuses it for what one of them says, each is tried alone, so that
+/// nobody fails for somebody else.
+async fn store(tail: &Tail, calls: &[Call]) -> Vec<Result<Appended, ApiError>> {
+    match tail.store().write("send_to_device", |tx| async move { Batch { calls }.append(&tx).await }).await {
+        Ok(Committed { results, streams }) => {
+            for (shard, (before, entries)) in streams {
+                tail.offer(shard, before, entries, &[]);
+            }
+            results
+        }
+        Err(error) if calls.len() > 1 && error.store_error().is_some_and(Error::is_about_data) => {
+            let mut results = Vec::with_capacity(calls.len());
+            for call in calls {
+                results.extend(Box::pin(store(tail, std::slice::from_ref(call))).await);
+            }
+            results
+        }
+        Err(error) => calls.iter().map(|_| Err(error.shared())).collect(),
+    }
+}
+
+struct Batch<'a> {
+    calls: &'a [Call],
+}
+
+/// What the transaction left behind.
+struct Committed {
+    /// What became of each call.
+    results: Vec<Result<Appended, ApiError>>,
+    /// Of each shard where it stood before, and what came then.
+    streams: BTreeMap<Shard, (i64, Vec<Entry>)>,
+}
+
+impl Batch<'_> {
+    async fn append(&self, tx: &WriteTx) -> Result<Committed, ApiError> {
+        let used = self.used(tx).await?;
+        let before = self.known_devices(tx, &used).await?;
+        let shards: BTreeSet<Shard> = self.new(&used).flat_map(|call| call.shards(tx, &before)).collect();
+        if shards.is_empty() {
+            let nothing = || Ok(Appended::default());
+            return Ok(Committed {
+                results: self.calls.iter().map(|_| nothing()).collect(),
+                streams: BTreeMap::new(),
+            });
+        }
+        let inboxes = self.new(&used).flat_map(|call| call.inboxes(&before)).collect();
+        let full = to_device::full_inboxes(tx, &inboxes).await?;
+        tx.lock_shards(&shards.into_iter().collect::<Vec<_>>()).await?;
+        tx.announce_to_others_only();
+        // The same call through another replica, and whoever deletes a recipient's device, held the same shards.
+        let used = self.used(tx).await?;
+        let mut known = self.known_devices(tx, &used).await?;
+        known.retain(|user_id, _| before.contains_key(user_id));
+
+        let mut results = Vec::with_capacity(self.calls.len());
+        let (mut messages, mut log, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        for call in self.calls {
+            if used.contains_key(&call.transaction) {
+                results.push(Ok(Appended::default()));
+                continue;
+            }
+            match call.admit(tx, &known, &full).await {
+                Ok(admitted) => {
+                    results.push(Ok(admitted.appended));
+                    messages.extend(admitted.messages);
+                    log.extend(admitted.log);
+                    done.push((call.transaction.clone(), String::new()));
+                }
+                // What the database could not do concerns all.
+                Err(error) if error.store_error().is_some() => return Err(error),
+                Err(refusal) => results.push(Err(refusal)),
+            }
+        }
+        let streams = append_messages(tx, messages).await?;
+        let now = self.calls.iter().map(|call| call.now).max();
+        if let Some(now) = now {
+            keybox_log::append(tx, log, now).await?;
+            transactions::insert(tx, done, now).await?;
+        }
+        Ok(Committed { results, streams })
+    }
+
+    /// The calls that were made before.
+    async fn used(&self, tx: &ReadTx) -> Result<HashMap<ClientTransaction, String>, Error> {
+        transactions::find_used(tx, &self.calls.iter().map(|call| &call.transaction).collect::<Vec<_>>())
+            .await
+    }
+
+    /// The calls that were not.
+    fn new(&self, used: &HashMap<ClientTransaction, String>) -> impl Iterator<Item = &Call> {
+        self.calls.iter().filter(|call| !used.contains_key(&call.transaction))
+    }
+
+    /// The devices of all users whom these calls name.
+    async fn known_devices(
+        &self,
+        tx: &ReadTx,
+        used: &HashMap<ClientTransaction, String>,
+    ) -> Result<Devices, Error> {
+        let users: BTreeSet<&UserId> = self.new(used).flat_map(Call::users).collect();
+        devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await
+    }
+}
+
+/// Stores messages, and gives back what each shard got.
+async fn append_messages(
+    tx: &WriteTx,
+    messages: Vec<ToDeviceMessage>,
+) -> Result<BTreeMap<Shard, (i64, Vec<Entry>)>, Error> {
+    let positions = to_device::append(tx, &messages).await?;
+    let mut streams: BTreeMap<Shard, (i64, Vec<Entry>)> = BTreeMap::new();
+    for (position, message) in positions.into_iter().zip(messages) {
+        let shard = tx.shards().of_user(&message.user_id);
+        let stream = streams.entry(shard).or_insert_with(|| (tx.locked_position(shard), Vec::new()));
+        stream.1.push(Entry { position, item: Item::ToDevice(Arc::new(message)) });
+    }
+    Ok(streams)
+}
