@@ -12,10 +12,11 @@ use crate::{
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
-    api::ToDeviceWriter,
+    api::{KeyClaims, KeyUploads, ToDeviceMessages},
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
+    group_commit::GroupCommit,
     http::error::ApiError,
     lifecycle::Shutdown,
     media::{Media, objects::ObjectsError},
@@ -60,10 +61,14 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// Appends events to rooms.
     pub writer: Writer,
+    /// Stores the keys of devices.
+    pub key_uploads: GroupCommit<KeyUploads>,
+    /// Hands out one-time keys.
+    pub key_claims: GroupCommit<KeyClaims>,
     /// Stores messages to devices.
-    pub to_device: ToDeviceWriter,
+    pub to_device: GroupCommit<ToDeviceMessages>,
     /// Deletes the messages to devices that were received.
-    pub acknowledgements: Acknowledgements,
+    pub acknowledgements: GroupCommit<Acknowledgements>,
     /// What is known of devices for syncs.
     pub devices: Arc<DeviceCaches>,
     /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
@@ -146,8 +151,10 @@ impl App {
             metrics,
             signer,
             media,
-            acknowledgements: Acknowledgements::start(store.clone()),
-            to_device: ToDeviceWriter::start(Arc::clone(&tail)),
+            acknowledgements: GroupCommit::start(Acknowledgements::new(store.clone())),
+            key_uploads: GroupCommit::start(KeyUploads::new(store.clone())),
+            key_claims: GroupCommit::start(KeyClaims::new(store.clone())),
+            to_device: GroupCommit::start(ToDeviceMessages::new(Arc::clone(&tail))),
             store,
             tail,
             writer,

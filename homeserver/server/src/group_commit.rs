@@ -3,16 +3,47 @@
 //! An idle server waits for nothing, and a busy one makes transactions larger instead of more. Once queued, work is done even
 //! if nobody waits for its result any longer.
 
-use std::future::Future;
+use std::{collections::HashSet, future::Future, hash::Hash};
 
+use keystead_store::{Error, TransactionError};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::http::error::ApiError;
 
 /// How much work may wait; more is refused, so that a flood is slowed at its source.
 const QUEUE: usize = 2_048;
+/// How much a batch weighs at most, the last piece in it not counted.
+const ENOUGH: usize = 8_192;
+
+/// Work that is done in batches.
+pub trait Batches: Send + Sync + 'static {
+    /// A piece of it.
+    type Work: Send + Sync;
+    /// What no two pieces of a batch may have in common: the second waits, and finds the first one done.
+    type Key: Eq + Hash + Send;
+    /// What comes of a piece.
+    type Output: Send;
+
+    /// See [`Batches::Key`]; `None` if it may stand beside any other.
+    fn key(work: &Self::Work) -> Option<Self::Key>;
+
+    /// About how many rows it makes.
+    fn weight(work: &Self::Work) -> usize;
+
+    /// Does all of `work` in one transaction: the result of each, in their order, or why the transaction failed. A refusal of
+    /// one must leave nothing of it behind.
+    fn commit(
+        &self,
+        work: &[Self::Work],
+    ) -> impl Future<Output = Result<Vec<Result<Self::Output, ApiError>>, ApiError>> + Send;
+}
+
+/// Where a result is waited for.
+type Answer<B> = oneshot::Sender<Result<<B as Batches>::Output, ApiError>>;
 
 /// The way to have work done. Its task ends with it.
-pub struct GroupCommit<W, R> {
-    queue: mpsc::Sender<(W, oneshot::Sender<R>)>,
+pub struct GroupCommit<B: Batches> {
+    queue: mpsc::Sender<(B::Work, Answer<B>)>,
 }
 
 /// Why work was not taken, or has no result.
@@ -26,55 +57,77 @@ pub enum NotDone {
     Ended,
 }
 
-impl<W: Send + 'static, R: Send + 'static> GroupCommit<W, R> {
-    /// Starts the task. `commit` gets what has queued, at least one piece of it, and gives the result of each in their order.
-    ///
-    /// A batch ends when the `weight` of all that is in it has reached `enough`.
-    pub fn start<F, Fut>(enough: usize, weight: fn(&W) -> usize, commit: F) -> Self
-    where
-        F: Fn(Vec<W>) -> Fut + Send + 'static,
-        Fut: Future<Output = Vec<R>> + Send + 'static,
-    {
-        let (queue, mut queued) = mpsc::channel::<(W, oneshot::Sender<R>)>(QUEUE);
-        tokio::spawn(async move {
-            while let Some(first) = queued.recv().await {
-                let mut total = weight(&first.0);
-                let mut batch = vec![first];
-                while total < enough
-                    && let Ok(next) = queued.try_recv()
-                {
-                    total += weight(&next.0);
-                    batch.push(next);
-                }
-                let (work, waiting): (Vec<W>, Vec<_>) = batch.into_iter().unzip();
-                // A panic ends one batch, not the task: those who wait for it see their senders gone.
-                match tokio::spawn(commit(work)).await {
-                    Ok(results) => {
-                        for (answer, result) in waiting.into_iter().zip(results) {
-                            // Whoever asked may have gone; what was done stays done.
-                            let _ = answer.send(result);
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(error = &error as &dyn std::error::Error, "a group commit failed");
-                    }
-                }
-            }
-        });
+impl<B: Batches> GroupCommit<B> {
+    /// Starts the task.
+    pub fn start(batches: B) -> Self {
+        let (queue, queued) = mpsc::channel(QUEUE);
+        tokio::spawn(run(std::sync::Arc::new(batches), queued));
         Self { queue }
     }
 
     /// Queues a piece of work and waits for its result.
     ///
     /// # Errors
-    /// [`NotDone`] says why there is none.
-    pub async fn submit(&self, work: W) -> Result<R, NotDone> {
+    /// 429 if too much waits already, 503 while the server stops; whatever the work itself comes to.
+    pub async fn submit(&self, work: B::Work) -> Result<B::Output, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send((work, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => NotDone::Busy,
             mpsc::error::TrySendError::Closed(_) => NotDone::Ended,
         })?;
-        answered.await.map_err(|_| NotDone::Ended)
+        answered.await.map_err(|_| NotDone::Ended)?
+    }
+}
+
+async fn run<B: Batches>(batches: std::sync::Arc<B>, mut queued: mpsc::Receiver<(B::Work, Answer<B>)>) {
+    while let Some(first) = queued.recv().await {
+        let mut weight = B::weight(&first.0);
+        let mut batch = vec![first];
+        while weight < ENOUGH
+            && let Ok(next) = queued.try_recv()
+        {
+            weight += B::weight(&next.0);
+            batch.push(next);
+        }
+        let batches = batches.clone();
+        // A panic ends one batch, not the task: those who wait for it see their senders gone.
+        if let Err(error) = tokio::spawn(async move { rounds(&*batches, batch).await }).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "a group commit failed");
+        }
+    }
+}
+
+/// Does a batch in as many rounds as its keys demand.
+async fn rounds<B: Batches>(batches: &B, mut batch: Vec<(B::Work, Answer<B>)>) {
+    while !batch.is_empty() {
+        let mut seen = HashSet::new();
+        let (now, later): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|(work, _)| B::key(work).is_none_or(|key| seen.insert(key)));
+        let (work, answers): (Vec<B::Work>, Vec<Answer<B>>) = now.into_iter().unzip();
+        for (answer, result) in answers.into_iter().zip(all_or_each(batches, &work).await) {
+            // Whoever asked may have gone; what was done stays done.
+            let _ = answer.send(result);
+        }
+        batch = later;
+    }
+}
+
+/// If the database refuses a transaction for what one piece of its work says, each is tried alone, so that nobody fails for
+/// somebody else.
+async fn all_or_each<B: Batches>(batches: &B, work: &[B::Work]) -> Vec<Result<B::Output, ApiError>> {
+    match batches.commit(work).await {
+        Ok(results) => results,
+        Err(error) if work.len() > 1 && error.store_error().is_some_and(Error::is_about_data) => {
+            let mut results = Vec::with_capacity(work.len());
+            for piece in work {
+                match batches.commit(std::slice::from_ref(piece)).await {
+                    Ok(result) => results.extend(result),
+                    Err(error) => results.push(Err(error)),
+                }
+            }
+            results
+        }
+        Err(error) => work.iter().map(|_| Err(error.shared())).collect(),
     }
 }
 
@@ -82,55 +135,93 @@ impl<W: Send + 'static, R: Send + 'static> GroupCommit<W, R> {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use http::StatusCode;
     use tokio::sync::Semaphore;
 
     use super::*;
 
+    /// Multiplies by ten. Numbers of the same last digit must not meet; 13 panics; 7 is what the database does not take.
+    #[derive(Clone, Default)]
+    struct Tens {
+        batches: Arc<Mutex<Vec<Vec<u32>>>>,
+        gate: Option<Arc<Semaphore>>,
+    }
+
+    impl Batches for Tens {
+        type Work = u32;
+        type Key = u32;
+        type Output = u32;
+
+        fn key(work: &u32) -> Option<u32> {
+            Some(work % 10)
+        }
+
+        fn weight(_: &u32) -> usize {
+            ENOUGH / 4
+        }
+
+        async fn commit(&self, work: &[u32]) -> Result<Vec<Result<u32, ApiError>>, ApiError> {
+            if let Some(gate) = &self.gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            assert!(!work.contains(&13));
+            self.batches.lock().unwrap().push(work.to_vec());
+            if work.contains(&7) {
+                return Err(Error::InvalidText.into());
+            }
+            Ok(work.iter().map(|n| Ok(n * 10)).collect())
+        }
+    }
+
+    /// Queues all while the first one's commit is under way.
+    async fn submit_all(tens: &Tens, work: &[u32]) -> Vec<Result<u32, StatusCode>> {
+        let gate = Arc::new(Semaphore::new(0));
+        let group = Arc::new(GroupCommit::start(Tens { gate: Some(gate.clone()), ..tens.clone() }));
+        let mut waiting = Vec::new();
+        for n in work.iter().copied() {
+            let group = group.clone();
+            waiting.push(tokio::spawn(async move { group.submit(n).await }));
+            // The tasks of one thread take turns: after this one the queue's has had its turn, too.
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        }
+        gate.add_permits(100);
+        let mut results = Vec::new();
+        for result in waiting {
+            results.push(result.await.unwrap().map_err(|error| error.status()));
+        }
+        results
+    }
+
     #[tokio::test]
     async fn what_queues_during_a_commit_goes_into_the_next_one_together() {
-        let (batches, gate) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Semaphore::new(0)));
-        let (seen, opened) = (batches.clone(), gate.clone());
-        let group = Arc::new(GroupCommit::start(
-            4,
-            |_: &u32| 1,
-            move |work: Vec<u32>| {
-                let (seen, opened) = (seen.clone(), opened.clone());
-                async move {
-                    opened.acquire().await.unwrap().forget();
-                    seen.lock().unwrap().push(work.clone());
-                    work.into_iter().map(|n| n * 10).collect()
-                }
-            },
-        ));
-        let submit = |n| {
-            let group = group.clone();
-            tokio::spawn(async move { group.submit(n).await })
-        };
-        let mut waiting = Vec::new();
-        for n in 0..6 {
-            waiting.push(submit(n));
-            // In order; the first is taken alone, since nothing else is there yet.
-            tokio::task::yield_now().await;
-            tokio::task::yield_now().await;
-        }
-        gate.add_permits(3);
-        for (n, result) in waiting.into_iter().enumerate() {
-            assert_eq!(result.await.unwrap(), Ok(u32::try_from(n).unwrap() * 10));
-        }
-        assert_eq!(*batches.lock().unwrap(), [vec![0], vec![1, 2, 3, 4], vec![5]]);
+        let tens = Tens::default();
+        let results = submit_all(&tens, &[0, 1, 2, 3, 4, 5]).await;
+        assert_eq!(results, [0, 10, 20, 30, 40, 50].map(Ok));
+        assert_eq!(*tens.batches.lock().unwrap(), [vec![0], vec![1, 2, 3, 4], vec![5]]);
+    }
+
+    #[tokio::test]
+    async fn what_must_not_meet_is_done_one_after_the_other() {
+        let tens = Tens::default();
+        let results = submit_all(&tens, &[0, 1, 11, 2]).await;
+        assert_eq!(results, [0, 10, 110, 20].map(Ok));
+        assert_eq!(*tens.batches.lock().unwrap(), [vec![0], vec![1, 2], vec![11]]);
+    }
+
+    #[tokio::test]
+    async fn what_the_database_refuses_fails_alone() {
+        let tens = Tens::default();
+        let results = submit_all(&tens, &[0, 1, 7, 2]).await;
+        assert_eq!(results, [Ok(0), Ok(10), Err(StatusCode::BAD_REQUEST), Ok(20)]);
     }
 
     #[tokio::test]
     async fn a_panic_ends_its_batch_alone() {
-        let group = GroupCommit::start(
-            1,
-            |_: &u32| 1,
-            |work: Vec<u32>| async move {
-                assert_ne!(work, [13]);
-                work
-            },
-        );
-        assert_eq!(group.submit(13).await, Err(NotDone::Ended));
-        assert_eq!(group.submit(14).await, Ok(14));
+        let group = GroupCommit::start(Tens::default());
+        let status = group.submit(13).await.map_err(|error| error.status());
+        assert_eq!(status, Err(StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(group.submit(14).await.ok(), Some(140));
     }
 }

@@ -16,8 +16,8 @@ pub use self::{
         note_user_signature,
     },
     one_time::{
-        Claimed, NewKey, Wanted, claim, insert_one_time_keys, note_one_time_keys, one_time_key_counts,
-        one_time_keys, put_fallback_keys, unused_fallback_keys,
+        Claimed, DeviceKey, NewKey, Wanted, claim, insert_one_time_keys, note_one_time_keys,
+        one_time_key_counts, one_time_keys, put_fallback_keys, unused_fallback_keys,
     },
 };
 use crate::{Error, ReadTx, WriteTx, streams};

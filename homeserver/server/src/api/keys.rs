@@ -2,23 +2,22 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#key-management-api>.
 
+mod claim;
+mod upload;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::{
-    keybox::audit_log::LogEvent,
     keys::{self as rules, KeyRefusal, KeySignature},
-    shard::Shards,
     token::SyncToken,
 };
 use keystead_store::{
-    Error, ReadTx, WriteTx,
+    Error,
     cross_signing::{self, SignedKey},
-    devices,
-    keys::{self, NewKey, Wanted},
+    keys::{self, Wanted},
 };
 use ruma::{
-    CanonicalJsonObject, DeviceId, OneTimeKeyAlgorithm, OwnedOneTimeKeyId, OwnedUserId, ServerName, UInt,
-    UserId,
+    CanonicalJsonObject, OneTimeKeyAlgorithm, OwnedOneTimeKeyId, OwnedUserId, ServerName, UInt, UserId,
     api::client::keys::{
         claim_keys::v3 as claim_keys, get_key_changes::v3 as get_key_changes, get_keys::v3 as get_keys,
         upload_keys::v3 as upload_keys,
@@ -28,39 +27,31 @@ use ruma::{
 };
 use serde_json::{json, value::RawValue};
 
+use self::upload::Upload;
+pub use self::{claim::KeyClaims, upload::KeyUploads};
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
-    keyboxes::Actor,
 };
-
-/// What a device uploads, checked.
-struct Upload {
-    device_keys: Option<CanonicalJsonObject>,
-    one_time_keys: Vec<NewKey>,
-    fallback_keys: Vec<NewKey>,
-}
 
 /// `POST /_matrix/client/v3/keys/upload`.
 pub(super) async fn upload_keys(
     ctx: Ctx<Session>,
     request: upload_keys::Request,
 ) -> Result<upload_keys::Response, ApiError> {
-    let Session { user_id, device_id, .. } = &ctx.requester;
-    let upload = &Upload::check(user_id, device_id, &request)?;
-    let actor = Actor::of(&ctx);
+    let upload = Upload::check(&ctx, &request)?;
     let counts = if upload.is_empty() {
+        let Session { user_id, device_id, .. } = &ctx.requester;
+        let device = &(user_id.clone(), device_id.clone());
         ctx.app
             .store
             .read("one_time_key_counts", |tx| async move {
-                keys::one_time_key_counts(&tx, user_id, device_id).await
+                let counts = keys::one_time_key_counts(&tx, std::slice::from_ref(device)).await?;
+                Ok::<_, Error>(counts.into_values().next().unwrap_or_default())
             })
             .await?
     } else {
-        ctx.app
-            .store
-            .write("upload_keys", |tx| async move { upload.store(&tx, user_id, device_id, actor).await })
-            .await?
+        ctx.app.key_uploads.submit(upload).await?
     };
     // Clients look at this algorithm's count to see whether to upload more.
     let mut answer = BTreeMap::from([(OneTimeKeyAlgorithm::SignedCurve25519, UInt::MIN)]);
@@ -68,112 +59,6 @@ pub(super) async fn upload_keys(
         answer.insert(algorithm.into(), UInt::new_saturating(count));
     }
     Ok(upload_keys::Response::new(answer))
-}
-
-impl Upload {
-    fn check(
-        user_id: &UserId,
-        device_id: &DeviceId,
-        request: &upload_keys::Request,
-    ) -> Result<Self, ApiError> {
-        let device_keys = request
-            .device_keys
-            .as_ref()
-            .map(|raw| {
-                // The types of the specification first: they say best what is wrong.
-                raw.deserialize().map_err(|error| ApiError::bad_json(error.to_string()))?;
-                rules::check_device_keys(user_id, device_id, raw.json().get()).map_err(refused)
-            })
-            .transpose()?;
-        Ok(Self {
-            device_keys,
-            one_time_keys: new_keys(&request.one_time_keys)?,
-            fallback_keys: new_keys(&request.fallback_keys)?,
-        })
-    }
-
-    fn is_empty(&self) -> bool {
-        self.device_keys.is_none() && self.one_time_keys.is_empty() && self.fallback_keys.is_empty()
-    }
-
-    /// Stores what is new and returns the counts of one-time keys. An upload that is sent again changes nothing.
-    async fn store(
-        &self,
-        tx: &WriteTx,
-        user_id: &UserId,
-        device_id: &DeviceId,
-        actor: Actor<'_>,
-    ) -> Result<BTreeMap<String, u64>, ApiError> {
-        let shards = if self.changes_device_keys(tx, user_id, device_id).await? {
-            keys::device_list_shards(tx, user_id).await?
-        } else {
-            vec![tx.shards().of_user(user_id)]
-        };
-        tx.lock_shards(&shards).await?;
-        // Whoever deletes devices holds the shard too.
-        let Some(device) = devices::find(tx, user_id, device_id).await? else {
-            return Err(ApiError::unknown_token(false));
-        };
-        if let Some(device_keys) = &self.device_keys
-            && self.changes_device_keys(tx, user_id, device_id).await?
-        {
-            if rules::is_keybox(device_keys) && keys::device_keys(tx, user_id, device_id).await?.is_none() {
-                let event = LogEvent::KeyboxRegistered(actor.on(device_id, device.display_name));
-                actor.note(tx, user_id, event).await?;
-            }
-            keys::put_device_keys(tx, user_id, device_id, &rules::to_json(device_keys)).await?;
-            keys::note_device_list_change(tx, user_id).await?;
-        }
-        let new = self.new_one_time_keys(tx, user_id, device_id).await?;
-        if !new.is_empty() || !self.fallback_keys.is_empty() {
-            keys::insert_one_time_keys(tx, user_id, device_id, new).await?;
-            keys::put_fallback_keys(tx, user_id, device_id, self.fallback_keys.clone()).await?;
-            keys::note_one_time_keys(tx, user_id).await?;
-        }
-        Ok(keys::one_time_key_counts(tx, user_id, device_id).await?)
-    }
-
-    /// Whether the device keys differ from the stored ones, as far as they may.
-    async fn changes_device_keys(
-        &self,
-        tx: &ReadTx,
-        user_id: &UserId,
-        device_id: &DeviceId,
-    ) -> Result<bool, ApiError> {
-        let Some(new) = &self.device_keys else { return Ok(false) };
-        let Some(stored) = keys::device_keys(tx, user_id, device_id).await? else { return Ok(true) };
-        let stored = stored_object("device_keys", device_id.as_str(), &stored)?;
-        if !rules::same_device_keys(&stored, new) {
-            return Err(ApiError::invalid_param(
-                "This device has published other keys, and the keys of a device never change: log in as a new device",
-            ));
-        }
-        Ok(&stored != new)
-    }
-
-    /// The one-time keys that are not there yet.
-    async fn new_one_time_keys(
-        &self,
-        tx: &ReadTx,
-        user_id: &UserId,
-        device_id: &DeviceId,
-    ) -> Result<Vec<NewKey>, ApiError> {
-        let ids: Vec<&str> = self.one_time_keys.iter().map(|key| key.key_id.as_str()).collect();
-        let stored = keys::one_time_keys(tx, user_id, device_id, &ids).await?;
-        let mut new = Vec::new();
-        for key in &self.one_time_keys {
-            match stored.get(&key.key_id) {
-                None => new.push(key.clone()),
-                Some(stored) if rules::same_one_time_key(stored, &key.json) => {}
-                Some(_) => {
-                    let text =
-                        format!("The one-time key {} is there already, with another value", key.key_id);
-                    return Err(ApiError::invalid_param(text));
-                }
-            }
-        }
-        Ok(new)
-    }
 }
 
 /// `POST /_matrix/client/v3/keys/query`.
@@ -237,7 +122,7 @@ pub(super) async fn claim_keys(
             })
         })
         .collect();
-    let claimed = if wanted.is_empty() { Vec::new() } else { claim(&ctx, &wanted).await? };
+    let claimed = if wanted.is_empty() { Vec::new() } else { ctx.app.key_claims.submit(wanted).await? };
     let mut one_time_keys: BTreeMap<OwnedUserId, claim_keys::OneTimeKeys> = BTreeMap::new();
     for key in claimed {
         let key_id = OwnedOneTimeKeyId::try_from(key.key_id.as_str())
@@ -249,17 +134,6 @@ pub(super) async fn claim_keys(
     let mut response = claim_keys::Response::new(one_time_keys);
     response.failures = unreachable_servers(remote.keys());
     Ok(response)
-}
-
-async fn claim(ctx: &Ctx<Session>, wanted: &BTreeSet<Wanted>) -> Result<Vec<keys::Claimed>, Error> {
-    let shards = &shards_of(ctx.app.store.shards(), wanted.iter().map(|wanted| &*wanted.user_id));
-    ctx.app
-        .store
-        .write("claim_keys", |tx| async move {
-            tx.lock_shards(shards).await?;
-            keys::claim(&tx, wanted).await
-        })
-        .await
 }
 
 /// `GET /_matrix/client/v3/keys/changes`.
@@ -281,15 +155,6 @@ pub(super) async fn get_key_changes(
         .read("key_changes", |tx| async move { keys::device_list_delta(&tx, user_id, from).await })
         .await?;
     Ok(get_key_changes::Response::new(delta.changed.into_iter().collect(), delta.left.into_iter().collect()))
-}
-
-/// The user shards of these users, each once.
-pub(super) fn shards_of<'a>(
-    shards: Shards,
-    users: impl IntoIterator<Item = &'a UserId>,
-) -> Vec<keystead_core::shard::Shard> {
-    let shards: BTreeSet<_> = users.into_iter().map(|user_id| shards.of_user(user_id)).collect();
-    shards.into_iter().collect()
 }
 
 /// How a refusal of the rules is answered.
@@ -338,18 +203,6 @@ fn published_cross_signing_key(
 fn raw<T>(table: &'static str, row: &str, json: String) -> Result<Raw<T>, ApiError> {
     let json = RawValue::from_string(json).map_err(|error| Error::corrupt(table, "json", row, error))?;
     Ok(Raw::from_json(json))
-}
-
-fn new_keys(keys: &BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>) -> Result<Vec<NewKey>, ApiError> {
-    keys.iter()
-        .map(|(key_id, key)| {
-            Ok(NewKey {
-                key_id: key_id.to_string(),
-                algorithm: key_id.algorithm().to_string(),
-                json: rules::check_one_time_key(key.json().get()).map_err(refused)?,
-            })
-        })
-        .collect()
 }
 
 /// The servers of users of other servers, which this server does not talk to.

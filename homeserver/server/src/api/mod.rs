@@ -36,7 +36,10 @@ use ruma::api::{
     client::media::{get_content, get_content_as_filename, get_content_thumbnail},
 };
 
-pub use self::to_device::ToDeviceWriter;
+pub use self::{
+    keys::{KeyClaims, KeyUploads},
+    to_device::ToDeviceMessages,
+};
 use crate::http::router::{Options, Router};
 
 /// All endpoints of the server.

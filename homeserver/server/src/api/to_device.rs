@@ -29,7 +29,7 @@ use ruma::{
 };
 use serde::Deserialize;
 
-pub use self::batch::ToDeviceWriter;
+pub use self::batch::ToDeviceMessages;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
@@ -74,7 +74,7 @@ impl Target {
 
 /// What became of the messages of a call.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Appended {
+pub struct Appended {
     /// How many messages were stored.
     stored: usize,
     /// How many were not, because too many others wait for their devices.
@@ -87,7 +87,7 @@ type Devices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 type KeySetIds = BTreeMap<(OwnedUserId, OwnedDeviceId), Option<String>>;
 
 /// A call, checked as far as it can be without the database.
-struct Call {
+pub struct Call {
     sender: OwnedUserId,
     sender_device: OwnedDeviceId,
     message_type: String,
@@ -110,7 +110,7 @@ pub(super) async fn send_event_to_device(
 ) -> Result<send_event_to_device::Response, ApiError> {
     let call = Call::check(&ctx.requester, request, ctx.now)?;
     let kind = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == call.message_type);
-    let sent = ctx.app.to_device.send(call).await;
+    let sent = ctx.app.to_device.submit(call).await;
     let metrics = &ctx.app.metrics;
     if let Some(kind) = kind {
         metrics.key_messages(kind, sent.as_ref().ok().map(|sent| sent.stored));

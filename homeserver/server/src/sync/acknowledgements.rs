@@ -1,53 +1,40 @@
-//! Deleting the to-device messages that clients have shown to have, in one transaction for all that queue meanwhile.
+//! Deleting the to-device messages that clients have shown to have.
 
-use std::sync::Arc;
-
-use keystead_store::{Error, Store, to_device};
+use keystead_store::{Store, to_device};
 use ruma::{OwnedDeviceId, OwnedUserId};
 
-use crate::{group_commit::GroupCommit, http::error::ApiError};
-
-/// How many devices one transaction deletes messages of.
-const BATCH: usize = 512;
-
-/// A device, and the position that it has acknowledged.
-type Acknowledged = (OwnedUserId, OwnedDeviceId, i64);
+use crate::{group_commit::Batches, http::error::ApiError};
 
 /// Deletes what was acknowledged.
-pub struct Acknowledgements(GroupCommit<Acknowledged, Result<(), Arc<Error>>>);
+pub struct Acknowledgements {
+    store: Store,
+}
 
 impl Acknowledgements {
-    /// Starts its task.
-    pub fn start(store: Store) -> Self {
-        Self(GroupCommit::start(
-            BATCH,
-            |_| 1,
-            move |acknowledged| {
-                let store = store.clone();
-                async move {
-                    let all = &acknowledged;
-                    let deleted = store
-                        .write(
-                            "acknowledge_to_device",
-                            |tx| async move { to_device::acknowledge(&tx, all).await },
-                        )
-                        .await;
-                    let result = deleted.map(drop).map_err(Arc::new);
-                    acknowledged.iter().map(|_| result.clone()).collect()
-                }
-            },
-        ))
+    /// Deletes from this database.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Batches for Acknowledgements {
+    /// A device, and the position up to which it has its messages.
+    type Work = (OwnedUserId, OwnedDeviceId, i64);
+    type Key = ();
+    type Output = ();
+
+    fn key(_: &Self::Work) -> Option<()> {
+        None
     }
 
-    /// Deletes the messages to a device up to a position; they are gone when it returns.
-    ///
-    /// # Errors
-    /// The database's own, or 429 if too many wait already.
-    pub(super) async fn acknowledge(
-        &self,
-        device: &(OwnedUserId, OwnedDeviceId),
-        upto: i64,
-    ) -> Result<(), ApiError> {
-        Ok(self.0.submit((device.0.clone(), device.1.clone(), upto)).await??)
+    fn weight(_: &Self::Work) -> usize {
+        1
+    }
+
+    async fn commit(&self, work: &[Self::Work]) -> Result<Vec<Result<(), ApiError>>, ApiError> {
+        self.store
+            .write("acknowledge_to_device", |tx| async move { to_device::acknowledge(&tx, work).await })
+            .await?;
+        Ok(work.iter().map(|_| Ok(())).collect())
     }
 }

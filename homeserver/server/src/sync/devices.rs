@@ -196,7 +196,7 @@ impl Sync<'_> {
     }
 
     async fn remove_acknowledged(&self, device: &Device, upto: i64, known: bool) -> Result<(), ApiError> {
-        self.app.acknowledgements.acknowledge(device, upto).await?;
+        self.app.acknowledgements.submit((device.0.clone(), device.1.clone(), upto)).await?;
         if known {
             return Ok(());
         }
@@ -260,11 +260,13 @@ impl Sync<'_> {
 impl Sync<'_> {
     async fn load_key_counts(&self) -> Result<KeyCounts, ApiError> {
         let session = &self.request.session;
+        let device = &(session.user_id.clone(), session.device_id.clone());
         let (one_time, unused_fallback) = self
             .app
             .store
             .read("sync_key_counts", |tx| async move {
-                let one_time = keys::one_time_key_counts(&tx, &session.user_id, &session.device_id).await?;
+                let counts = keys::one_time_key_counts(&tx, std::slice::from_ref(device)).await?;
+                let one_time = counts.into_values().next().unwrap_or_default();
                 let fallback = keys::unused_fallback_keys(&tx, &session.user_id, &session.device_id).await?;
                 Ok::<_, keystead_store::Error>((one_time, fallback))
             })

@@ -48,44 +48,44 @@ pub struct Claimed {
     pub json: String,
 }
 
-/// Those of a device's one-time keys that have one of these ids, by id.
+/// A key's owner, device and id.
+pub type DeviceKey = (OwnedUserId, OwnedDeviceId, String);
+
+/// Those of these one-time keys that are there.
 ///
 /// # Errors
-/// The database's own.
-pub async fn one_time_keys(
-    tx: &ReadTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-    key_ids: &[&str],
-) -> Result<BTreeMap<String, String>, Error> {
+/// The database's own, or a row that cannot be read.
+pub async fn one_time_keys(tx: &ReadTx, wanted: &[DeviceKey]) -> Result<BTreeMap<DeviceKey, String>, Error> {
     let mut found = BTreeMap::new();
-    for chunk in key_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(3, chunk.iter().copied());
+    for chunk in wanted.chunks(tx.rows_a_statement(3)) {
+        let rows = chunk.iter().map(|(user_id, device_id, key_id)| {
+            [user_id.as_str(), device_id.as_str(), key_id].map(Value::from).to_vec()
+        });
+        let (rows, values) = tx.rows(1, rows.collect());
         let sql = format!(
-            "SELECT key_id, json FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id IN ({wanted})"
+            "SELECT user_id, device_id, key_id, json FROM one_time_keys \
+             WHERE (user_id, device_id, key_id) IN ({rows})"
         );
-        let device = [user_id.as_str(), device_id.as_str()].map(Value::from);
-        for row in tx.query(&sql, device.into_iter().chain(values)).await? {
-            found.insert(row.try_get("", "key_id")?, row.try_get("", "json")?);
+        for row in tx.query(&sql, values).await? {
+            let user_id = streams::user_id(&row, "one_time_keys", "user_id")?;
+            found.insert((user_id, device_id(&row)?, row.try_get("", "key_id")?), row.try_get("", "json")?);
         }
     }
     Ok(found)
 }
 
-/// Stores one-time keys of a device. None of them is there yet ([`one_time_keys`]); the user's shard is locked.
+/// Stores one-time keys of devices. None of them is there yet ([`one_time_keys`]); the shards of their users are locked.
 ///
 /// # Errors
 /// [`Error::Conflict`] if one is there after all; the database's own.
 pub async fn insert_one_time_keys(
     tx: &WriteTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-    keys: Vec<NewKey>,
+    keys: Vec<(OwnedUserId, OwnedDeviceId, NewKey)>,
 ) -> Result<(), Error> {
-    let uploaded_at = tx.locked_position(tx.shards().of_user(user_id));
     let rows = keys
         .into_iter()
-        .map(|key| {
+        .map(|(user_id, device_id, key)| {
+            let uploaded_at = tx.locked_position(tx.shards().of_user(&user_id));
             vec![
                 user_id.as_str().into(),
                 device_id.as_str().into(),
@@ -100,26 +100,26 @@ pub async fn insert_one_time_keys(
     tx.insert_rows("one_time_keys", &columns, rows, "").await
 }
 
-/// Stores a device's fallback keys, one an algorithm, in place of the former ones. A key that was there already stays used
+/// Stores fallback keys, one a device and algorithm, in place of the former ones. A key that was there already stays used
 /// if it was used.
 ///
 /// # Errors
 /// The database's own.
 pub async fn put_fallback_keys(
     tx: &WriteTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-    keys: Vec<NewKey>,
+    keys: Vec<(OwnedUserId, OwnedDeviceId, NewKey)>,
 ) -> Result<(), Error> {
-    let by_algorithm: BTreeMap<String, NewKey> =
-        keys.into_iter().map(|key| (key.algorithm.clone(), key)).collect();
-    let rows = by_algorithm
-        .into_values()
-        .map(|key| {
+    let newest: BTreeMap<DeviceKey, NewKey> = keys
+        .into_iter()
+        .map(|(user_id, device_id, key)| ((user_id, device_id, key.algorithm.clone()), key))
+        .collect();
+    let rows = newest
+        .into_iter()
+        .map(|((user_id, device_id, algorithm), key)| {
             vec![
                 user_id.as_str().into(),
                 device_id.as_str().into(),
-                key.algorithm.into(),
+                algorithm.into(),
                 key.key_id.into(),
                 key.json.into(),
                 false.into(),
@@ -137,37 +137,40 @@ pub async fn put_fallback_keys(
     .await
 }
 
-/// Notes that a user's one-time or fallback keys changed, so that the user's syncs tell the new counts. The user's
-/// shard is locked.
+/// Notes that one-time or fallback keys of these users changed, so that their syncs tell the new counts. The shards of the
+/// users are locked.
 ///
 /// # Errors
 /// The database's own.
-pub async fn note_one_time_keys(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
-    streams::append_user_change(tx, tx.shards().of_user(user_id), user_id, UserChange::OneTimeKeys).await
+pub async fn note_one_time_keys(tx: &WriteTx, users: BTreeSet<OwnedUserId>) -> Result<(), Error> {
+    let changes = users.into_iter().map(|user_id| (tx.shards().of_user(&user_id), user_id));
+    streams::append_user_changes(tx, changes, UserChange::OneTimeKeys).await
 }
 
-/// How many one-time keys of each algorithm a device has left.
+/// How many one-time keys of each algorithm devices have left; who has none is left out.
 ///
 /// # Errors
-/// The database's own.
+/// The database's own, or a row that cannot be read.
 pub async fn one_time_key_counts(
     tx: &ReadTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-) -> Result<BTreeMap<String, u64>, Error> {
-    let rows = tx
-        .query(
-            "SELECT algorithm, COUNT(*) AS keys FROM one_time_keys \
-             WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm",
-            [user_id.as_str().into(), device_id.as_str().into()],
-        )
-        .await?;
-    rows.iter()
-        .map(|row| {
+    devices: &[(OwnedUserId, OwnedDeviceId)],
+) -> Result<BTreeMap<(OwnedUserId, OwnedDeviceId), BTreeMap<String, u64>>, Error> {
+    let mut counts: BTreeMap<_, BTreeMap<String, u64>> = BTreeMap::new();
+    for chunk in devices.chunks(tx.rows_a_statement(2)) {
+        let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
+        let (rows, values) = tx.rows(1, rows.collect());
+        let sql = format!(
+            "SELECT user_id, device_id, algorithm, COUNT(*) AS keys FROM one_time_keys \
+             WHERE (user_id, device_id) IN ({rows}) GROUP BY user_id, device_id, algorithm"
+        );
+        for row in tx.query(&sql, values).await? {
+            let device = (streams::user_id(&row, "one_time_keys", "user_id")?, device_id(&row)?);
             let count: i64 = row.try_get("", "keys")?;
-            Ok((row.try_get("", "algorithm")?, count.try_into().unwrap_or_default()))
-        })
-        .collect()
+            let count = count.try_into().unwrap_or_default();
+            counts.entry(device).or_default().insert(row.try_get("", "algorithm")?, count);
+        }
+    }
+    Ok(counts)
 }
 
 /// The algorithms for which a device has a fallback key that nobody was given yet.
@@ -190,49 +193,39 @@ pub async fn unused_fallback_keys(
 }
 
 /// Claims one key of each device: the one-time key that was uploaded first, or else the fallback key. Devices
-/// without either are left out. The shards of all users in `wanted` are locked.
+/// without either are left out. The shards of all users in `wanted` are locked; the caller notes the changes
+/// ([`note_one_time_keys`]).
 ///
 /// # Errors
-/// A shard is not locked; the database's own, or a row that cannot be read.
-pub async fn claim(tx: &WriteTx, wanted: &BTreeSet<Wanted>) -> Result<Vec<Claimed>, Error> {
-    let wanted: Vec<&Wanted> = wanted.iter().collect();
-    let mut claimed = Vec::new();
+/// The database's own, or a row that cannot be read.
+pub async fn claim(tx: &WriteTx, wanted: &BTreeSet<&Wanted>) -> Result<BTreeMap<Wanted, Claimed>, Error> {
+    let wanted: Vec<&Wanted> = wanted.iter().copied().collect();
+    let mut claimed = BTreeMap::new();
     for chunk in wanted.chunks(tx.rows_a_statement(3)) {
-        let mut served = BTreeSet::new();
         for row in run(tx, CLAIM_ONE_TIME_KEYS, chunk).await? {
-            let key = Claimed {
-                user_id: streams::user_id(&row, "one_time_keys", "user_id")?,
-                device_id: device_id(&row)?,
-                key_id: row.try_get("", "key_id")?,
-                json: row.try_get("", "json")?,
-            };
-            let algorithm: String = row.try_get("", "algorithm")?;
-            served.insert((key.user_id.clone(), key.device_id.clone(), algorithm));
-            claimed.push(key);
+            claimed.extend([read_claimed(&row)?]);
         }
-        let unserved: Vec<&Wanted> = chunk
-            .iter()
-            .copied()
-            .filter(|wanted| {
-                let key = (wanted.user_id.clone(), wanted.device_id.clone(), wanted.algorithm.clone());
-                !served.contains(&key)
-            })
-            .collect();
-        if unserved.is_empty() {
-            continue;
-        }
-        for row in run(tx, CLAIM_FALLBACK_KEYS, &unserved).await? {
-            claimed.push(Claimed {
-                user_id: streams::user_id(&row, "fallback_keys", "user_id")?,
-                device_id: device_id(&row)?,
-                key_id: row.try_get("", "key_id")?,
-                json: row.try_get("", "json")?,
-            });
+        let unserved: Vec<&Wanted> =
+            chunk.iter().copied().filter(|wanted| !claimed.contains_key(*wanted)).collect();
+        if !unserved.is_empty() {
+            for row in run(tx, CLAIM_FALLBACK_KEYS, &unserved).await? {
+                claimed.extend([read_claimed(&row)?]);
+            }
         }
     }
-    let changes = claimed.iter().map(|key| (tx.shards().of_user(&key.user_id), key.user_id.clone()));
-    streams::append_user_changes(tx, changes, UserChange::OneTimeKeys).await?;
     Ok(claimed)
+}
+
+fn read_claimed(row: &sea_orm::QueryResult) -> Result<(Wanted, Claimed), Error> {
+    let user_id = streams::user_id(row, "one_time_keys", "user_id")?;
+    let device_id = device_id(row)?;
+    let key = Claimed {
+        user_id: user_id.clone(),
+        device_id: device_id.clone(),
+        key_id: row.try_get("", "key_id")?,
+        json: row.try_get("", "json")?,
+    };
+    Ok((Wanted { user_id, device_id, algorithm: row.try_get("", "algorithm")? }, key))
 }
 
 const CLAIM_ONE_TIME_KEYS: &str = "DELETE FROM one_time_keys WHERE (user_id, device_id, key_id) IN ( \
@@ -244,7 +237,7 @@ const CLAIM_ONE_TIME_KEYS: &str = "DELETE FROM one_time_keys WHERE (user_id, dev
 
 const CLAIM_FALLBACK_KEYS: &str = "UPDATE fallback_keys SET used = TRUE \
     WHERE (user_id, device_id, algorithm) IN (SELECT user_id, device_id, algorithm FROM wanted) \
-    RETURNING user_id, device_id, key_id, json";
+    RETURNING user_id, device_id, algorithm, key_id, json";
 
 async fn run(tx: &WriteTx, statement: &str, wanted: &[&Wanted]) -> Result<Vec<sea_orm::QueryResult>, Error> {
     let rows = wanted.iter().map(|wanted| {

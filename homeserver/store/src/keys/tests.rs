@@ -29,9 +29,10 @@ async fn upload(store: &Store, keys: Vec<NewKey>, fallback: Vec<NewKey>) -> Resu
             let (keys, fallback) = (keys.clone(), fallback.clone());
             async move {
                 tx.lock_shards(&[tx.shards().of_user(user)]).await?;
-                insert_one_time_keys(&tx, user, device, keys).await?;
-                put_fallback_keys(&tx, user, device, fallback).await?;
-                note_one_time_keys(&tx, user).await
+                let of_device = |key| (user.to_owned(), device.to_owned(), key);
+                insert_one_time_keys(&tx, keys.into_iter().map(of_device).collect()).await?;
+                put_fallback_keys(&tx, fallback.into_iter().map(of_device).collect()).await?;
+                note_one_time_keys(&tx, BTreeSet::from([user.to_owned()])).await
             }
         })
         .await
@@ -44,13 +45,16 @@ async fn claim_one(store: &Store, device: &str) -> Option<String> {
             let wanted = wanted.clone();
             async move {
                 tx.lock_shards(&[tx.shards().of_user(user_id!("@a:x"))]).await?;
-                claim(&tx, &wanted).await
+                let claimed = claim(&tx, &wanted.iter().collect()).await?;
+                note_one_time_keys(&tx, claimed.keys().map(|wanted| wanted.user_id.clone()).collect())
+                    .await?;
+                Ok::<_, Error>(claimed)
             }
         })
         .await
         .unwrap();
     assert!(claimed.len() <= 1);
-    claimed.first().map(|claimed| claimed.key_id.clone())
+    claimed.into_values().next().map(|claimed| claimed.key_id)
 }
 
 #[tokio::test]
@@ -70,8 +74,11 @@ async fn keys_are_claimed_once_in_the_order_of_their_upload_then_the_fallback_ke
     let state = || {
         store.read("test", |tx| async move {
             let (user, device) = (user_id!("@a:x"), device_id!("D"));
-            let counts = one_time_key_counts(&tx, user, device).await?;
-            Ok::<_, Error>((counts, unused_fallback_keys(&tx, user, device).await?))
+            let counts = one_time_key_counts(&tx, &[(user.to_owned(), device.to_owned())]).await?;
+            Ok::<_, Error>((
+                counts.into_values().next().unwrap_or_default(),
+                unused_fallback_keys(&tx, user, device).await?,
+            ))
         })
     };
     assert_eq!(state().await.unwrap(), (BTreeMap::from([("other".to_owned(), 1)]), vec![]));

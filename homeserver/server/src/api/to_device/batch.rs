@@ -4,7 +4,7 @@
 //! were made before. A call that is refused does not hold up the others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -17,67 +17,49 @@ use keystead_store::{
 };
 use ruma::UserId;
 
-use super::{Appended, Call, Devices, MAX_MESSAGES};
+use super::{Appended, Call, Devices};
 use crate::{
-    group_commit::{GroupCommit, NotDone},
+    group_commit::Batches,
     http::error::ApiError,
     streams::{Entry, Item, Tail},
 };
 
 /// Stores messages to devices.
-pub struct ToDeviceWriter(GroupCommit<Call, Result<Appended, ApiError>>);
+pub struct ToDeviceMessages {
+    /// What is committed is offered to it, so that this replica need not read it back.
+    tail: Arc<Tail>,
+}
 
-impl ToDeviceWriter {
-    /// Starts its task. What it commits is offered to `tail`, so that this replica need not read it back.
-    pub fn start(tail: Arc<Tail>) -> Self {
-        let weight = |call: &Call| call.targets.len().max(1);
-        Self(GroupCommit::start(MAX_MESSAGES, weight, move |calls| {
-            let tail = Arc::clone(&tail);
-            async move { commit(&tail, calls).await }
-        }))
-    }
-
-    /// Stores the messages of a call, or nothing if the call was made before.
-    pub(super) async fn send(&self, call: Call) -> Result<Appended, ApiError> {
-        self.0.submit(call).await?
+impl ToDeviceMessages {
+    /// Stores in the database that `tail` follows.
+    pub fn new(tail: Arc<Tail>) -> Self {
+        Self { tail }
     }
 }
 
-/// Calls that are sent again while the first is still under way wait until it is done, and find it done.
-async fn commit(tail: &Tail, calls: Vec<Call>) -> Vec<Result<Appended, ApiError>> {
-    let mut results: Vec<Option<Result<Appended, ApiError>>> = calls.iter().map(|_| None).collect();
-    let mut waiting: Vec<(usize, Call)> = calls.into_iter().enumerate().collect();
-    while !waiting.is_empty() {
-        let mut seen: HashSet<ClientTransaction> = HashSet::new();
-        let (now, later): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|(_, call)| seen.insert(call.transaction.clone()));
-        let (numbers, calls): (Vec<usize>, Vec<Call>) = now.into_iter().unzip();
-        for (number, result) in numbers.into_iter().zip(store(tail, &calls).await) {
-            results.get_mut(number).map(|place| place.replace(result));
-        }
-        waiting = later;
-    }
-    results.into_iter().map(|result| result.unwrap_or_else(|| Err(NotDone::Ended.into()))).collect()
-}
+impl Batches for ToDeviceMessages {
+    type Work = Call;
+    type Key = ClientTransaction;
+    type Output = Appended;
 
-/// Stores calls in one transaction. If the database refuses it for what one of them says, each is tried alone, so that
-/// nobody fails for somebody else.
-async fn store(tail: &Tail, calls: &[Call]) -> Vec<Result<Appended, ApiError>> {
-    match tail.store().write("send_to_device", |tx| async move { Batch { calls }.append(&tx).await }).await {
-        Ok(Committed { results, streams }) => {
-            for (shard, (before, entries)) in streams {
-                tail.offer(shard, before, entries, &[]);
-            }
-            results
+    fn key(call: &Call) -> Option<ClientTransaction> {
+        Some(call.transaction.clone())
+    }
+
+    fn weight(call: &Call) -> usize {
+        call.targets.len().max(1)
+    }
+
+    async fn commit(&self, calls: &[Call]) -> Result<Vec<Result<Appended, ApiError>>, ApiError> {
+        let committed = self
+            .tail
+            .store()
+            .write("send_to_device", |tx| async move { Batch { calls }.append(&tx).await })
+            .await?;
+        for (shard, (before, entries)) in committed.streams {
+            self.tail.offer(shard, before, entries, &[]);
         }
-        Err(error) if calls.len() > 1 && error.store_error().is_some_and(Error::is_about_data) => {
-            let mut results = Vec::with_capacity(calls.len());
-            for call in calls {
-                results.extend(Box::pin(store(tail, std::slice::from_ref(call))).await);
-            }
-            results
-        }
-        Err(error) => calls.iter().map(|_| Err(error.shared())).collect(),
+        Ok(committed.results)
     }
 }
 
