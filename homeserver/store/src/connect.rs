@@ -48,6 +48,10 @@ fn postgres_options(
     connections: u32,
     settings: &'static [(&'static str, &'static str)],
 ) -> ConnectOptions {
+    // A statement's plan is made once a connection, often while its tables are still small and nothing is known of them. All
+    // statements here look up a few rows by an index; a plan that reads whole tables would be kept while they grow.
+    const BY_INDEX: &[(&str, &str)] =
+        &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
     let mut connect = ConnectOptions::new(url.to_owned());
     connect
         .max_connections(connections)
@@ -58,7 +62,7 @@ fn postgres_options(
             options
                 .application_name("keystead")
                 .options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "30s")])
-                .options(settings.iter().copied())
+                .options(BY_INDEX.iter().chain(settings).copied())
         });
     connect
 }
