@@ -79,7 +79,7 @@ impl Batch<'_> {
     async fn append(&self, tx: &WriteTx) -> Result<Committed, ApiError> {
         let used = self.used(tx).await?;
         let before = self.known_devices(tx, &used).await?;
-        let shards: BTreeSet<Shard> = self.new(&used).flat_map(|call| call.shards(tx, &before)).collect();
+        let shards: BTreeSet<Shard> = self.unmade(&used).flat_map(|call| call.shards(tx, &before)).collect();
         if shards.is_empty() {
             let nothing = || Ok(Appended::default());
             return Ok(Committed {
@@ -87,7 +87,7 @@ impl Batch<'_> {
                 streams: BTreeMap::new(),
             });
         }
-        let inboxes = self.new(&used).flat_map(|call| call.inboxes(&before)).collect();
+        let inboxes = self.unmade(&used).flat_map(|call| call.inboxes(&before)).collect();
         let full = to_device::full_inboxes(tx, &inboxes).await?;
         tx.lock_shards(&shards.into_iter().collect::<Vec<_>>()).await?;
         tx.announce_to_others_only();
@@ -131,7 +131,7 @@ impl Batch<'_> {
     }
 
     /// The calls that were not.
-    fn new(&self, used: &HashMap<ClientTransaction, String>) -> impl Iterator<Item = &Call> {
+    fn unmade(&self, used: &HashMap<ClientTransaction, String>) -> impl Iterator<Item = &Call> {
         self.calls.iter().filter(|call| !used.contains_key(&call.transaction))
     }
 
@@ -141,7 +141,7 @@ impl Batch<'_> {
         tx: &ReadTx,
         used: &HashMap<ClientTransaction, String>,
     ) -> Result<Devices, Error> {
-        let users: BTreeSet<&UserId> = self.new(used).flat_map(Call::users).collect();
+        let users: BTreeSet<&UserId> = self.unmade(used).flat_map(Call::users).collect();
         devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await
     }
 }
