@@ -282,6 +282,17 @@ impl std::fmt::Display for Notice {
             Self::ClosingRefused { .. } | Self::KeyBoxOutside { .. } | Self::RoomClosing { .. } => {
                 self.write_closing(f)
             }
+            Self::SuiteNotSpoken { .. } | Self::SuiteUpgraded { .. } | Self::SuiteDowngrade { .. } => {
+                self.write_suite(f)
+            }
+        }
+    }
+}
+
+impl Notice {
+    /// What is said of the suites of rooms.
+    fn write_suite(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
             Self::SuiteNotSpoken { key, keybox } => write!(
                 f,
                 "WARNING: {keybox} does not speak the suite of {} and cannot read what is sent there; its owner has to \
@@ -294,11 +305,10 @@ impl std::fmt::Display for Notice {
             Self::SuiteDowngrade { room_id } => {
                 write!(f, "WARNING: somebody tried to weaken the encryption of {room_id}; it stays as it was")
             }
+            _ => Ok(()),
         }
     }
-}
 
-impl Notice {
     /// What is said of closed rooms.
     fn write_closing(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
