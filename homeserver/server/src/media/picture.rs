@@ -209,6 +209,27 @@ mod tests {
         }
     }
 
+    /// The head of each kind says another size than the file has, its own way.
+    #[test]
+    fn bombs_of_all_kinds_are_refused() {
+        let picture = || DynamicImage::from(opaque(10, 10));
+        let mut gif = file(picture(), ImageFormat::Gif);
+        gif[6..10].copy_from_slice(&[0xff; 4]);
+        let mut jpeg = file(picture(), ImageFormat::Jpeg);
+        // The frame's head: marker, length, precision, height, width.
+        let frame = jpeg.windows(2).position(|bytes| bytes == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0xff; 4]);
+        let mut webp = file(picture(), ImageFormat::WebP);
+        // A lossless picture's head: 14 bits each of width and height, less one, behind the signature.
+        let head = webp.windows(4).position(|bytes| bytes == b"VP8L").unwrap() + 9;
+        webp[head..head + 3].copy_from_slice(&[0xff; 3]);
+        webp[head + 3] |= 0x0f;
+        for (kind, bomb) in [("GIF", gif), ("JPEG", jpeg), ("WebP", webp)] {
+            assert!(!matches!(fit(&bomb, SCALE), Ok(_) | Err(PictureError::NotAPicture)), "{kind}");
+            assert!(measure(&bomb).is_err(), "{kind}");
+        }
+    }
+
     #[test]
     fn what_is_no_picture_or_half_of_one_is_told() {
         for file in
