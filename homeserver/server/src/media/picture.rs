@@ -96,6 +96,10 @@ fn open(file: &[u8]) -> Result<(impl ImageDecoder, ImageFormat, &'static str), P
     reader.limits(limits);
     let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        // A WebP of 16,384 pixels, one more than its decoder counts to.
+        return Err(PictureError::NotAPicture);
+    }
     if u64::from(width) * u64::from(height) > MAX_PIXELS || decoder.total_bytes() > MAX_MEMORY {
         return Err(PictureError::TooLarge);
     }
@@ -222,11 +226,15 @@ mod tests {
         let mut webp = file(picture(), ImageFormat::WebP);
         // A lossless picture's head: 14 bits each of width and height, less one, behind the signature.
         let head = webp.windows(4).position(|bytes| bytes == b"VP8L").unwrap() + 9;
-        webp[head..head + 3].copy_from_slice(&[0xff; 3]);
+        webp[head..head + 3].copy_from_slice(&[0xfe, 0xbf, 0xff]);
         webp[head + 3] |= 0x0f;
+        let mut uncounted = webp.clone();
+        uncounted[head..head + 2].copy_from_slice(&[0xff; 2]);
+        assert!(matches!(fit(&uncounted, SCALE), Err(PictureError::NotAPicture)));
         for (kind, bomb) in [("GIF", gif), ("JPEG", jpeg), ("WebP", webp)] {
-            assert!(!matches!(fit(&bomb, SCALE), Ok(_) | Err(PictureError::NotAPicture)), "{kind}");
-            assert!(measure(&bomb).is_err(), "{kind}");
+            let refused = measure(&bomb).unwrap_err();
+            assert!(!matches!(refused, PictureError::NotAPicture), "{kind}: {refused:?}");
+            assert!(fit(&bomb, SCALE).is_err(), "{kind}");
         }
     }
 
