@@ -137,14 +137,15 @@ impl OwnRequest {
     ///
     /// 400 `M_NOT_JSON` or `M_BAD_JSON`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        check_depth(&self.body)?;
-        serde_json::from_slice(&self.body).map_err(|error| {
+        let json = serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_data() {
                 ApiError::bad_json(error.to_string())
             } else {
                 ApiError::not_json(error.to_string())
             }
-        })
+        })?;
+        check_depth(&self.body)?;
+        Ok(json)
     }
 
     /// The value of a query parameter, decoded; the first one if there are several.
@@ -351,9 +352,11 @@ impl Call {
     fn read<Req: IncomingRequest>(self) -> Result<Req, ApiError> {
         let args: Vec<&str> = self.path_args.iter().map(String::as_str).collect();
         let (parts, body) = self.request.into_parts();
-        check_depth(&body)?;
         let body = if asks_without_body(&parts, &body) { b"{}" } else { body.as_ref() };
-        Ok(Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?)
+        let request = Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?;
+        // What is no JSON has been refused by now.
+        check_depth(body)?;
+        Ok(request)
     }
 
     fn ctx<R>(&self, requester: R) -> Ctx<R> {
