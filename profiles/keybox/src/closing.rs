@@ -213,3 +213,5 @@ impl Closing {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;

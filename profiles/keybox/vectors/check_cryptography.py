@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Checks v1.json, v2.json, interchange.json and recovery.json with PyCA cryptography and nothing of the product's own code.
+"""Checks v1, v2, closing, interchange and recovery.json with PyCA cryptography and nothing of the product's own code.
 
 For each suite's file: the key set and its hash, the resource key's id, the wrap, the MAC or tag, the signature, the plaintext, the
 origin and a key message; and that none of these holds any more when one value is altered. HPKE is computed here from
 RFC 9180, step by step against the file's intermediate values, and once more by the library itself if it has HPKE.
+For the steps that close and open a room: hashes, signatures, marks, contents, and that each may follow the one before.
 For the interchange file: the derived key, the associated data, the plaintext, and that each id commits to its key.
 For the recovery key: its checksum, the keys derived from it, the backup's head, and the MAC and the opening of an entry.
 
@@ -23,7 +24,7 @@ import cryptography
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -93,10 +94,18 @@ def verify(name, public, signature, message):
 
 def check_key_set(v):
     device_keys = json.loads(v["recipient_device_keys"])
-    user, keybox = v["recipient"], v["recipient_keybox"]
-    expect("owner of the key set", (device_keys["user_id"], device_keys["device_id"]), (user, keybox))
+    owner = (device_keys["user_id"], device_keys["device_id"])
+    expect("owner of the key set", owner, (v["recipient"], v["recipient_keybox"]))
     if v["suite"] not in device_keys["algorithms"]:
         raise Wrong("the key set does not name the suite")
+    _, rsa, x25519, digest = read_key_set(device_keys)
+    expect("hash of the key set", digest.hex(), v["recipient_key_set_hash_hex"])
+    return rsa, x25519
+
+
+def read_key_set(device_keys):
+    """Ed25519 key, RSA key, text of the X25519 key, and the hash of a key set, once it is found to be well formed and signed."""
+    user, keybox = device_keys["user_id"], device_keys["device_id"]
     keys = device_keys["keys"]
     ed25519 = unbase64(keys[f"ed25519:{keybox}"])
     rsa = unbase64(keys[f"com.trustner.keybox.rsa2048:{keybox}"])
@@ -108,9 +117,7 @@ def check_key_set(v):
     x25519 = keys.get(f"com.trustner.keybox.x25519:{keybox}", "")
     signed = {k: value for k, value in device_keys.items() if k not in ("signatures", "unsigned")}
     verify("key set", ed25519, unbase64(device_keys["signatures"][user][f"ed25519:{keybox}"]), canonical(signed))
-    digest = sha256(fields("com.trustner.keybox.key_set", user, keybox, ed25519, rsa, x25519))
-    expect("hash of the key set", digest.hex(), v["recipient_key_set_hash_hex"])
-    return rsa, x25519
+    return ed25519, rsa, x25519, sha256(fields("com.trustner.keybox.key_set", user, keybox, ed25519, rsa, x25519))
 
 
 def check_wrap_v1(v, wrap, context, public):
@@ -255,10 +262,63 @@ def check_recovery(v, say=lambda text: None):
     say("backup: head, MAC, entry, its place and id")
 
 
+def check_closing(v, say=lambda text: None):
+    room, boxes = v["room_id"], {}
+    for owner in ("alice", "bob", "phone"):
+        device_keys = json.loads(v[f"{owner}_device_keys"])
+        ed25519, _, _, digest = read_key_set(device_keys)
+        expect("name of a KeyBox", base64url(digest), v[f"{owner}_keybox"])
+        private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(v[f"{owner}_ed25519_private_hex"]))
+        expect("signing key", private.public_key().public_bytes_raw(), ed25519)
+        boxes[device_keys["user_id"], device_keys["device_id"]] = (private, base64url(digest))
+    say("key sets, and how steps name them")
+
+    taken, closed, admitted, moderators, limit = [], False, set(), [], None
+    for number in range(1, 5):
+        step = json.loads(v[f"step_{number}"])
+        expect("form of a step", canonical(step).decode(), v[f"step_{number}"])
+        private, name = boxes[step["user_id"], step["keybox_id"]]
+        before = v[f"step_{number - 1}_hash"] if taken else ""
+        expect("place of a step", (step["generation"], step["prev"]), (number, before))
+        covered = {member: value for member, value in step.items() if member != "signature"}
+        covered = fields("com.trustner.keybox.closing_step", room, canonical(covered))
+        expect("what is hashed", covered.hex(), v[f"step_{number}_hash_input_hex"])
+        digest = base64url(sha256(covered))
+        expect("hash of a step", digest, v[f"step_{number}_hash"])
+        signed = fields("com.trustner.keybox.closing", room, number, digest, step["user_id"], step["keybox_id"])
+        expect("what is signed", signed.hex(), v[f"step_{number}_signature_input_hex"])
+        expect("signature of a step", private.sign(signed), unbase64(step["signature"]))
+        mark = {member: step[member] for member in ("generation", "user_id", "keybox_id", "signature")}
+        expect("mark", canonical({**mark, "hash": digest}).decode(), v[f"step_{number}_mark"])
+
+        if closed and (name not in admitted or step["user_id"] not in moderators):
+            raise Wrong(f"step {number} is not by a moderator's KeyBox of the closed room")
+        action, named = step["action"], step.get("keyboxes", [])
+        expect("order of the KeyBoxes", named, sorted(set(named)))
+        if action == "approve":
+            expect("approvals are for closed rooms", closed, True)
+            admitted |= set(named)
+        else:
+            closed, admitted = action == "close", set(named)
+            moderators, limit = step.get("moderators", []), step.get("limit")
+        if action == "close":
+            # What comes before the closing before is left out.
+            last = [index for index, one in enumerate(taken) if one["action"] == "close"]
+            taken = taken[last[-1] + 1:] if last else []
+        taken = taken + [step]
+        content = {"closed": closed, "by": step["user_id"], "steps": taken}
+        if limit is not None:
+            content["limit"] = limit
+        expect("content", canonical(content).decode(), v[f"step_{number}_content"])
+    say("four steps: form, hash, signature, mark, content, and that each may follow the one before")
+
+
 def check(v, say=lambda text: None):
     """Checks one file's values; raises Wrong at the first that does not hold."""
     if "passphrase" in v:
         return check_interchange(v, say)
+    if "step_1" in v:
+        return check_closing(v, say)
     if "recovery_key" in v:
         return check_recovery(v, say)
     if v["suite"] not in SUITES:

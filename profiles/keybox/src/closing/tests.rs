@@ -167,3 +167,36 @@ fn a_thousand_keyboxes_fit_into_an_event() {
     let content = Content::with(None, step(None, Action::Close, &alice, &names)).unwrap();
     assert!(content.to_json().to_string().len() < 50_000);
 }
+
+#[test]
+fn approvals_fill_a_closed_room_and_no_more() {
+    let alice = keys("@a:x");
+    let hashes = (0..=MAX_KEYBOXES).map(|n| key_set_id(&crate::sha256(&n.to_be_bytes())));
+    let names: Vec<_> = hashes.collect::<BTreeSet<_>>().into_iter().collect();
+    let (most, last_two) = names.split_at(MAX_KEYBOXES - 1);
+    let closed = Content::with(None, step(None, Action::Close, &alice, most)).unwrap();
+    let approve = |before: &Content, names: &[String]| {
+        Content::with(Some(before), step(Some(before), Action::Approve, &alice, names))
+    };
+    let full = approve(&closed, &last_two[..1]).unwrap();
+    assert!(Closing::of(&full).unwrap().admits(&last_two[0]));
+    assert!(matches!(approve(&full, &last_two[1..]), Err(ClosingError::TooManyKeyBoxes)));
+    assert!(matches!(approve(&closed, last_two), Err(ClosingError::TooManyKeyBoxes)));
+    approve(&full, &last_two[..1]).expect("one that is there already is none more");
+}
+
+#[test]
+fn nobody_signs_in_the_name_of_another_keybox() {
+    let alice = keys("@a:x");
+    let step = closed(&alice).steps()[0].step().clone();
+    let in_the_name = |user_id: &str, keybox_id: &str| Step {
+        user_id: user_id.to_owned(),
+        keybox_id: keybox_id.to_owned(),
+        moderators: vec![user_id.to_owned()],
+        ..step.clone()
+    };
+    SignedStep::sign(ROOM, &in_the_name("@a:x", "BOX"), &alice).unwrap();
+    for other in [in_the_name("@b:x", "BOX"), in_the_name("@a:x", "BOX2")] {
+        assert!(matches!(SignedStep::sign(ROOM, &other, &alice), Err(ClosingError::Malformed(_))));
+    }
+}
