@@ -78,6 +78,24 @@ async fn metrics_are_bounded() {
     }
 }
 
+/// By a language's rules a look into an index costs more, and a change of the rules breaks the index.
+#[tokio::test]
+async fn postgresql_compares_texts_by_their_bytes() {
+    let cluster = TestCluster::start().await;
+    if cluster.database_url().starts_with("sqlite:") {
+        return;
+    }
+    let dump = cluster.dump_database().await;
+    let is_text = |line: &&str| {
+        line.starts_with("    ")
+            && line.split_whitespace().nth(1).is_some_and(|word| word.trim_end_matches(',') == "text")
+    };
+    let texts: Vec<_> = dump.lines().filter(is_text).collect();
+    assert!(texts.len() > 50, "{texts:?}");
+    let others: Vec<_> = texts.iter().filter(|line| !line.contains("COLLATE pg_catalog.\"C\"")).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_belongs_to_one_server_name() {
     let cluster = TestCluster::start().await;

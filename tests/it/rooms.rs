@@ -379,8 +379,14 @@ async fn a_transaction_id_sends_once_through_whichever_replica() {
 
     // Another device's transactions are its own.
     let other = cluster.login("alice").await;
-    let again = other.put(&path, content).await.ok();
+    let again = other.put(&path, content.clone()).await.ok();
     assert_ne!(again["event_id"], answers[0]["event_id"]);
+
+    // What was done stays done, though it would be refused today.
+    alice.leave(&room).await;
+    for replica in 0..2 {
+        assert_eq!(alice.at(replica).put(&path, content.clone()).await.ok(), answers[0]);
+    }
 }
 
 #[tokio::test]

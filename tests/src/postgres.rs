@@ -126,7 +126,7 @@ impl Server {
 
     async fn dump(&self, url: &str) -> Result<String, String> {
         let (_, name) = url.rsplit_once('/').ok_or("a URL ends with the database's name")?;
-        self.run(&["pg_dump", "-U", "postgres", "--data-only", "--inserts", name]).await
+        self.run(&["pg_dump", "-U", "postgres", "--inserts", name]).await
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {

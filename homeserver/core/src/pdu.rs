@@ -2,6 +2,8 @@
 //!
 //! <https://spec.matrix.org/v1.19/server-server-api/#pdus>
 
+use std::sync::Arc;
+
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt,
     UserId, events::TimelineEventType,
@@ -55,7 +57,7 @@ pub struct ClientSend {
 #[derive(Clone, Debug)]
 pub struct SignedPdu {
     /// The event.
-    pub pdu: Pdu,
+    pub pdu: Arc<Pdu>,
     /// Canonical JSON of the whole event with hashes and signatures, without the event id.
     pub json: String,
 }

@@ -9,7 +9,6 @@ use rpds::HashTrieMapSync;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, Int, OwnedEventId, OwnedRoomId, OwnedServerName,
     OwnedUserId, RoomId, RoomVersionId, UserId,
-    canonical_json::{CanonicalJsonError, to_canonical_value},
     events::{
         StateEventType, TimelineEventType,
         room::{member::MembershipState, power_levels::UserPowerLevel},
@@ -43,7 +42,7 @@ pub struct RoomEvent {
     /// The position in the shard's stream. Within a room, positions order the events.
     pub position: i64,
     /// The event.
-    pub pdu: Pdu,
+    pub pdu: Arc<Pdu>,
 }
 
 /// Who signs the events of this server.
@@ -241,11 +240,8 @@ impl RoomState {
     /// [authorisation rules]: https://spec.matrix.org/v1.19/server-server-api/#authorization-rules
     pub fn build(&self, mut draft: Draft, signer: &Signer) -> Result<SignedPdu, Refusal> {
         check_names(&draft)?;
-        let content: CanonicalJsonValue =
-            to_canonical_value(&draft.content).map_err(|error| bad_content(&error))?;
-        let CanonicalJsonValue::Object(mut content) = content else {
-            return Err(Refusal::BadContent("it is not an object".to_owned()));
-        };
+        let mut content: CanonicalJsonObject = serde_json::from_str(draft.content.get())
+            .map_err(|error| Refusal::BadContent(error.to_string()))?;
         // What is kept in memory must be what is stored, or replicas could read one event (of keys that stand twice,
         // say) differently.
         draft.content = raw_content(&content)?;
@@ -282,7 +278,7 @@ impl RoomState {
         if self.names_room_after_create_event() && pdu.event_type == TimelineEventType::RoomCreate {
             pdu.room_id = room_id_of_create_event(&pdu.event_id).ok_or_else(no_create_event)?;
         }
-        Ok(SignedPdu { pdu, json })
+        Ok(SignedPdu { pdu: Arc::new(pdu), json })
     }
 
     /// Takes an event into the state: the newest of the room, or nothing happens.
@@ -444,10 +440,6 @@ fn check_names(draft: &Draft) -> Result<(), Refusal> {
         return Err(Refusal::BadEvent("The event's type and state key must not contain U+0000".to_owned()));
     }
     Ok(())
-}
-
-fn bad_content(error: &CanonicalJsonError) -> Refusal {
-    Refusal::BadContent(error.to_string())
 }
 
 fn raw_content(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Refusal> {

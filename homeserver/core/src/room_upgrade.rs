@@ -214,7 +214,7 @@ mod tests {
                 "origin_server_ts": 1, "depth": 1, "prev_events": [], "auth_events": [],
             });
             let pdu = Pdu::from_json(owned_event_id!("$e"), room.room_id.clone(), &json.to_string()).unwrap();
-            room.insert_state(&Arc::new(RoomEvent { position: 1, pdu }));
+            room.insert_state(&Arc::new(RoomEvent { position: 1, pdu: pdu.into() }));
         }
         room.extremities = vec![owned_event_id!("$last")];
         room

@@ -20,16 +20,9 @@ impl ReadTx {
         }
     }
 
-    /// Rows as a subselect, to follow `IN (…)`, `WITH name (columns) AS (…)` or `INSERT INTO table (columns)`; and its
-    /// parameters, of which the first is number `first`.
-    ///
-    /// There is at least one row, all have values of the same kinds, and there are no more than
-    /// [`ReadTx::rows_a_statement`].
-    pub(crate) fn rows(&self, first: usize, rows: Vec<Vec<Value>>) -> (String, Vec<Value>) {
-        match self.backend() {
-            DbBackend::Postgres => unnest(first, rows),
-            _ => (values(first, &rows), rows.into_iter().flatten().collect()),
-        }
+    /// [`rows`] for this database.
+    pub(crate) fn rows(&self, first: usize, given: Vec<Vec<Value>>) -> (String, Vec<Value>) {
+        rows(self.backend(), first, given)
     }
 
     /// [`ReadTx::rows`] of one column.
@@ -39,6 +32,18 @@ impl ReadTx {
         list: impl IntoIterator<Item = V>,
     ) -> (String, Vec<Value>) {
         self.rows(first, list.into_iter().map(|value| vec![value.into()]).collect())
+    }
+}
+
+/// Rows as a subselect, to follow `IN (…)`, `WITH name (columns) AS (…)` or `INSERT INTO table (columns)`; and its parameters,
+/// of which the first is number `first`. On PostgreSQL more tables can follow it.
+///
+/// There is at least one row, all have values of the same kinds, and there are no more than
+/// [`ReadTx::rows_a_statement`].
+pub(crate) fn rows(backend: DbBackend, first: usize, rows: Vec<Vec<Value>>) -> (String, Vec<Value>) {
+    match backend {
+        DbBackend::Postgres => unnest(first, rows),
+        _ => (values(first, &rows), rows.into_iter().flatten().collect()),
     }
 }
 

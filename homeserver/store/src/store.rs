@@ -9,15 +9,15 @@ use std::{
 use keystead_core::shard::{Shard, Shards};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, QueryResult, SqliteTransactionMode,
-    Statement, TransactionOptions, TransactionTrait,
+    Statement, TransactionOptions, TransactionTrait, Value,
 };
 use sea_orm_migration::MigratorTrait;
 
 use crate::{
     connect::{Options, connect},
     error::{Error, TransactionError},
-    migrations::{Migrator, create_shards},
-    tx::{ReadTx, WriteTx, timed},
+    migrations::{Migrator, compare_by_bytes, create_shards},
+    tx::{ReadTx, WriteTx, statement, timed},
     wake_bus::{Hint, WakeBus},
 };
 
@@ -130,6 +130,7 @@ impl Store {
         }
         let pending = Migrator::get_pending_migrations(&transaction).await?.len();
         Migrator::up(&transaction, None).await?;
+        compare_by_bytes(&transaction).await?;
         create_shards(&transaction).await?;
         transaction.commit().await?;
         writer.close().await?;
@@ -166,13 +167,38 @@ impl Store {
     /// The database's own.
     pub async fn positions(&self) -> Result<Vec<(Shard, i64)>, Error> {
         let sql = "SELECT shard, position FROM stream_shards ORDER BY shard";
-        let reader = &self.inner.reader;
-        let mut run = Run::new("positions");
+        let rows = self.alone("positions", &self.inner.reader, sql, &[]).await?;
+        rows.iter().map(|row| Ok((row.try_get("", "shard")?, row.try_get("", "position")?))).collect()
+    }
+
+    /// Runs one statement that is a transaction of itself. If it returns a row, it has appended to a shard, up to `reached`,
+    /// and the other replicas are told. Returns whether it has.
+    pub(crate) async fn append_alone(
+        &self,
+        name: &'static str,
+        (sql, values): (&str, &[Value]),
+        reached: (Shard, i64),
+    ) -> Result<bool, Error> {
+        let rows = self.alone(name, &self.inner.writer, sql, values).await?;
+        if !rows.is_empty() {
+            self.inner.wake_bus.send(Hint::Positions(vec![reached]), true);
+        }
+        Ok(!rows.is_empty())
+    }
+
+    async fn alone(
+        &self,
+        name: &'static str,
+        connection: &DatabaseConnection,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Vec<QueryResult>, Error> {
+        let mut run = Run::new(name);
         let result = loop {
-            let statement = Statement::from_string(reader.get_database_backend(), sql);
-            let rows = timed(reader.query_all_raw(statement)).await;
-            let read = |row: &QueryResult| Ok((row.try_get("", "shard")?, row.try_get("", "position")?));
-            let result = rows.and_then(|rows| rows.iter().map(read).collect::<Result<Vec<_>, Error>>());
+            let result = match statement(connection.get_database_backend(), sql, values.iter().cloned()) {
+                Ok(statement) => timed(connection.query_all_raw(statement)).await,
+                Err(error) => Err(error),
+            };
             if !run.again(&result).await {
                 break result;
             }
@@ -203,6 +229,32 @@ impl Store {
                 Ok(result)
             };
             let result = attempt.await;
+            if !run.again(&result).await {
+                break result;
+            }
+        };
+        run.report(&self.inner.options, result.is_ok());
+        result
+    }
+
+    /// [`Store::read`] for work that asks a single statement on PostgreSQL, which is a transaction of itself there: it spares the
+    /// database BEGIN and COMMIT.
+    ///
+    /// # Errors
+    /// As [`Store::read`]; a second statement is refused.
+    pub async fn read_one<T, E, F, Fut>(&self, name: &'static str, work: F) -> Result<T, E>
+    where
+        E: TransactionError,
+        F: Fn(ReadTx) -> Fut,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
+        if !self.is_shared() {
+            return self.read(name, work).await;
+        }
+        let mut run = Run::new(name);
+        let result = loop {
+            let tx = ReadTx::of_one_statement(self.inner.reader.clone(), self.inner.shards);
+            let result = work(tx).await;
             if !run.again(&result).await {
                 break result;
             }

@@ -81,13 +81,21 @@ pub async fn insert(
     done: Vec<(ClientTransaction, String)>,
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<(), Error> {
+    tx.insert_rows("client_transactions", COLUMNS, rows(done, now), "").await
+}
+
+pub(crate) const COLUMNS: &[&str] =
+    &["user_id", "device_id", "kind", "transaction_id", "result", "created_ts"];
+
+/// The rows of transaction ids and of what they did.
+pub(crate) fn rows(
+    done: Vec<(ClientTransaction, String)>,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Vec<Vec<Value>> {
     let now = Value::from(i64::from(now.0));
-    let rows = done
-        .into_iter()
+    done.into_iter()
         .map(|(key, result)| key_values(&key).into_iter().chain([result.into(), now.clone()]).collect())
-        .collect();
-    let columns = ["user_id", "device_id", "kind", "transaction_id", "result", "created_ts"];
-    tx.insert_rows("client_transactions", &columns, rows, "").await
+        .collect()
 }
 
 /// Forgets the transaction ids that are older than `before`; returns how many.

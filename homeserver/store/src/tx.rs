@@ -12,15 +12,25 @@ use std::{
 };
 
 use keystead_core::shard::{Shard, Shards};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, QueryResult, Statement, Value,
+};
 
 use crate::{Error, stats};
 
 /// A transaction that reads. Clones are handles of the same transaction.
 #[derive(Clone)]
 pub struct ReadTx {
-    transaction: Arc<DatabaseTransaction>,
+    link: Link,
     shards: Shards,
+}
+
+#[derive(Clone)]
+enum Link {
+    /// A transaction that has begun.
+    Transaction(Arc<DatabaseTransaction>),
+    /// One statement, which is a transaction of itself; and whether it has been asked.
+    Statement(DatabaseConnection, Arc<AtomicBool>),
 }
 
 /// A transaction that writes, and reads what it has written. Clones are handles of the same transaction.
@@ -33,10 +43,30 @@ pub struct WriteTx {
     others_only: Arc<AtomicBool>,
 }
 
+/// Rows for a table. All have values of the same kinds.
+pub(crate) struct Insert<'a> {
+    pub(crate) table: &'static str,
+    pub(crate) columns: &'a [&'static str],
+    pub(crate) rows: Vec<Vec<Value>>,
+    /// What follows the values: `ON CONFLICT …`, or nothing.
+    pub(crate) suffix: &'static str,
+}
+
+impl Insert<'_> {
+    /// The statement and its parameters, of which the first is number `first`.
+    fn statement(self, tx: &ReadTx, first: usize) -> (String, Vec<Value>) {
+        let Self { table, columns, rows, suffix } = self;
+        let (given, values) = tx.rows(first, rows);
+        (format!("INSERT INTO {table} ({}) {given} {suffix}", columns.join(", ")), values)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Cursor {
     /// The position that the shard had reached before.
     before: i64,
+    /// What its row says as of now.
+    saved: i64,
     /// The newest position that this transaction took.
     newest: i64,
 }
@@ -44,7 +74,12 @@ struct Cursor {
 impl ReadTx {
     /// The beginning of a transaction.
     pub(crate) fn new(transaction: DatabaseTransaction, shards: Shards) -> Self {
-        Self { transaction: Arc::new(transaction), shards }
+        Self { link: Link::Transaction(Arc::new(transaction)), shards }
+    }
+
+    /// A transaction of a single statement.
+    pub(crate) fn of_one_statement(connection: DatabaseConnection, shards: Shards) -> Self {
+        Self { link: Link::Statement(connection, Arc::default()), shards }
     }
 
     /// Commits. Every other handle of the transaction must be gone by now.
@@ -52,14 +87,10 @@ impl ReadTx {
     /// # Errors
     /// A handle is left, which is a defect of the closure that kept it; the database's own.
     pub(crate) async fn commit(self) -> Result<(), Error> {
-        let transaction = Arc::into_inner(self.transaction)
+        let Link::Transaction(transaction) = self.link else { return Ok(()) };
+        let transaction = Arc::into_inner(transaction)
             .ok_or_else(|| Error::Setup("A transaction was kept beyond its closure".to_owned()))?;
         timed(sea_orm::TransactionSession::commit(transaction)).await
-    }
-
-    /// The database's connection, for sea-orm's own queries in the modules of this crate.
-    pub(crate) fn connection(&self) -> &DatabaseTransaction {
-        &self.transaction
     }
 
     /// How the streams are cut.
@@ -69,18 +100,9 @@ impl ReadTx {
 
     /// Which of the two databases this is.
     pub(crate) fn backend(&self) -> DbBackend {
-        self.transaction.get_database_backend()
-    }
-
-    /// PostgreSQL takes no U+0000 in a text; so that both databases hold the same, neither gets one.
-    fn statement<I>(&self, sql: &str, values: I) -> Result<Statement, Error>
-    where
-        I: IntoIterator<Item = Value>,
-    {
-        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
-        match &statement.values {
-            Some(values) if values.0.iter().any(holds_nul) => Err(Error::InvalidText),
-            _ => Ok(statement),
+        match &self.link {
+            Link::Transaction(transaction) => transaction.get_database_backend(),
+            Link::Statement(connection, _) => connection.get_database_backend(),
         }
     }
 
@@ -89,7 +111,15 @@ impl ReadTx {
     where
         I: IntoIterator<Item = Value>,
     {
-        timed(self.connection().query_all_raw(self.statement(sql, values)?)).await
+        let statement = statement(self.backend(), sql, values)?;
+        match &self.link {
+            Link::Transaction(transaction) => timed(transaction.query_all_raw(statement)).await,
+            // A second one would see another state of the database.
+            Link::Statement(_, asked) if asked.swap(true, Ordering::Relaxed) => {
+                Err(Error::Setup("A second statement in a transaction of one".to_owned()))
+            }
+            Link::Statement(connection, _) => timed(connection.query_all_raw(statement)).await,
+        }
     }
 }
 
@@ -117,7 +147,11 @@ impl WriteTx {
     where
         I: IntoIterator<Item = Value>,
     {
-        Ok(timed(self.connection().execute_raw(self.statement(sql, values)?)).await?.rows_affected())
+        let statement = statement(self.backend(), sql, values)?;
+        let Link::Transaction(transaction) = &self.read.link else {
+            return Err(Error::Setup("A transaction of one statement writes nothing".to_owned()));
+        };
+        Ok(timed(transaction.execute_raw(statement)).await?.rows_affected())
     }
 
     /// Inserts rows in as few statements as the database takes. `suffix` follows the values (`ON CONFLICT …`, or nothing).
@@ -126,17 +160,44 @@ impl WriteTx {
         table: &'static str,
         columns: &[&'static str],
         rows: Vec<Vec<Value>>,
-        suffix: &str,
+        suffix: &'static str,
     ) -> Result<(), Error> {
-        let mut rows = rows;
-        while !rows.is_empty() {
-            let later = rows.split_off(rows.len().min(self.rows_a_statement(columns.len())));
-            let (given, values) = self.rows(1, rows);
-            let sql = format!("INSERT INTO {table} ({}) {given} {suffix}", columns.join(", "));
-            self.execute(&sql, values).await?;
-            rows = later;
+        self.insert(Insert { table, columns, rows, suffix }).await.map(drop)
+    }
+
+    /// Inserts rows into several tables, none of which needs what another gets: on PostgreSQL in one statement, which costs
+    /// about what one of them would. Returns how many rows the last one took.
+    pub(crate) async fn insert_together(&self, inserts: Vec<Insert<'_>>) -> Result<u64, Error> {
+        let mut inserts: Vec<_> = inserts.into_iter().filter(|insert| !insert.rows.is_empty()).collect();
+        let Some(last) = inserts.pop() else { return Ok(0) };
+        if self.backend() != DbBackend::Postgres {
+            for insert in inserts {
+                self.insert(insert).await?;
+            }
+            return self.insert(last).await;
         }
-        Ok(())
+        let (mut sql, mut values) = (String::new(), Vec::new());
+        for (index, insert) in inserts.into_iter().enumerate() {
+            let (given, mut more) = insert.statement(self, values.len() + 1);
+            sql.push_str(if index == 0 { "WITH " } else { ", " });
+            sql.push_str(&format!("done{index} AS ({given})"));
+            values.append(&mut more);
+        }
+        let (given, mut more) = last.statement(self, values.len() + 1);
+        values.append(&mut more);
+        self.execute(&format!("{sql} {given}"), values).await
+    }
+
+    async fn insert(&self, mut insert: Insert<'_>) -> Result<u64, Error> {
+        let mut inserted = 0;
+        while !insert.rows.is_empty() {
+            let later =
+                insert.rows.split_off(insert.rows.len().min(self.rows_a_statement(insert.columns.len())));
+            let (sql, values) = Insert { rows: insert.rows, ..insert }.statement(self, 1);
+            inserted += self.execute(&sql, values).await?;
+            insert.rows = later;
+        }
+        Ok(inserted)
     }
 
     /// Takes the rows of these shards, in ascending order, until the transaction ends: the first statement of every append.
@@ -158,7 +219,25 @@ impl WriteTx {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         for row in rows {
             let position: i64 = row.try_get("", "position")?;
-            cursors.insert(row.try_get("", "shard")?, Cursor { before: position, newest: position });
+            let cursor = Cursor { before: position, saved: position, newest: position };
+            cursors.insert(row.try_get("", "shard")?, cursor);
+        }
+        Ok(())
+    }
+
+    /// [`WriteTx::lock_shards`] for one shard to which so many rows are about to be appended: if that many they are, its
+    /// position is saved with this statement.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn lock_shard_for(&self, shard: Shard, rows: usize) -> Result<(), Error> {
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        let sql = "UPDATE stream_shards SET position = position + $1 WHERE shard = $2 RETURNING position";
+        for row in self.query(sql, [rows.into(), shard.into()]).await? {
+            let saved: i64 = row.try_get("", "position")?;
+            let before = saved - rows;
+            let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+            cursors.insert(shard, Cursor { before, saved, newest: before });
         }
         Ok(())
     }
@@ -192,23 +271,25 @@ impl WriteTx {
         cursors.get(&shard).map_or(0, |cursor| cursor.before)
     }
 
+    /// Saves how far the shards now reach, and returns it of those that moved.
     async fn save_positions(&self) -> Result<Vec<(Shard, i64)>, Error> {
-        let advanced: Vec<(Shard, i64)> = {
-            let cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-            cursors
-                .iter()
-                .filter(|(_, cursor)| cursor.newest > cursor.before)
-                .map(|(shard, cursor)| (*shard, cursor.newest))
-                .collect()
-        };
-        for (shard, position) in &advanced {
-            self.execute(
-                "UPDATE stream_shards SET position = $1 WHERE shard = $2",
-                [Value::from(*position), Value::from(*shard)],
-            )
-            .await?;
+        let cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unsaved: Vec<Vec<Value>> = cursors
+            .iter()
+            .filter(|(_, cursor)| cursor.newest != cursor.saved)
+            .map(|(shard, cursor)| vec![(*shard).into(), cursor.newest.into()])
+            .collect();
+        if !unsaved.is_empty() {
+            let (rows, values) = self.rows(1, unsaved);
+            let sql = format!(
+                "WITH reached (shard, position) AS ({rows}) UPDATE stream_shards SET position = \
+                 (SELECT reached.position FROM reached WHERE reached.shard = stream_shards.shard) \
+                 WHERE shard IN (SELECT shard FROM reached)"
+            );
+            self.execute(&sql, values).await?;
         }
-        Ok(advanced)
+        let moved = cursors.into_iter().filter(|(_, cursor)| cursor.newest > cursor.before);
+        Ok(moved.map(|(shard, cursor)| (shard, cursor.newest)).collect())
     }
 }
 
@@ -217,6 +298,18 @@ impl Deref for WriteTx {
 
     fn deref(&self) -> &ReadTx {
         &self.read
+    }
+}
+
+/// PostgreSQL takes no U+0000 in a text; so that both databases hold the same, neither gets one.
+pub(crate) fn statement<I>(backend: DbBackend, sql: &str, values: I) -> Result<Statement, Error>
+where
+    I: IntoIterator<Item = Value>,
+{
+    let statement = Statement::from_sql_and_values(backend, sql, values);
+    match &statement.values {
+        Some(values) if values.0.iter().any(holds_nul) => Err(Error::InvalidText),
+        _ => Ok(statement),
     }
 }
 

@@ -47,7 +47,7 @@ impl World {
         });
         let room_id = self.room.room_id.clone();
         let pdu = Pdu::from_json(owned_event_id!("$e"), room_id, &json.to_string()).unwrap();
-        self.room.insert_state(&Arc::new(RoomEvent { position: 1, pdu }));
+        self.room.insert_state(&Arc::new(RoomEvent { position: 1, pdu: pdu.into() }));
     }
 
     fn own_set(&self) -> String {

@@ -132,7 +132,7 @@ pub async fn of_access_token(app: &Arc<App>, token: &str, address: IpAddr) -> Re
 }
 
 async fn load(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
-    let found = app.store.read("session", |tx| async move { sessions::find(&tx, hash).await }).await?;
+    let found = app.store.read_one("session", |tx| async move { sessions::find(&tx, hash).await }).await?;
     let mut session = found.ok_or_else(|| ApiError::unknown_token(false))?;
     if session.unconfirmed {
         let user_id = &*session.user_id;

@@ -3,7 +3,7 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#receipts>,
 //! <https://spec.matrix.org/v1.19/client-server-api/#read-and-unread-markers>.
 
-use keystead_core::{pdu::Pdu, shard::Shard};
+use keystead_core::{pdu::Pdu, room::RoomEvent, shard::Shard};
 use keystead_store::{WriteTx, account_data, receipts, rooms, streams::AccountData, streams::Receipt};
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId,
@@ -114,15 +114,9 @@ fn shards(tx: &WriteTx, ctx: &Ctx<Session>, read: &Read) -> Vec<Shard> {
 }
 
 /// An event that a client says to have read, with its position.
-async fn event(tx: &WriteTx, read: &Read, event_id: &EventId) -> Result<Event, ApiError> {
+async fn event(tx: &WriteTx, read: &Read, event_id: &EventId) -> Result<RoomEvent, ApiError> {
     let event = rooms::event(tx, &read.room_id, event_id).await?;
-    let event = event.ok_or_else(|| ApiError::not_found("There is no such event in this room"))?;
-    Ok(Event { position: event.position, pdu: event.pdu })
-}
-
-struct Event {
-    position: i64,
-    pdu: Pdu,
+    event.ok_or_else(|| ApiError::not_found("There is no such event in this room"))
 }
 
 /// Moves the marker forward; it never goes back.
@@ -165,7 +159,7 @@ fn thread_name(thread: &ReceiptThread) -> Result<String, ApiError> {
 ///
 /// An event that relates to another one in some other way (an edit, a reaction) is in that one's thread, which is not
 /// looked up: such a receipt is taken.
-fn check_thread(event: &Event, thread_id: &str) -> Result<(), ApiError> {
+fn check_thread(event: &RoomEvent, thread_id: &str) -> Result<(), ApiError> {
     let relation = relation(&event.pdu);
     let in_thread = relation.as_ref().filter(|relation| relation.rel_type.as_deref() == Some("m.thread"));
     let root = in_thread.and_then(|relation| relation.event_id.as_deref());
@@ -201,13 +195,13 @@ mod tests {
 
     use super::*;
 
-    fn event(content: Value) -> Event {
+    fn event(content: Value) -> RoomEvent {
         let json = json!({
             "type": "m.room.message", "sender": "@a:x", "content": content, "origin_server_ts": 1, "depth": 1,
             "prev_events": [], "auth_events": [],
         });
         let pdu = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:x"), &json.to_string()).unwrap();
-        Event { position: 1, pdu }
+        RoomEvent { position: 1, pdu: pdu.into() }
     }
 
     #[test]

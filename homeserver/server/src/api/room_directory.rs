@@ -278,7 +278,7 @@ mod tests {
                     "depth": 1, "prev_events": [], "auth_events": [],
                 });
                 let pdu = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:x"), &json.to_string());
-                RoomEvent { position: 1, pdu: pdu.unwrap() }
+                RoomEvent { position: 1, pdu: pdu.unwrap().into() }
             })
             .collect();
         ListedRoom { room_id: owned_room_id!("!r:x"), joined: 3, state }

@@ -155,7 +155,7 @@ mod tests {
         });
         json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let pdu = Pdu::from_json(event_id, owned_room_id!("!r"), &json.to_string()).unwrap();
-        RoomEvent { position: 1, pdu }
+        RoomEvent { position: 1, pdu: pdu.into() }
     }
 
     fn parsed(event: &RawValue) -> Value {
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn only_the_sending_device_is_shown_its_transaction_id() {
         let mut event = event(owned_event_id!("$e"), json!({}));
-        event.pdu.sent_by =
+        std::sync::Arc::make_mut(&mut event.pdu).sent_by =
             Some(ClientSend { device_id: device_id!("D").to_owned(), transaction_id: "t".to_owned() });
         let table = [
             (user_id!("@a:x"), device_id!("D"), json!({ "age": 500, "transaction_id": "t" })),

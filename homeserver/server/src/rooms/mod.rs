@@ -4,6 +4,7 @@ pub mod aliases;
 mod batch;
 mod client_events;
 mod own_member;
+mod placement;
 mod visibility;
 mod writer;
 

@@ -155,7 +155,7 @@ impl Changes {
         let moved = sync
             .app
             .store
-            .read("sync_private_receipts", |tx| async move {
+            .read_one("sync_private_receipts", |tx| async move {
                 receipts::private_changed(&tx, user_id, after, upto).await
             })
             .await?;
@@ -174,7 +174,7 @@ impl Changes {
         let all = sync
             .app
             .store
-            .read("sync_receipts", |tx| async move {
+            .read_one("sync_receipts", |tx| async move {
                 let room_ids: Vec<_> = joined.iter().map(|room_id| room_id.as_ref()).collect();
                 receipts::in_rooms(&tx, user_id, &room_ids, 0, i64::MAX).await
             })

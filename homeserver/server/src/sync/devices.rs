@@ -172,7 +172,7 @@ impl Sync<'_> {
         let messages = self
             .app
             .store
-            .read("sync_to_device", |tx| async move {
+            .read_one("sync_to_device", |tx| async move {
                 to_device::pending(&tx, (&session.user_id, &session.device_id), (since, upto), limit).await
             })
             .await?;

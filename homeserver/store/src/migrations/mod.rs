@@ -3,7 +3,7 @@
 //! A step expands first and contracts in a later release, so that replicas of two neighbouring versions can serve
 //! side by side. All pending steps run in one transaction, under a lock.
 
-use sea_orm::{ConnectionTrait, DbBackend};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use sea_orm_migration::prelude::*;
 
 /// Room shards of a new database on SQLite: one process cannot gain from several writers to one file.
@@ -43,6 +43,26 @@ pub(crate) async fn create_shards(connection: &impl ConnectionTrait) -> Result<(
          SELECT * FROM (VALUES {values}) AS new WHERE NOT EXISTS (SELECT 1 FROM stream_shards)"
     );
     connection.execute_unprepared(&insert).await?;
+    Ok(())
+}
+
+/// Makes PostgreSQL compare texts by their bytes, as SQLite does: all that is compared here are ids and the like. By the rules of
+/// a language, which a database is set to when it is made, a look into an index costs several times as much, and an update of
+/// the system's rules for it breaks the indexes.
+pub(crate) async fn compare_by_bytes(connection: &impl ConnectionTrait) -> Result<(), DbErr> {
+    if connection.get_database_backend() != DbBackend::Postgres {
+        return Ok(());
+    }
+    let columns = "SELECT format('ALTER TABLE %I %s', c.table_name, string_agg( \
+            format('ALTER COLUMN %I TYPE TEXT COLLATE \"C\"', c.column_name), ', ')) AS change \
+        FROM information_schema.columns c \
+        JOIN information_schema.tables t ON t.table_schema = c.table_schema AND t.table_name = c.table_name \
+        WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE' AND c.data_type = 'text' \
+        AND c.collation_name IS DISTINCT FROM 'C' GROUP BY c.table_name";
+    let changes = connection.query_all_raw(Statement::from_string(DbBackend::Postgres, columns)).await?;
+    for change in changes {
+        connection.execute_unprepared(&change.try_get::<String>("", "change")?).await?;
+    }
     Ok(())
 }
 

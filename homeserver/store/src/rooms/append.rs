@@ -8,13 +8,17 @@ use keystead_core::{
     shard::Shard,
 };
 use ruma::{
-    OwnedRoomId,
+    MilliSecondsSinceUnixEpoch, OwnedRoomId,
     events::{TimelineEventType, room::member::MembershipState},
 };
-use sea_orm::Value;
+use sea_orm::{DbBackend, Value};
 
 use super::RoomHead;
-use crate::{Error, WriteTx, keys};
+use crate::{
+    Error, Store, WriteTx, keys, rows,
+    transactions::{self, ClientTransaction},
+    tx::Insert,
+};
 
 /// What one transaction appends to the rooms of one shard.
 pub struct Append<'a> {
@@ -26,33 +30,103 @@ pub struct Append<'a> {
     pub replaced: &'a HashMap<(OwnedRoomId, String, String), i64>,
     /// Where each room of `events` stands afterwards.
     pub heads: &'a [RoomHead],
+    /// The clients' transaction ids that `events` came with, and what each has done.
+    pub done: Vec<(ClientTransaction, String)>,
+    /// When the newest of those requests came.
+    pub now: MilliSecondsSinceUnixEpoch,
 }
 
-/// Writes events, what they change of their rooms' state and of memberships, and where the rooms stand.
+/// Writes events, what they change of their rooms' state and of memberships, where the rooms stand, and the transaction ids
+/// of their clients.
 ///
 /// # Errors
-/// [`Error::Conflict`] if an event is there already; the database's own.
-pub async fn append(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
-    let events = append
-        .events
-        .iter()
-        .map(|(position, event)| {
-            vec![
-                append.shard.into(),
-                (*position).into(),
-                event.pdu.room_id.as_str().into(),
-                event.pdu.event_id.as_str().into(),
-                event.json.as_str().into(),
-                event.pdu.sent_by.as_ref().map(|sent| sent.device_id.to_string()).into(),
-                event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
-            ]
-        })
-        .collect();
-    let columns = ["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
-    tx.insert_rows("events", &columns, events, "").await?;
-    append_state(tx, append).await?;
+/// [`Error::Conflict`] if an event is there already, or a transaction id has been used; the database's own.
+pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
+    append_state(tx, &append).await?;
     upsert_memberships(tx, append.events).await?;
-    upsert_heads(tx, append.heads).await
+    let expected = append.done.len();
+    let inserts = vec![
+        Insert { table: "events", columns: EVENT, rows: event_rows(&append), suffix: "" },
+        Insert {
+            table: "rooms",
+            columns: HEAD,
+            rows: head_rows(append.heads)?,
+            suffix: "ON CONFLICT (room_id) DO UPDATE SET \
+                     position = excluded.position, depth = excluded.depth, extremities = excluded.extremities",
+        },
+        Insert {
+            table: "client_transactions",
+            columns: transactions::COLUMNS,
+            rows: transactions::rows(append.done, append.now),
+            // An error would stand in PostgreSQL's log, though nothing is wrong.
+            suffix: "ON CONFLICT DO NOTHING",
+        },
+    ];
+    let inserted = tx.insert_together(inserts).await?;
+    if expected > 0 && usize::try_from(inserted).ok() != Some(expected) {
+        return Err(Error::Conflict("client_transactions".to_owned()));
+    }
+    Ok(())
+}
+
+/// [`append`] of messages, in a single statement that is a transaction of itself, if the shard still stands where their
+/// positions begin and none of their transaction ids has been used; else nothing is written. Returns which it was.
+///
+/// `events` are not empty and hold no state. Nothing is ever written so on SQLite, which has no such statement.
+///
+/// # Errors
+/// As [`append`].
+pub async fn append_messages(store: &Store, append: &Append<'_>) -> Result<bool, Error> {
+    let (Some((first, _)), Some((last, _))) = (append.events.first(), append.events.last()) else {
+        return Ok(false);
+    };
+    if append.done.is_empty() || !store.is_shared() {
+        return Ok(false);
+    }
+    let mut values: Vec<Value> = vec![append.shard.into(), (first - 1).into(), (*last).into()];
+    let mut given = |rows: Vec<Vec<Value>>| {
+        let (sql, mut more) = rows::rows(DbBackend::Postgres, values.len() + 1, rows);
+        values.append(&mut more);
+        sql
+    };
+    let done = given(transactions::rows(append.done.clone(), append.now));
+    let events = given(event_rows(append));
+    let heads = given(head_rows(append.heads)?);
+    let (transaction, event, head) = (transactions::COLUMNS.join(", "), EVENT.join(", "), HEAD.join(", "));
+    // Whoever else appends to the shard holds its row until the commit; the update waits for that and then sees that the shard
+    // has moved. Transaction ids of a room are written with the shard's row held, so that none can come in between.
+    let sql = format!(
+        "WITH done ({transaction}) AS MATERIALIZED ({done}), \
+         heads ({head}) AS MATERIALIZED ({heads}), \
+         moved AS (UPDATE stream_shards SET position = $3 WHERE shard = $1 AND position = $2 AND NOT EXISTS ( \
+             SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
+             AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id) \
+             RETURNING stream_shards.shard), \
+         event AS (INSERT INTO events ({event}) {events}, moved), \
+         head AS (UPDATE rooms SET position = heads.position, depth = heads.depth, \
+             extremities = heads.extremities FROM heads, moved WHERE rooms.room_id = heads.room_id), \
+         noted AS (INSERT INTO client_transactions ({transaction}) SELECT done.* FROM done, moved) \
+         SELECT shard FROM moved"
+    );
+    store.append_alone("append_messages", (&sql, &values), (append.shard, *last)).await
+}
+
+const EVENT: &[&str] = &["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
+const HEAD: &[&str] = &["room_id", "shard", "version", "position", "depth", "extremities"];
+
+fn event_rows(append: &Append<'_>) -> Vec<Vec<Value>> {
+    let row = |(position, event): &(i64, SignedPdu)| {
+        vec![
+            append.shard.into(),
+            (*position).into(),
+            event.pdu.room_id.as_str().into(),
+            event.pdu.event_id.as_str().into(),
+            event.json.as_str().into(),
+            event.pdu.sent_by.as_ref().map(|sent| sent.device_id.to_string()).into(),
+            event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
+        ]
+    };
+    append.events.iter().map(row).collect()
 }
 
 async fn append_state(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
@@ -135,8 +209,8 @@ async fn upsert_memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result
     .await
 }
 
-async fn upsert_heads(tx: &WriteTx, heads: &[RoomHead]) -> Result<(), Error> {
-    let rows = heads
+fn head_rows(heads: &[RoomHead]) -> Result<Vec<Vec<Value>>, Error> {
+    heads
         .iter()
         .map(|head| {
             let extremities = serde_json::to_string(&head.extremities)
@@ -150,13 +224,5 @@ async fn upsert_heads(tx: &WriteTx, heads: &[RoomHead]) -> Result<(), Error> {
                 extremities.into(),
             ])
         })
-        .collect::<Result<_, Error>>()?;
-    tx.insert_rows(
-        "rooms",
-        &["room_id", "shard", "version", "position", "depth", "extremities"],
-        rows,
-        "ON CONFLICT (room_id) DO UPDATE SET \
-         position = excluded.position, depth = excluded.depth, extremities = excluded.extremities",
-    )
-    .await
+        .collect()
 }

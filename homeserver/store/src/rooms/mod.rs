@@ -4,7 +4,7 @@ mod append;
 mod state;
 mod timeline;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use keystead_core::{
     pdu::{ClientSend, Pdu},
@@ -18,7 +18,7 @@ use ruma::{
 use sea_orm::{QueryResult, Value};
 
 pub use self::{
-    append::{Append, append},
+    append::{Append, append, append_messages},
     state::{
         members_at, members_of_at, replaced_by, state_at, state_before, state_between, state_event_at,
         state_history, state_without_members_at,
@@ -103,7 +103,7 @@ impl StoredEvent {
             .map_err(|error| Error::corrupt("events", "json", self.event_id.as_str(), error))?;
         pdu.redacted_by = self.redacted_by;
         pdu.sent_by = self.sent_by;
-        Ok(RoomEvent { position: self.position, pdu })
+        Ok(RoomEvent { position: self.position, pdu: Arc::new(pdu) })
     }
 }
 

@@ -66,8 +66,11 @@ impl Member {
 
     /// With the name and the picture of the user's profile, if the user is one of this server.
     pub(super) async fn introduced(self, ctx: &Ctx<Session>, user_id: &UserId) -> Result<Self, Error> {
-        let fields =
-            ctx.app.store.read("profile", |tx| async move { profiles::fields(&tx, user_id).await }).await?;
+        let fields = ctx
+            .app
+            .store
+            .read_one("profile", |tx| async move { profiles::fields(&tx, user_id).await })
+            .await?;
         let field = |name: &str| {
             let (_, value) = fields.iter().find(|(known, _)| known == name)?;
             RawValue::from_string(value.clone()).ok()

@@ -182,7 +182,7 @@ pub(super) async fn get_event_by_timestamp(
     });
     let event =
         read.await?.ok_or_else(|| ApiError::not_found("There is no event on that side of the time"))?;
-    Ok(get_event_by_timestamp::v1::Response::new(event.pdu.event_id, event.pdu.origin_server_ts))
+    Ok(get_event_by_timestamp::v1::Response::new(event.pdu.event_id.clone(), event.pdu.origin_server_ts))
 }
 
 /// The position of the last event of a room that was sent before a time, or, on the way back, not after it; 0 if there is
