@@ -9,6 +9,7 @@ mod memberships;
 mod ring;
 mod room_states;
 mod tail;
+mod timelines;
 mod typing;
 mod waiters;
 

@@ -1,7 +1,7 @@
 //! The tail: reads what is new in every shard, once for all who wait.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak},
     time::Duration,
 };
@@ -11,7 +11,8 @@ use keystead_core::{
     shard::{Shard, Shards},
 };
 use keystead_store::{
-    Error, Hint, Store, rooms,
+    Error, Hint, Store,
+    rooms::{self, Bounds},
     streams::{self, StreamItem, StreamRow, UserChange},
 };
 use ruma::{
@@ -23,6 +24,7 @@ use super::{
     memberships::{Memberships, RoomsOfUser},
     ring::{Entry, Item, Ring},
     room_states::RoomStates,
+    timelines::Timelines,
     typing::Typing,
     waiters::{Waiter, Waiters},
 };
@@ -40,6 +42,7 @@ pub struct Tail {
     shards: Shards,
     tails: Vec<ShardTail>,
     rooms: RoomStates,
+    timelines: Timelines,
     memberships: Memberships,
     typing: Typing,
     waiters: Arc<Waiters>,
@@ -76,6 +79,7 @@ impl Tail {
             store,
             tails,
             rooms: RoomStates::default(),
+            timelines: Timelines::default(),
             memberships: Memberships::default(),
             typing: Typing::default(),
             waiters: Arc::default(),
@@ -173,6 +177,44 @@ impl Tail {
         });
     }
 
+    /// The newest events of rooms, newest first: of each at most `limit` within its bounds, from memory or the database.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn timelines(
+        &self,
+        wanted: Vec<(OwnedRoomId, Bounds)>,
+        limit: usize,
+    ) -> Result<HashMap<OwnedRoomId, Vec<Arc<RoomEvent>>>, Error> {
+        let mut timelines = HashMap::with_capacity(wanted.len());
+        let mut missing = Vec::new();
+        for (room_id, bounds) in wanted {
+            match self.timelines.newest(&room_id, bounds, limit) {
+                Some(newest) => drop(timelines.insert(room_id, newest)),
+                None => missing.push((room_id, bounds)),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(timelines);
+        }
+        let (rooms, most) = (&missing, u64::try_from(limit).unwrap_or(u64::MAX));
+        let mut read = self
+            .store
+            .read("timelines", |tx| async move { rooms::timelines(&tx, rooms, most).await })
+            .await?;
+        for (room_id, bounds) in missing {
+            let newest: Vec<_> =
+                read.remove(&room_id).unwrap_or_default().into_iter().map(Arc::new).collect();
+            let ring = self.tail(self.shards.of_room(&room_id)).map(ShardTail::ring);
+            self.timelines.insert(&room_id, bounds, limit, &newest, || {
+                let missed = ring.as_ref()?.between(bounds.upto, i64::MAX)?;
+                Some(missed.filter_map(|entry| event_of(entry, &room_id)).cloned().collect())
+            });
+            timelines.insert(room_id, newest);
+        }
+        Ok(timelines)
+    }
+
     /// The rooms of a user, from memory or the database.
     ///
     /// # Errors
@@ -184,7 +226,7 @@ impl Tail {
         let load = self.memberships.begin_load(user_id);
         let loaded = self
             .store
-            .read("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
+            .read_one("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
             .await?;
         Ok(self.memberships.finish_load(user_id, load, loaded))
     }
@@ -249,6 +291,7 @@ impl Tail {
             match &entry.item {
                 Item::Event(event) => {
                     self.rooms.apply(event);
+                    self.timelines.apply(event);
                     self.memberships.apply(event);
                 }
                 Item::UserChange(user_id, UserChange::Rooms) => self.memberships.forget_user(user_id),
@@ -258,6 +301,7 @@ impl Tail {
         }
         for event in redacted {
             self.rooms.replace_redacted(event);
+            self.timelines.replace_redacted(event);
         }
         let reached = ring.position();
         drop(ring);

@@ -76,13 +76,7 @@ impl Sync<'_> {
             let events = candidate.changes.events.take().filter(|_| !candidate.is_new);
             let timeline = match events {
                 Some(events) => events,
-                None => stored
-                    .remove(candidate.room_id)
-                    .unwrap_or_default()
-                    .into_iter()
-                    .rev()
-                    .map(Arc::new)
-                    .collect(),
+                None => stored.remove(candidate.room_id).unwrap_or_default().into_iter().rev().collect(),
             };
             let room_typing = typing.remove(candidate.room_id);
             let room = self.joined_room(&candidate, timeline, room_typing, changes).await?;
@@ -143,7 +137,7 @@ impl Sync<'_> {
     async fn stored_timelines(
         &self,
         candidates: &[Candidate<'_>],
-    ) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, ApiError> {
+    ) -> Result<HashMap<OwnedRoomId, Vec<Arc<RoomEvent>>>, ApiError> {
         let wanted: Vec<_> = candidates
             .iter()
             .filter(|candidate| candidate.is_new || candidate.changes.events.is_none())
@@ -153,15 +147,7 @@ impl Sync<'_> {
                 (candidate.room_id.clone(), bounds)
             })
             .collect();
-        if wanted.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let (wanted, limit) = (&wanted, u64::try_from(self.timeline_limit() + 1).unwrap_or(u64::MAX));
-        let timelines = self
-            .app
-            .store
-            .read("sync_timelines", |tx| async move { rooms::timelines(&tx, wanted, limit).await });
-        Ok(timelines.await?)
+        Ok(self.app.tail.timelines(wanted, self.timeline_limit() + 1).await?)
     }
 
     pub(super) fn timeline_limit(&self) -> usize {
