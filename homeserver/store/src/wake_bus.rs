@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, mpsc},
     task::AbortHandle,
+    time::MissedTickBehavior,
 };
 
 /// PostgreSQL's channel for the hints of all replicas.
@@ -26,6 +27,9 @@ const CHANNEL: &str = "keystead";
 const CAPACITY: usize = 4_096;
 /// PostgreSQL takes payloads of less than 8,000 bytes; hints are packed up to this.
 const MAX_PAYLOAD_BYTES: usize = 6_000;
+/// The least time from one NOTIFY to the next: each costs PostgreSQL a commit and every replica a look, so a busy replica
+/// tells in one what happened in several commits.
+const NOTIFY_EVERY: Duration = Duration::from_millis(5);
 /// How long to wait before a lost connection is made anew.
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
@@ -140,7 +144,7 @@ fn parse(notification: &PgNotification) -> Vec<Hint> {
     serde_json::from_str(notification.payload()).unwrap_or_else(|_| vec![Hint::Resync])
 }
 
-/// Sends what has queued while the last NOTIFY was under way, as one.
+/// Sends what has queued since the last NOTIFY, as one.
 async fn notify(url: String, mut queue: mpsc::UnboundedReceiver<Hint>, own_backend: Arc<AtomicU32>) {
     loop {
         if let Err(error) = notify_until_error(&url, &mut queue, &own_backend).await {
@@ -161,7 +165,14 @@ async fn notify_until_error(
     let (pid,): (i32,) = sqlx::query_as("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
     own_backend.store(pid.unsigned_abs(), Ordering::Relaxed);
     let mut hints = Vec::new();
-    while queue.recv_many(&mut hints, CAPACITY).await > 0 {
+    let mut pace = tokio::time::interval(NOTIFY_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while let Some(first) = queue.recv().await {
+        pace.tick().await;
+        hints.push(first);
+        while let Ok(next) = queue.try_recv() {
+            hints.push(next);
+        }
         for payload in payloads(hints.drain(..)) {
             sqlx::query("SELECT pg_notify($1, $2)")
                 .bind(CHANNEL)

@@ -1,14 +1,17 @@
 //! The fence: what a client wrote through one replica, it reads through any other.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use keystead_store::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
 
 use super::Tail;
 
-/// How many requests may wait for one look at the database.
-const BATCH: usize = 4_096;
+/// The least time from one look at the database to the next: a busy replica looks once for many requests.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Makes requests wait until this replica has read everything that was committed before they came.
 #[derive(Debug)]
@@ -38,13 +41,18 @@ impl Fence {
     }
 }
 
-/// One look at the database serves all requests that came while the last one was under way; none that came after
-/// it had begun, because what they have to see may have been committed since.
+/// One look at the database serves all requests that came before it; none that came after it had begun, because what they
+/// have to see may have been committed since.
 async fn serve(tail: Arc<Tail>, mut queue: mpsc::UnboundedReceiver<Request>) {
-    let mut waiting = Vec::new();
-    while queue.recv_many(&mut waiting, BATCH).await > 0 {
+    let mut pace = tokio::time::interval(LOOK_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while let Some(first) = queue.recv().await {
+        pace.tick().await;
+        let mut waiting = vec![first];
+        while let Ok(next) = queue.try_recv() {
+            waiting.push(next);
+        }
         let positions = tail.store().positions().await.map_err(Arc::new);
-        let waiting = std::mem::take(&mut waiting);
         let tail = tail.clone();
         // The next look need not wait until the tail is there.
         tokio::spawn(async move {
