@@ -12,7 +12,7 @@ use crate::{
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
-    api::{KeyClaims, KeyUploads, ToDeviceMessages},
+    api::{FilterCache, KeyClaims, KeyUploads, ToDeviceMessages},
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
@@ -73,6 +73,8 @@ pub struct App {
     pub devices: Arc<DeviceCaches>,
     /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
     pub readers: Arc<ReaderCaches>,
+    /// The filters that were used lately.
+    pub filters: FilterCache,
     /// Looks at pages on the web.
     pub(crate) url_previews: UrlPreviews,
     fence: Fence,
@@ -160,6 +162,7 @@ impl App {
             writer,
             devices,
             readers,
+            filters: FilterCache::default(),
             fence,
         }))
     }

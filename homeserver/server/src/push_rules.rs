@@ -23,11 +23,18 @@ struct Content {
 ///
 /// The database's own, or rules that cannot be read.
 pub(crate) async fn load(tx: &ReadTx, user_id: &UserId) -> Result<Ruleset, Error> {
+    read(user_id, account_data::find(tx, user_id, None, ACCOUNT_DATA_TYPE).await?.as_deref())
+}
+
+/// [`load`], from the content of the account data, if there is any.
+///
+/// # Errors
+///
+/// The rules cannot be read.
+pub(crate) fn read(user_id: &UserId, stored: Option<&str>) -> Result<Ruleset, Error> {
     let defaults = push::default_rules(user_id);
-    let Some(content) = account_data::find(tx, user_id, None, ACCOUNT_DATA_TYPE).await? else {
-        return Ok(defaults);
-    };
-    let content: Content = serde_json::from_str(&content).map_err(|error| corrupt(user_id, &error))?;
+    let Some(content) = stored else { return Ok(defaults) };
+    let content: Content = serde_json::from_str(content).map_err(|error| corrupt(user_id, &error))?;
     let mut rules = content.global;
     rules.update_with_server_default(defaults);
     Ok(rules)

@@ -37,6 +37,7 @@ use ruma::api::{
 };
 
 pub use self::{
+    filter::FilterCache,
     keys::{KeyClaims, KeyUploads},
     to_device::ToDeviceMessages,
 };

@@ -2,17 +2,13 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3sync>
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use keystead_core::token::SyncToken;
-use keystead_store::filters;
-use ruma::{
-    UserId,
-    api::client::{filter::FilterDefinition, sync::sync_events::v3 as sync_events},
-};
+use ruma::api::client::sync::sync_events::v3 as sync_events;
 
+use super::filter;
 use crate::{
-    app::App,
     context::{Ctx, Session},
     http::error::ApiError,
     sync::{SyncRequest, reply::SyncReply, sync},
@@ -30,10 +26,11 @@ pub(super) async fn sync_events(
         .transpose()
         .map_err(|error| ApiError::invalid_param(format!("since: {error}")))?;
     let filter = match request.filter {
-        None => FilterDefinition::default(),
-        Some(sync_events::Filter::FilterDefinition(filter)) => filter,
+        None => Arc::default(),
+        Some(sync_events::Filter::FilterDefinition(filter)) => Arc::new(filter),
         Some(sync_events::Filter::FilterId(id)) => {
-            stored_filter(&ctx.app, &ctx.requester.user_id, &id).await?
+            let filter = filter::find(&ctx.app, &ctx.requester.user_id, &id).await?;
+            filter.ok_or_else(|| ApiError::invalid_param("filter: there is no filter of that id"))?
         }
         Some(_) => return Err(ApiError::invalid_param("filter: neither a filter nor the id of one")),
     };
@@ -46,13 +43,4 @@ pub(super) async fn sync_events(
         timeout: request.timeout.unwrap_or(Duration::ZERO),
     };
     Ok(SyncReply(sync(&ctx.app, request).await?))
-}
-
-/// A filter that the user has uploaded.
-async fn stored_filter(app: &App, user_id: &UserId, id: &str) -> Result<FilterDefinition, ApiError> {
-    let unknown = || ApiError::invalid_param("filter: there is no filter of that id");
-    let id = id.parse().map_err(|_| unknown())?;
-    let definition =
-        app.store.read("find_filter", |tx| async move { filters::find(&tx, user_id, id).await }).await?;
-    serde_json::from_str(&definition.ok_or_else(unknown)?).map_err(ApiError::internal)
 }

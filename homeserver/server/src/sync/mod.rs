@@ -52,7 +52,7 @@ pub struct SyncRequest {
     /// Where the last sync ended; `None` for the first one.
     pub since: Option<SyncToken>,
     /// What the client wants of it all.
-    pub filter: FilterDefinition,
+    pub filter: Arc<FilterDefinition>,
     /// Whether all state is wanted, not only what changed.
     pub full_state: bool,
     /// Whether the state is wanted as of the end of the timeline instead of its start.
@@ -272,12 +272,14 @@ async fn load_account_data(sync: &Sync<'_>, since: Option<i64>) -> Result<Vec<Ar
     let entries = sync
         .app
         .store
-        .read("sync_account_data", |tx| async move {
+        .read_one("sync_account_data", |tx| async move {
             let Some(since) = since else {
                 let mut entries = account_data::of_user(&tx, user_id).await?;
-                let rules = push_rules::load(&tx, user_id).await?;
-                entries
-                    .retain(|data| data.data_type != push_rules::ACCOUNT_DATA_TYPE || data.room_id.is_some());
+                let is_rules = |data: &AccountData| {
+                    data.data_type == push_rules::ACCOUNT_DATA_TYPE && data.room_id.is_none()
+                };
+                let stored = entries.iter().position(is_rules).map(|index| entries.remove(index).content);
+                let rules = push_rules::read(user_id, stored.as_deref())?;
                 entries.push(push_rules::account_data_of(user_id, rules)?);
                 return Ok::<_, keystead_store::Error>(entries);
             };

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,14 +23,14 @@ use keystead_store::{
 };
 use lru::LruCache;
 use ruma::{
-    OwnedRoomId, OwnedUserId, UInt, UserId,
+    OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
     events::{
         ignored_user_list::{IgnoredUser, IgnoredUserListEventContent},
         room::power_levels::RoomPowerLevelsEventContent,
     },
     power_levels::NotificationPowerLevels,
-    push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
+    push::{FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     room_version_rules::RoomPowerLevelsRules,
 };
 use serde::Deserialize;
@@ -43,14 +44,19 @@ const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 const COUNTED_EVENTS: u64 = 200;
 /// How many users' rules, and how many rooms' counts, are kept.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
+/// How many events are kept as push rules look at them, and how large their contents may be, in bytes.
+const FLAT_EVENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2_047);
+const MAX_FLAT_BYTES: usize = 8_192;
 
 /// What is known of readers: whom they ignore, their push rules and their unread events; kept right by the tail.
 pub struct ReaderCaches {
     ignored: Mutex<LruCache<OwnedUserId, Arc<IgnoredUsers>>>,
     rules: Mutex<LruCache<OwnedUserId, Arc<Ruleset>>>,
     counts: Mutex<LruCache<(OwnedUserId, OwnedRoomId), Count>>,
-    /// Counts what voids the caches, so that what was read before is not kept after.
-    changes: AtomicU64,
+    /// Events as push rules look at them: the same for all members of a room.
+    flat: Mutex<LruCache<OwnedEventId, Arc<FlattenedJson>>>,
+    /// Counts what voids the caches, so that what was read before is not kept after: for each user one of these.
+    changes: [AtomicU64; 256],
 }
 
 /// The users whose messages and invitations a reader does not want.
@@ -70,7 +76,8 @@ impl Default for ReaderCaches {
             ignored: Mutex::new(LruCache::new(CAPACITY)),
             rules: Mutex::new(LruCache::new(CAPACITY)),
             counts: Mutex::new(LruCache::new(CAPACITY)),
-            changes: AtomicU64::new(0),
+            flat: Mutex::new(LruCache::new(FLAT_EVENTS)),
+            changes: [const { AtomicU64::new(0) }; 256],
         }
     }
 }
@@ -80,21 +87,43 @@ impl ReaderCaches {
     pub fn hear(&self, item: &Item) {
         match item {
             Item::Receipt(receipt) => {
-                self.changes.fetch_add(1, Ordering::SeqCst);
+                self.changes_of(&receipt.user_id).fetch_add(1, Ordering::SeqCst);
                 lock(&self.counts).pop(&(receipt.user_id.clone(), receipt.room_id.clone()));
             }
             Item::AccountData(data) if data.data_type == push_rules::ACCOUNT_DATA_TYPE => {
-                self.changes.fetch_add(1, Ordering::SeqCst);
+                self.changes_of(&data.user_id).fetch_add(1, Ordering::SeqCst);
                 lock(&self.rules).pop(&data.user_id);
             }
             Item::AccountData(data) if data.data_type == IGNORED_USER_LIST => {
-                self.changes.fetch_add(1, Ordering::SeqCst);
+                self.changes_of(&data.user_id).fetch_add(1, Ordering::SeqCst);
                 lock(&self.ignored).pop(&data.user_id);
                 // What is ignored does not count as unread.
                 lock(&self.counts).clear();
             }
             _ => {}
         }
+    }
+
+    /// The counter of a user, which others may share.
+    fn changes_of(&self, user_id: &UserId) -> &AtomicU64 {
+        let mut hasher = DefaultHasher::new();
+        user_id.hash(&mut hasher);
+        let [counter, ..] = hasher.finish().to_be_bytes();
+        let [first, ..] = &self.changes;
+        self.changes.get(usize::from(counter)).unwrap_or(first)
+    }
+
+    /// An event as push rules look at it; `None` for one that notifies nobody.
+    fn flat(&self, event: &RoomEvent) -> Option<Arc<FlattenedJson>> {
+        if let Some(flat) = lock(&self.flat).get(&event.pdu.event_id) {
+            return Some(flat.clone());
+        }
+        let json = client_format::with_room_id(&event.pdu, &Unsigned::default()).ok()?;
+        let flat = Arc::new(push::flatten(&json)?);
+        if event.pdu.content.get().len() <= MAX_FLAT_BYTES {
+            lock(&self.flat).put(event.pdu.event_id.clone(), flat.clone());
+        }
+        Some(flat)
     }
 
     /// The users whom a reader ignores.
@@ -105,16 +134,16 @@ impl ReaderCaches {
         if let Some(ignored) = lock(&self.ignored).get(user_id) {
             return Ok(ignored.clone());
         }
-        let changes = self.changes.load(Ordering::SeqCst);
+        let changes = self.changes_of(user_id).load(Ordering::SeqCst);
         let content = store
-            .read("ignored_users", |tx| async move {
+            .read_one("ignored_users", |tx| async move {
                 account_data::find(&tx, user_id, None, IGNORED_USER_LIST).await
             })
             .await?;
         let list =
             content.and_then(|content| serde_json::from_str::<IgnoredUserListEventContent>(&content).ok());
         let ignored = Arc::new(list.map(|list| list.ignored_users).unwrap_or_default());
-        if self.changes.load(Ordering::SeqCst) == changes {
+        if self.changes_of(user_id).load(Ordering::SeqCst) == changes {
             lock(&self.ignored).put(user_id.to_owned(), ignored.clone());
         }
         Ok(ignored)
@@ -136,7 +165,7 @@ impl Sync<'_> {
         let caches = &self.app.readers;
         let key = (self.user_id().to_owned(), room.room_id.clone());
         let upto = self.upto_in(&room.room_id);
-        let changes = caches.changes.load(Ordering::SeqCst);
+        let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
         let cached = lock(&caches.counts).get(&key).copied();
         let count = match cached {
             Some(count) if count.upto >= upto => count,
@@ -147,7 +176,7 @@ impl Sync<'_> {
             }
             _ => self.count_stored(room, upto).await?,
         };
-        if caches.changes.load(Ordering::SeqCst) == changes {
+        if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
             lock(&caches.counts).put(key, count);
         }
         let mut answer = UnreadNotificationsCount::new();
@@ -188,8 +217,7 @@ impl Sync<'_> {
             {
                 continue;
             }
-            let Ok(json) = client_format::with_room_id(&event.pdu, &Unsigned::default()) else { continue };
-            let Some(flat) = push::flatten(&json) else { continue };
+            let Some(flat) = self.app.readers.flat(event) else { continue };
             let outcome = push::evaluate(&rules, &flat, &context);
             count.notifications = count.notifications.saturating_add(outcome.notify.into());
             count.highlights = count.highlights.saturating_add(outcome.highlight.into());
@@ -203,14 +231,14 @@ impl Sync<'_> {
         if let Some(rules) = lock(&caches.rules).get(user_id) {
             return Ok(rules.clone());
         }
-        let changes = caches.changes.load(Ordering::SeqCst);
+        let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
         let rules = self
             .app
             .store
-            .read("push_rules", |tx| async move { push_rules::load(&tx, user_id).await })
+            .read_one("push_rules", |tx| async move { push_rules::load(&tx, user_id).await })
             .await?;
         let rules = Arc::new(rules);
-        if caches.changes.load(Ordering::SeqCst) == changes {
+        if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
             lock(&caches.rules).put(user_id.to_owned(), rules.clone());
         }
         Ok(rules)
