@@ -1,6 +1,9 @@
 //! [`App`]: what all endpoints share.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use keystead_core::room::Signer;
@@ -28,6 +31,8 @@ use crate::{
     url_preview::UrlPreviews,
 };
 
+/// How long a request waits for this replica to see what was written before.
+const FENCE_PATIENCE: Duration = Duration::from_secs(10);
 /// The setting of the database that holds the server's signing key: PKCS#8 DER in unpadded base64.
 const SIGNING_KEY: &str = "signing_key";
 /// The setting of the database that holds the server's name, which can never change.
@@ -172,12 +177,12 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When the database cannot be reached.
+    /// 503 when the database cannot be reached, or this replica cannot catch up within [`FENCE_PATIENCE`].
     pub async fn fence(&self) -> Result<(), ApiError> {
         let asked = Instant::now();
-        let passed = self.fence.pass().await.map_err(ApiError::unavailable);
+        let passed = tokio::time::timeout(FENCE_PATIENCE, self.fence.pass()).await;
         self.metrics.fence(asked.elapsed());
-        passed
+        passed.map_err(ApiError::unavailable)?.map_err(ApiError::unavailable)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection,
+    sqlx::{self, Connection as _, SqliteConnection, postgres::PgConnectOptions},
+};
 
 use crate::{Error, store::TransactionReport};
 
@@ -22,14 +25,29 @@ pub struct Options {
 /// # Errors
 /// The database cannot be reached, or the folder of an SQLite file not be made.
 pub(crate) async fn connect(options: &Options) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+    open(options, false).await
+}
+
+/// The same, connecting when a connection is first needed.
+///
+/// # Errors
+/// The URL cannot be read.
+pub(crate) async fn connect_later(
+    options: &Options,
+) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+    open(options, true).await
+}
+
+async fn open(options: &Options, lazy: bool) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
     if let Some(path) = options.url.strip_prefix("sqlite:") {
         make_parent_folder(path)?;
-        let writer = Database::connect(sqlite_options(&options.url, 1)).await?;
+        let writer = Database::connect(sqlite_options(&options.url, 1).connect_lazy(lazy).clone()).await?;
         // An in-memory database lives in its one connection.
         let reader = if path.contains(":memory:") {
             writer.clone()
         } else {
-            Database::connect(sqlite_options(&options.url, options.max_connections)).await?
+            let connect = sqlite_options(&options.url, options.max_connections).connect_lazy(lazy).clone();
+            Database::connect(connect).await?
         };
         return Ok((reader, writer));
     }
@@ -38,9 +56,33 @@ pub(crate) async fn connect(options: &Options) -> Result<(DatabaseConnection, Da
     // What every reading transaction is, said once a connection instead of once a transaction.
     const READING: &[(&str, &str)] =
         &[("default_transaction_isolation", "repeatable read"), ("default_transaction_read_only", "on")];
-    let reader = Database::connect(postgres_options(&options.url, readers, READING)).await?;
-    let writer = Database::connect(postgres_options(&options.url, writers, &[])).await?;
+    let mut reader = postgres_options(&options.url, readers, READING);
+    let mut writer = postgres_options(&options.url, writers, &[]);
+    let reader = Database::connect(reader.connect_lazy(lazy).clone()).await?;
+    let writer = Database::connect(writer.connect_lazy(lazy).clone()).await?;
     Ok((reader, writer))
+}
+
+/// What every session on PostgreSQL asks for.
+///
+/// PostgreSQL keeps the locks of a replica that has gone without a word, and the rest of the cluster waits for them: so it looks
+/// soon whether a silent client is there, and ends a transaction that does not go on (no transaction here waits for anything
+/// but PostgreSQL).
+const SESSION: &[(&str, &str)] = &[
+    ("statement_timeout", "30s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "2"),
+    ("tcp_user_timeout", "15000"),
+];
+
+/// How a single connection to PostgreSQL is made.
+///
+/// # Errors
+/// The URL cannot be read.
+pub(crate) fn session_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    Ok(url.parse::<PgConnectOptions>()?.application_name("keystead").options(SESSION.iter().copied()))
 }
 
 fn postgres_options(
@@ -61,7 +103,7 @@ fn postgres_options(
         .map_sqlx_postgres_opts(move |options| {
             options
                 .application_name("keystead")
-                .options([("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "30s")])
+                .options(SESSION.iter().copied())
                 .options(BY_INDEX.iter().chain(settings).copied())
         });
     connect
@@ -75,6 +117,9 @@ fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
         .idle_timeout(None::<Duration>)
         .acquire_timeout(Duration::from_secs(10))
         .sqlx_logging(false)
+        .map_sqlx_sqlite_pool_opts(|options| {
+            options.after_release(|connection, _| Box::pin(is_idle(connection)))
+        })
         .map_sqlx_sqlite_opts(|options| {
             use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
             options
@@ -85,6 +130,16 @@ fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
                 .busy_timeout(Duration::from_secs(10))
         });
     connect
+}
+
+/// Whether the connection has no transaction open, as it must have when one has ended.
+///
+/// SQLite rolls a transaction back of itself when the disk is full; sqlx then counts one too many, takes the next
+/// transaction for one inside of another, and a "commit" of that writes nothing that lasts. Such a connection is closed.
+async fn is_idle(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // A rollback may have been begun and not waited for; this is done after it.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 fn make_parent_folder(path: &str) -> Result<(), Error> {

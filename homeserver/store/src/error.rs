@@ -1,5 +1,7 @@
 //! What can go wrong between the server and its database.
 
+use std::io::ErrorKind;
+
 use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 
 /// An error of the store.
@@ -16,6 +18,9 @@ pub enum Error {
     /// The database cannot be reached, or no connection became free in time.
     #[error("the database cannot be reached")]
     Unavailable(#[source] DbErr),
+    /// There is no room left where the database is kept.
+    #[error("the database's disk is full")]
+    Full(#[source] DbErr),
     /// A row is there, but cannot be read.
     #[error("cannot read column {column} of {table}, row {row}: {problem}")]
     Corrupt {
@@ -47,7 +52,32 @@ impl Error {
 
     /// Whether the database refused what was to be written, rather than being away.
     pub fn is_about_data(&self) -> bool {
-        !matches!(self, Self::Unavailable(_) | Self::Retryable(_) | Self::Setup(_))
+        !matches!(self, Self::Unavailable(_) | Self::Retryable(_) | Self::Full(_) | Self::Setup(_))
+    }
+
+    /// Whether the connection had been ended at its other side, so that another one may do.
+    pub(crate) fn is_stale_connection(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        let (DbErr::Conn(RuntimeErr::SqlxError(cause))
+        | DbErr::Exec(RuntimeErr::SqlxError(cause))
+        | DbErr::Query(RuntimeErr::SqlxError(cause))) = error
+        else {
+            return false;
+        };
+        match &**cause {
+            sqlx::Error::Io(cause) => matches!(
+                cause.kind(),
+                ErrorKind::BrokenPipe
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::UnexpectedEof
+            ),
+            // The server ended this session, for it shut down, or for another reason that is the session's own.
+            sqlx::Error::Database(cause) => {
+                matches!(cause.code().as_deref(), Some("57P01" | "57P02" | "57P05" | "25P03"))
+            }
+            _ => false,
+        }
     }
 
     /// Whether a unique constraint stood against the write.
@@ -91,6 +121,7 @@ impl From<DbErr> for Error {
             | DbErr::Query(RuntimeErr::SqlxError(cause)) => match kind_of(cause) {
                 Kind::Retryable => Self::Retryable(error),
                 Kind::Unavailable => Self::Unavailable(error),
+                Kind::Full => Self::Full(error),
                 Kind::Other => Self::Database(error),
             },
             DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Unavailable(error),
@@ -102,6 +133,7 @@ impl From<DbErr> for Error {
 enum Kind {
     Retryable,
     Unavailable,
+    Full,
     Other,
 }
 
@@ -118,7 +150,11 @@ fn kind_of(error: &sqlx::Error) -> Kind {
             // PostgreSQL: serialization_failure, deadlock_detected; SQLite: BUSY and BUSY_SNAPSHOT.
             Some("40001" | "40P01" | "5" | "517") => Kind::Retryable,
             // PostgreSQL class 57: the server is shutting down, starting, or ended this session.
-            Some("57P01" | "57P02" | "57P03") => Kind::Unavailable,
+            Some("57P01" | "57P02" | "57P03" | "57P05") => Kind::Unavailable,
+            // query_canceled by statement_timeout, idle_in_transaction_session_timeout: nothing was committed.
+            Some("57014" | "25P03") => Kind::Unavailable,
+            // PostgreSQL: disk_full; SQLite: FULL.
+            Some("53100" | "13") => Kind::Full,
             // PostgreSQL class 08 and 53: connection trouble, too many connections.
             Some(code) if code.starts_with("08") || code == "53300" => Kind::Unavailable,
             _ => Kind::Other,

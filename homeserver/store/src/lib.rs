@@ -30,6 +30,7 @@ pub mod key_backup;
 pub mod keybox_log;
 pub mod keybox_passphrases;
 pub mod keys;
+mod link;
 pub mod login_failures;
 pub mod media;
 mod migrations;

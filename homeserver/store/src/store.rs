@@ -16,6 +16,7 @@ use sea_orm_migration::MigratorTrait;
 use crate::{
     connect::{Options, connect},
     error::{Error, TransactionError},
+    link::{Connections, Link},
     migrations::{Migrator, compare_by_bytes, create_shards},
     tx::{ReadTx, WriteTx, statement, timed},
     wake_bus::{Hint, WakeBus},
@@ -25,6 +26,8 @@ use crate::{
 const ATTEMPTS: u32 = 8;
 /// The key of the advisory lock under which the schema changes: "keystead" in ASCII.
 const MIGRATION_LOCK: i64 = 0x6b65_7973_7465_6164;
+/// How many connections that have been ended are tried in all before that is an error.
+const STALE: u32 = 64;
 /// How long to wait before the database is tried again at the start.
 const WAIT_STEP: Duration = Duration::from_millis(500);
 
@@ -50,12 +53,10 @@ pub struct Store {
 }
 
 struct Inner {
-    reader: DatabaseConnection,
-    /// On SQLite one connection, as it has one writer at a time.
-    writer: DatabaseConnection,
+    link: Arc<Link>,
+    backend: DbBackend,
     shards: Shards,
     wake_bus: WakeBus,
-    options: Options,
 }
 
 impl Store {
@@ -86,11 +87,13 @@ impl Store {
         if rooms == 0 {
             return Err(Error::Setup("The database has no stream shards.".to_owned()));
         }
-        let wake_bus = match reader.get_database_backend() {
-            DbBackend::Postgres => WakeBus::postgres(&options.url),
+        let backend = reader.get_database_backend();
+        let link = Link::new(options, (reader, writer));
+        let wake_bus = match backend {
+            DbBackend::Postgres => WakeBus::postgres(&link),
             _ => WakeBus::in_process(),
         };
-        Ok(Self { inner: Arc::new(Inner { reader, writer, shards: Shards { rooms }, wake_bus, options }) })
+        Ok(Self { inner: Arc::new(Inner { link, backend, shards: Shards { rooms }, wake_bus }) })
     }
 
     /// Waits until the database can be reached, at most `patience`. Replicas are often started before their database is.
@@ -144,7 +147,7 @@ impl Store {
 
     /// Whether other processes may use the same database: true on PostgreSQL.
     pub fn is_shared(&self) -> bool {
-        self.inner.reader.get_database_backend() == DbBackend::Postgres
+        self.inner.backend == DbBackend::Postgres
     }
 
     /// Hints that something happened: what this process committed, and what other replicas tell.
@@ -167,7 +170,11 @@ impl Store {
     /// The database's own.
     pub async fn positions(&self) -> Result<Vec<(Shard, i64)>, Error> {
         let sql = "SELECT shard, position FROM stream_shards ORDER BY shard";
-        let rows = self.alone("positions", &self.inner.reader, sql, &[]).await?;
+        // It only reads, so that it may be asked again over another connection.
+        let alone = |connections: Arc<Connections>| async move {
+            fresh(|| self.ask(&connections.reader, sql, &[])).await
+        };
+        let rows = self.alone("positions", alone).await?;
         rows.iter().map(|row| Ok((row.try_get("", "shard")?, row.try_get("", "position")?))).collect()
     }
 
@@ -179,31 +186,43 @@ impl Store {
         (sql, values): (&str, &[Value]),
         reached: (Shard, i64),
     ) -> Result<bool, Error> {
-        let rows = self.alone(name, &self.inner.writer, sql, values).await?;
+        let alone =
+            |connections: Arc<Connections>| async move { self.ask(&connections.writer, sql, values).await };
+        let rows = self.alone(name, alone).await?;
         if !rows.is_empty() {
             self.inner.wake_bus.send(Hint::Positions(vec![reached]), true);
         }
         Ok(!rows.is_empty())
     }
 
-    async fn alone(
+    async fn ask(
         &self,
-        name: &'static str,
         connection: &DatabaseConnection,
         sql: &str,
         values: &[Value],
     ) -> Result<Vec<QueryResult>, Error> {
+        timed(connection.query_all_raw(statement(self.inner.backend, sql, values.iter().cloned())?)).await
+    }
+
+    async fn alone<Fut>(
+        &self,
+        name: &'static str,
+        work: impl Fn(Arc<Connections>) -> Fut,
+    ) -> Result<Vec<QueryResult>, Error>
+    where
+        Fut: Future<Output = Result<Vec<QueryResult>, Error>>,
+    {
         let mut run = Run::new(name);
         let result = loop {
-            let result = match statement(connection.get_database_backend(), sql, values.iter().cloned()) {
-                Ok(statement) => timed(connection.query_all_raw(statement)).await,
+            let result = match self.inner.link.connections() {
+                Ok(connections) => connections.run(work(connections.clone())).await,
                 Err(error) => Err(error),
             };
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(&self.inner.options, result.is_ok());
+        run.report(self.inner.link.options(), result.is_ok());
         result
     }
 
@@ -219,21 +238,25 @@ impl Store {
     {
         // On PostgreSQL the reading connections are repeatable-read and read-only of themselves.
         let options = TransactionOptions::default();
-        let mut run = Run::new(name);
+        let mut run = Run::reading(name);
         let result = loop {
             let attempt = async {
-                let transaction = run.begin(&self.inner.reader, options).await?;
-                let tx = ReadTx::new(transaction, self.inner.shards);
-                let result = work(tx.clone()).await?;
-                tx.commit().await?;
-                Ok(result)
+                let connections = self.inner.link.connections()?;
+                let attempt = async {
+                    let transaction = run.begin(&connections.reader, options).await?;
+                    let tx = ReadTx::new(transaction, self.inner.shards);
+                    let result = work(tx.clone()).await?;
+                    tx.commit().await?;
+                    Ok(result)
+                };
+                connections.run(attempt).await
             };
             let result = attempt.await;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(&self.inner.options, result.is_ok());
+        run.report(self.inner.link.options(), result.is_ok());
         result
     }
 
@@ -251,15 +274,19 @@ impl Store {
         if !self.is_shared() {
             return self.read(name, work).await;
         }
-        let mut run = Run::new(name);
+        let mut run = Run::reading(name);
         let result = loop {
-            let tx = ReadTx::of_one_statement(self.inner.reader.clone(), self.inner.shards);
-            let result = work(tx).await;
+            let attempt = async {
+                let connections = self.inner.link.connections()?;
+                let tx = ReadTx::of_one_statement(connections.reader.clone(), self.inner.shards);
+                connections.run(work(tx)).await
+            };
+            let result = attempt.await;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(&self.inner.options, result.is_ok());
+        run.report(self.inner.link.options(), result.is_ok());
         result
     }
 
@@ -279,17 +306,21 @@ impl Store {
         let mut run = Run::new(name);
         let result = loop {
             let attempt = async {
-                let transaction = run.begin(&self.inner.writer, immediate()).await?;
-                let tx = WriteTx::new(transaction, self.inner.shards);
-                let result = work(tx.clone()).await?;
-                Ok((result, tx.commit().await?))
+                let connections = self.inner.link.connections()?;
+                let attempt = async {
+                    let transaction = run.begin(&connections.writer, immediate()).await?;
+                    let tx = WriteTx::new(transaction, self.inner.shards);
+                    let result = work(tx.clone()).await?;
+                    Ok((result, tx.commit().await?))
+                };
+                connections.run(attempt).await
             };
             let result = attempt.await;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(&self.inner.options, result.is_ok());
+        run.report(self.inner.link.options(), result.is_ok());
         result.map(|(result, (advanced, others_only))| {
             if !advanced.is_empty() {
                 self.inner.wake_bus.send(Hint::Positions(advanced), others_only);
@@ -301,9 +332,7 @@ impl Store {
     /// Closes all connections.
     pub async fn close(&self) {
         self.inner.wake_bus.close();
-        // The process is about to end; a connection that does not close in order is closed by its end.
-        let _ = self.inner.reader.clone().close().await;
-        let _ = self.inner.writer.clone().close().await;
+        self.inner.link.close().await;
     }
 }
 
@@ -313,11 +342,17 @@ struct Run {
     started: Instant,
     pool_wait: Duration,
     retries: u32,
+    only_reads: bool,
 }
 
 impl Run {
     fn new(name: &'static str) -> Self {
-        Self { name, started: Instant::now(), pool_wait: Duration::ZERO, retries: 0 }
+        Self { name, started: Instant::now(), pool_wait: Duration::ZERO, retries: 0, only_reads: false }
+    }
+
+    /// A run that has no effect, so that it may be repeated whatever became of it.
+    fn reading(name: &'static str) -> Self {
+        Self { only_reads: true, ..Self::new(name) }
     }
 
     async fn begin(
@@ -326,14 +361,17 @@ impl Run {
         options: TransactionOptions,
     ) -> Result<DatabaseTransaction, Error> {
         let asked = Instant::now();
-        let transaction = timed(connection.begin_with_options(options)).await;
+        let transaction = fresh(|| timed(connection.begin_with_options(options))).await;
         self.pool_wait += asked.elapsed();
         transaction
     }
 
     /// Whether to try again, after a pause that grows and differs between transactions.
     async fn again<T, E: TransactionError>(&mut self, result: &Result<T, E>) -> bool {
-        let retryable = result.as_ref().err().and_then(E::store_error).is_some_and(Error::is_retryable);
+        let retryable =
+            result.as_ref().err().and_then(E::store_error).is_some_and(|error| {
+                error.is_retryable() || (self.only_reads && error.is_stale_connection())
+            });
         if !retryable || self.retries + 1 >= ATTEMPTS {
             return false;
         }
@@ -354,6 +392,18 @@ impl Run {
             committed,
         });
     }
+}
+
+/// Does what has no effect of its own over another connection, while connections turn out to have been ended at their other
+/// side: after a restart of the database, all that are idle have.
+async fn fresh<T, Fut: Future<Output = Result<T, Error>>>(work: impl Fn() -> Fut) -> Result<T, Error> {
+    for _ in 1..STALE {
+        match work().await {
+            Err(error) if error.is_stale_connection() => {}
+            result => return result,
+        }
+    }
+    work().await
 }
 
 /// A pooler between may drop what a connection asked for at its start; then readers would see a different database with
@@ -436,6 +486,39 @@ pub(crate) mod tests {
         let positions = store.positions().await.unwrap();
         assert_eq!(setting, None);
         assert!(positions.iter().all(|(_, position)| *position == 0));
+    }
+
+    /// What SQLite does when the disk is full it does at a limit of pages, too.
+    #[tokio::test]
+    async fn what_is_committed_after_the_disk_was_full_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let large = &"x".repeat(1 << 20);
+        for round in 0..4 {
+            // Inside of a transaction the limit counts for the statements that come, and goes with the connection.
+            let full: Result<(), Error> = store
+                .write("test", |tx| async move {
+                    tx.execute("PRAGMA max_page_count = 1", []).await?;
+                    for n in 0..round {
+                        settings::find_or_insert(&tx, ["a", "b", "c", "d"][n], "small").await?;
+                    }
+                    settings::find_or_insert(&tx, "large", large).await?;
+                    Ok(())
+                })
+                .await;
+            assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
+            let name = &format!("round {round}");
+            store
+                .write("test", |tx| async move {
+                    tx.execute("PRAGMA max_page_count = 1000000", []).await?;
+                    settings::find_or_insert(&tx, name, "value").await
+                })
+                .await
+                .unwrap();
+            let found: Result<_, Error> =
+                store.read("test", |tx| async move { settings::find(&tx, name).await }).await;
+            assert_eq!(found.unwrap().as_deref(), Some("value"), "another connection sees it");
+        }
     }
 
     #[tokio::test]

@@ -12,13 +12,19 @@ use std::{
 use keystead_core::shard::Shard;
 use sea_orm::sqlx::{
     self, Connection, PgConnection,
-    postgres::{PgListener, PgNotification},
+    postgres::{PgListener, PgNotification, PgPoolOptions},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, mpsc},
     task::AbortHandle,
-    time::MissedTickBehavior,
+    time::{MissedTickBehavior, error::Elapsed, timeout},
+};
+
+use crate::{
+    Error,
+    connect::session_options,
+    link::{ANSWER_WITHIN, CONNECT_WITHIN, Link, PING_EVERY},
 };
 
 /// PostgreSQL's channel for the hints of all replicas.
@@ -64,13 +70,13 @@ impl WakeBus {
     }
 
     /// A bus between all processes that use the PostgreSQL database at `url`, by LISTEN and NOTIFY.
-    pub(crate) fn postgres(url: &str) -> Self {
+    pub(crate) fn postgres(link: &Arc<Link>) -> Self {
         let local = broadcast::channel(CAPACITY).0;
         let (remote, queue) = mpsc::unbounded_channel();
         // Notifications that this process sent come back to it; PostgreSQL names their sender's backend.
         let own_backend = Arc::new(AtomicU32::new(0));
-        let listen = tokio::spawn(listen(url.to_owned(), local.clone(), own_backend.clone()));
-        let notify = tokio::spawn(notify(url.to_owned(), queue, own_backend));
+        let listen = tokio::spawn(listen(link.clone(), local.clone(), own_backend.clone()));
+        let notify = tokio::spawn(notify(link.clone(), queue, own_backend));
         Self { local, remote: Some(remote), tasks: vec![listen.abort_handle(), notify.abort_handle()] }
     }
 
@@ -105,10 +111,25 @@ impl Drop for WakeBus {
     }
 }
 
-/// Hands the hints of other replicas to this process's readers, for as long as the process lives.
-async fn listen(url: String, local: broadcast::Sender<Hint>, own_backend: Arc<AtomicU32>) {
+/// Why a connection for hints is of no more use.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    /// It broke, or could not be made.
+    #[error("the connection broke")]
+    Broken(#[from] sqlx::Error),
+    /// The database did not answer in time.
+    #[error("the database did not answer in time")]
+    Silent(#[from] Elapsed),
+    /// New connections cannot be made.
+    #[error("new connections cannot be made")]
+    Store(#[from] Error),
+}
+
+/// Hands the hints of other replicas to this process's readers, for as long as the process lives, and watches meanwhile
+/// whether the database answers ([`Link`]).
+async fn listen(link: Arc<Link>, local: broadcast::Sender<Hint>, own_backend: Arc<AtomicU32>) {
     loop {
-        if let Err(error) = listen_once(&url, &local, &own_backend).await {
+        if let Err(error) = listen_once(&link, &local, &own_backend).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "lost the connection that listens for hints"
@@ -119,16 +140,35 @@ async fn listen(url: String, local: broadcast::Sender<Hint>, own_backend: Arc<At
 }
 
 async fn listen_once(
-    url: &str,
+    link: &Link,
     local: &broadcast::Sender<Hint>,
     own_backend: &AtomicU32,
-) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect(url).await?;
-    listener.listen(CHANNEL).await?;
+) -> Result<(), Lost> {
+    let mut listener = match timeout(CONNECT_WITHIN, connect_listener(&link.options().url)).await {
+        Ok(Ok(listener)) => listener,
+        Ok(Err(error)) => {
+            link.give_up();
+            return Err(error.into());
+        }
+        Err(elapsed) => {
+            link.give_up();
+            return Err(elapsed.into());
+        }
+    };
+    link.restore().await?;
     // Whatever was told before this moment has been missed.
     let _ = local.send(Hint::Resync);
-    // `None` means that the connection broke.
-    while let Some(notification) = listener.try_recv().await? {
+    loop {
+        let notification = tokio::select! {
+            notification = listener.try_recv() => notification?,
+            () = tokio::time::sleep(PING_EVERY) => {
+                let ping = timeout(ANSWER_WITHIN, sqlx::query("SELECT 1").execute(&mut listener)).await;
+                ping.inspect_err(|_| link.give_up())??;
+                continue;
+            }
+        };
+        // `None` means that the connection broke.
+        let Some(notification) = notification else { return Ok(()) };
         if notification.process_id() == own_backend.load(Ordering::Relaxed) {
             continue;
         }
@@ -136,7 +176,18 @@ async fn listen_once(
             let _ = local.send(hint);
         }
     }
-    Ok(())
+}
+
+async fn connect_listener(url: &str) -> Result<PgListener, sqlx::Error> {
+    let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+    // Told apart in pg_stat_activity from those that work.
+    let options = session_options(url)?.application_name("keystead listen");
+    let mut listener = PgListener::connect_with(&pool.connect_with(options).await?).await?;
+    // The caller does so, and looks what it missed.
+    listener.eager_reconnect(false);
+    listener.ignore_pool_close_event(true);
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
 }
 
 fn parse(notification: &PgNotification) -> Vec<Hint> {
@@ -145,9 +196,9 @@ fn parse(notification: &PgNotification) -> Vec<Hint> {
 }
 
 /// Sends what has queued since the last NOTIFY, as one.
-async fn notify(url: String, mut queue: mpsc::UnboundedReceiver<Hint>, own_backend: Arc<AtomicU32>) {
+async fn notify(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Hint>, own_backend: Arc<AtomicU32>) {
     loop {
-        if let Err(error) = notify_until_error(&url, &mut queue, &own_backend).await {
+        if let Err(error) = notify_until_error(&link.options().url, &mut queue, &own_backend).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "lost the connection that sends hints");
             tokio::time::sleep(RECONNECT_AFTER).await;
         } else {
@@ -160,9 +211,13 @@ async fn notify_until_error(
     url: &str,
     queue: &mut mpsc::UnboundedReceiver<Hint>,
     own_backend: &AtomicU32,
-) -> Result<(), sqlx::Error> {
-    let mut connection = PgConnection::connect(url).await?;
-    let (pid,): (i32,) = sqlx::query_as("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+) -> Result<(), Lost> {
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(&session_options(url)?).await?;
+        let (pid,): (i32,) = sqlx::query_as("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+        Ok::<_, sqlx::Error>((connection, pid))
+    };
+    let (mut connection, pid) = timeout(CONNECT_WITHIN, connecting).await??;
     own_backend.store(pid.unsigned_abs(), Ordering::Relaxed);
     let mut hints = Vec::new();
     let mut pace = tokio::time::interval(NOTIFY_EVERY);
@@ -174,11 +229,9 @@ async fn notify_until_error(
             hints.push(next);
         }
         for payload in payloads(hints.drain(..)) {
-            sqlx::query("SELECT pg_notify($1, $2)")
-                .bind(CHANNEL)
-                .bind(payload)
-                .execute(&mut connection)
-                .await?;
+            let sent =
+                sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(payload).execute(&mut connection);
+            timeout(ANSWER_WITHIN, sent).await??;
         }
     }
     Ok(())

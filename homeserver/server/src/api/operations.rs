@@ -33,7 +33,7 @@ pub(super) async fn ready(ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson,
     match tokio::time::timeout(CATCH_UP, ctx.app.fence()).await {
         Ok(Ok(())) => Ok(RawJson("{}".into())),
         Ok(Err(_)) => not_ready("The database cannot be reached"),
-        Err(_) => not_ready("This replica is behind"),
+        Err(_) => not_ready("This replica is behind, or the database does not answer"),
     }
 }
 

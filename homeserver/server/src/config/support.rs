@@ -23,4 +23,13 @@ impl SupportSettings {
             page: section.optional("page"),
         }
     }
+
+    /// A URI under which the administrators can be reached: the page for help, or their address, or the account of one; if
+    /// there is none of these, `fallback`.
+    #[must_use]
+    pub fn contact(&self, fallback: &str) -> String {
+        let address = || self.email.as_ref().map(|email| format!("mailto:{email}"));
+        let account = || self.matrix_id.as_ref().map(|id| id.matrix_to_uri().to_string());
+        self.page.clone().or_else(address).or_else(account).unwrap_or_else(|| fallback.to_owned())
+    }
 }

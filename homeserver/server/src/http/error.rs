@@ -174,7 +174,15 @@ impl ApiError {
         error
     }
 
-    /// What the store could not do: 400 for a text that it cannot hold, 503 while the database is away, else 500.
+    /// 507 `M_RESOURCE_LIMIT_EXCEEDED` because of `cause`: there is no room left to write to. What was written before can
+    /// be read.
+    pub fn storage_full(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let text = "The server has no room left to store anything";
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, ErrorCode::ResourceLimitExceeded, text).because(cause)
+    }
+
+    /// What the store could not do: 400 for a text that it cannot hold, 503 while the database is away, 507 when its disk is
+    /// full, else 500.
     fn of_store(error: Arc<keystead_store::Error>) -> Self {
         match *error {
             keystead_store::Error::InvalidText => {
@@ -183,6 +191,7 @@ impl ApiError {
             keystead_store::Error::Unavailable(_) | keystead_store::Error::Retryable(_) => {
                 Self::unavailable(error)
             }
+            keystead_store::Error::Full(_) => Self::storage_full(error),
             _ => Self::internal(error),
         }
     }

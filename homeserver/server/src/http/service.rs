@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use keystead_store::with_query_stats;
+use ruma::api::error::ErrorCode;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -52,12 +53,24 @@ impl Service {
         let method = request.method().clone();
         let record = Arc::new(RequestRecord::default());
         let (route, response) = self.route(request, client.clone(), &record).await;
-        let mut response = response.unwrap_or_else(|error| error.into_response().map(Body::from));
+        let mut response =
+            response.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
         cors::allow_any_origin(response.headers_mut());
         let took = started.elapsed();
         self.app.metrics.http_request(route, &method, response.status(), took);
         access_log::write(&self.app.metrics, &method, route, &client, &response, &record, took);
         finish(&method, response)
+    }
+
+    /// "The error MUST include an `admin_contact` field": whoever runs the server has to make room.
+    ///
+    /// <https://spec.matrix.org/v1.19/client-server-api/#other-error-codes>
+    fn with_contact(&self, error: ApiError) -> ApiError {
+        if error.errcode() != Some(&ErrorCode::ResourceLimitExceeded) {
+            return error;
+        }
+        let settings = &self.app.settings;
+        error.with("admin_contact", settings.support.contact(&settings.server.public_base_url))
     }
 
     async fn route(
