@@ -4,6 +4,7 @@ use hyper::Method;
 use keystead_tests::{
     TestCluster, User,
     cluster::{PASSWORD, SHARED_SECRET, at},
+    eventually,
     http::Request,
 };
 use openssl::{hash::MessageDigest, pkey::PKey, sign::Signer};
@@ -50,6 +51,23 @@ async fn registration_asks_for_a_stage_and_then_makes_a_session() {
         let phone = alice.at(replica).get("/devices/PHONE").await.ok();
         assert_eq!(phone["display_name"], "Alice's phone");
     }
+}
+
+#[tokio::test]
+async fn a_sync_that_waits_ends_with_its_session() {
+    let cluster = TestCluster::start().await;
+    cluster.user("alice").await;
+    let phone = cluster.login("alice").await;
+    let since = phone.at(1).sync_once(None).await["next_batch"].as_str().expect("a token").to_owned();
+    let there = phone.at(1);
+    let waiting = tokio::spawn(async move { there.get(&format!("/sync?timeout=50000&since={since}")).await });
+    eventually("the long-poll waits", || async {
+        let metrics = cluster.send_to(1, Request::new(Method::GET, "/metrics")).await.text;
+        metrics.lines().any(|line| line == "keystead_sync_waiters 1").then_some(())
+    })
+    .await;
+    phone.at(0).post("/logout", json!({})).await.ok();
+    waiting.await.expect("an answer").refused(401, "M_UNKNOWN_TOKEN");
 }
 
 #[tokio::test]

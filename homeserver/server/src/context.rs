@@ -57,4 +57,6 @@ pub struct Session {
     pub device_id: OwnedDeviceId,
     /// Whether the user may use the administration endpoints.
     pub is_admin: bool,
+    /// What the access token is kept as.
+    pub token_hash: String,
 }

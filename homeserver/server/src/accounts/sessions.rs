@@ -113,14 +113,7 @@ impl SessionCache {
 pub async fn of_access_token(app: &Arc<App>, token: &str, address: IpAddr) -> Result<Session, ApiError> {
     let hash = hash(token);
     let now = app.clock.now();
-    let session = match app.sessions.find(&hash) {
-        Ok(session) => session,
-        Err(epoch) => {
-            let session = load(app, &hash).await?;
-            app.sessions.remember(epoch, hash.clone(), &session);
-            session
-        }
-    };
+    let session = find(app, &hash).await?;
     if session.expires_ts.is_some_and(|expiry| expiry <= now) {
         return Err(ApiError::unknown_token(true));
     }
@@ -128,7 +121,30 @@ pub async fn of_access_token(app: &Arc<App>, token: &str, address: IpAddr) -> Re
     if !is_seen_lately(&session, now) && app.sessions.note_seen(&hash, now) {
         note_seen(Arc::clone(app), &session, now, address);
     }
-    Ok(Session { user_id: session.user_id, device_id: session.device_id, is_admin: session.is_admin })
+    let StoredSession { user_id, device_id, is_admin, .. } = session;
+    Ok(Session { user_id, device_id, is_admin, token_hash: hash })
+}
+
+/// Whether a session that was good when its request came still is. Asks the database only if one of the user's sessions
+/// has ended meanwhile.
+///
+/// # Errors
+///
+/// 401 `M_UNKNOWN_TOKEN` if it is not.
+pub async fn check_again(app: &App, session: &Session) -> Result<(), ApiError> {
+    find(app, &session.token_hash).await.map(drop)
+}
+
+/// A session from memory or the database.
+async fn find(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
+    match app.sessions.find(hash) {
+        Ok(session) => Ok(session),
+        Err(epoch) => {
+            let session = load(app, hash).await?;
+            app.sessions.remember(epoch, hash.to_owned(), &session);
+            Ok(session)
+        }
+    }
 }
 
 async fn load(app: &App, hash: &str) -> Result<StoredSession, ApiError> {

@@ -309,6 +309,7 @@ mod tests {
                 user_id: ruma::owned_user_id!("@a:x"),
                 device_id: "D".into(),
                 is_admin: false,
+                token_hash: String::new(),
             },
         };
         let upload = Upload::begin(&ctx).await.unwrap();

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 pub use self::{acknowledgements::Acknowledgements, devices::DeviceCaches, readers::ReaderCaches};
 use self::{changes::Changes, readers::IgnoredUsers};
 use crate::{
+    accounts::sessions,
     app::App,
     context::Session,
     http::error::ApiError,
@@ -74,7 +75,8 @@ struct Sync<'a> {
 /// Answers a sync: at once if there is news, or when there is, or when the time is up.
 ///
 /// # Errors
-/// 400 `M_INVALID_PARAM` for a token of the future; whatever the database's errors become.
+/// 400 `M_INVALID_PARAM` for a token of the future; 401 `M_UNKNOWN_TOKEN` if the session ends during the wait; whatever the
+/// database's errors become.
 pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Response, ApiError> {
     let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
     let user_id = request.session.user_id.clone();
@@ -95,6 +97,8 @@ pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Re
             () = tokio::time::sleep_until(deadline) => return Ok(response),
             () = app.shutdown.draining() => return Ok(response),
         }
+        // The news may be that the session has ended, through whichever replica.
+        sessions::check_again(app, &request.session).await?;
         request.since = Some(since);
     }
 }

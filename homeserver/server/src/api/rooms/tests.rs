@@ -65,6 +65,7 @@ impl Server {
                 user_id: UserId::parse(format!("@{user}:x")).unwrap(),
                 device_id: owned_device_id!("D"),
                 is_admin: false,
+                token_hash: String::new(),
             },
         }
     }
