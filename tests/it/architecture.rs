@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("keystead-core", &["keystead-keybox"]),
     ("keystead-store", &["keystead-core"]),
     ("keystead-server", &["keystead-core", "keystead-store"]),
+    ("keystead-chaos", &["keystead-load"]),
     ("keystead-load", &["keystead-keybox"]),
     (
         "keystead-tests",

@@ -33,6 +33,8 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: Bytes,
+    /// Whether the answer says when to try again (`Retry-After`).
+    pub tells_when: bool,
 }
 
 impl Answer {
@@ -52,28 +54,34 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// One request: its path begins behind `/_matrix/client/v3`, unless it begins with `/_`.
+/// One request: its path begins behind `/_matrix/client/v3`, unless it begins with `/_` or is one of no specification.
 #[derive(Clone, Debug)]
 pub struct Call {
     method: Method,
     path: String,
     body: Option<Value>,
+    is_own: bool,
 }
 
 impl Call {
     /// A GET.
     pub fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), body: None }
+        Self { method: Method::GET, path: path.into(), body: None, is_own: false }
+    }
+
+    /// A GET of a path of the server's own (`/ready`).
+    pub fn get_own(path: impl Into<String>) -> Self {
+        Self { is_own: true, ..Self::get(path) }
     }
 
     /// A PUT.
     pub fn put(path: impl Into<String>, body: Value) -> Self {
-        Self { method: Method::PUT, path: path.into(), body: Some(body) }
+        Self { method: Method::PUT, path: path.into(), body: Some(body), is_own: false }
     }
 
     /// A POST.
     pub fn post(path: impl Into<String>, body: Value) -> Self {
-        Self { method: Method::POST, path: path.into(), body: Some(body) }
+        Self { method: Method::POST, path: path.into(), body: Some(body), is_own: false }
     }
 }
 
@@ -108,7 +116,7 @@ impl Api {
     /// There was no answer.
     pub async fn answer(&self, replica: usize, token: Option<&str>, call: &Call) -> Result<Answer, Failure> {
         let url = self.urls.get(replica % self.urls.len()).map_or("", String::as_str);
-        let prefix = if call.path.starts_with("/_") { "" } else { "/_matrix/client/v3" };
+        let prefix = if call.is_own || call.path.starts_with("/_") { "" } else { "/_matrix/client/v3" };
         let mut request =
             Request::builder().method(call.method.clone()).uri(format!("{url}{prefix}{}", call.path));
         if let Some(token) = token {
@@ -123,8 +131,9 @@ impl Api {
             let answer =
                 self.client.request(request).await.map_err(|_| Failure("no connection".to_owned()))?;
             let status = answer.status().as_u16();
+            let tells_when = answer.headers().contains_key(header::RETRY_AFTER);
             let body = answer.into_body().collect().await.map_err(|_| Failure("broken answer".to_owned()))?;
-            Ok(Answer { status, body: body.to_bytes() })
+            Ok(Answer { status, body: body.to_bytes(), tells_when })
         };
         tokio::time::timeout(TIME_OUT, exchange).await.map_err(|_| Failure("no answer".to_owned()))?
     }

@@ -113,6 +113,19 @@ pub struct Journal {
     pub verdict: Verdict,
     /// Syncs that failed.
     pub failures: Vec<Failure>,
+    /// In which order each stream's messages arrived.
+    pub orders: Vec<Order>,
+}
+
+/// In which order the messages of a stream reached one reader.
+#[derive(Debug)]
+pub struct Order {
+    /// The stream.
+    pub stream: String,
+    /// The user who read it.
+    pub reader: String,
+    /// What arrived.
+    pub messages: Vec<Message>,
 }
 
 /// What happens to one user.
@@ -200,6 +213,7 @@ pub async fn start(
         latencies: Latencies::new()?,
         verdict: Verdict::default(),
         failures: Vec::new(),
+        orders: Vec::new(),
     };
     let streams = streams.into_iter().map(|stream| (stream, Stream::default())).collect();
     let reader = Reader { user, board, filter, since, streams, journal };
@@ -220,6 +234,7 @@ pub async fn finish(
         latencies: Latencies::new()?,
         verdict: Verdict::default(),
         failures: Vec::new(),
+        orders: Vec::new(),
     };
     for reader in readers {
         let journal = reader.await.map_err(|error| Error::server("a reader", error))??;
@@ -227,6 +242,7 @@ pub async fn finish(
         all.latencies.add(&journal.latencies);
         all.verdict.add(journal.verdict);
         all.failures.extend(journal.failures);
+        all.orders.extend(journal.orders);
     }
     Ok(all)
 }
@@ -248,8 +264,10 @@ impl Reader {
             self.take_or_pause(polled).await?;
         }
         let acknowledged = self.board.acknowledged();
-        for (name, stream) in &self.streams {
-            self.journal.verdict.compare(&acknowledged, name, &self.user.id, &stream.order);
+        for (name, stream) in std::mem::take(&mut self.streams) {
+            self.journal.verdict.compare(&acknowledged, &name, &self.user.id, &stream.order);
+            let reader = self.user.id.clone();
+            self.journal.orders.push(Order { stream: name, reader, messages: stream.order });
         }
         drop(acknowledged);
         Ok(self.journal)
@@ -298,11 +316,17 @@ impl Reader {
         match polled {
             Ok(answer) => self.take(answer).await,
             Err(failure) => {
-                self.journal.failures.push(failure);
-                sleep(PAUSE).await;
+                self.refused(failure).await;
                 Ok(())
             }
         }
+    }
+
+    /// Notes a failure, and goes on with the next replica after a pause.
+    async fn refused(&mut self, failure: Failure) {
+        self.journal.failures.push(failure);
+        self.user = self.user.at(self.user.replica + 1);
+        sleep(PAUSE).await;
     }
 
     async fn take(&mut self, answer: Value) -> Result<(), Error> {
@@ -325,12 +349,21 @@ impl Reader {
     }
 
     /// The messages before a gap's end, back to one that was seen, oldest first.
-    async fn missing(&self, room: &str, before: String) -> Result<Vec<Mark>, Error> {
+    async fn missing(&mut self, room: &str, before: String) -> Result<Vec<Mark>, Error> {
         let mut found = Vec::new();
         let mut from = Some(before);
         while let Some(token) = from {
             let path = in_room(room, &format!("/messages?dir=b&limit=100&from={}", encode(&token)));
-            let page = self.user.need("messages of a gap", &Call::get(path)).await?;
+            let call = Call::get(path);
+            let page = loop {
+                match self.user.ok(&call).await {
+                    Ok(page) => break page,
+                    Err(failure) if Self::is_final(&failure) => {
+                        return Err(Error::server("messages of a gap", failure));
+                    }
+                    Err(failure) => self.refused(failure).await,
+                }
+            };
             from = page["end"].as_str().map(str::to_owned);
             for event in page["chunk"].as_array().into_iter().flatten() {
                 let event: Event = serde_json::from_value(event.clone())
@@ -345,6 +378,11 @@ impl Reader {
         }
         found.reverse();
         Ok(found)
+    }
+
+    /// Whether asking again would not help: the server understood and refused.
+    fn is_final(failure: &Failure) -> bool {
+        failure.0.starts_with('4') && !failure.0.starts_with("429")
     }
 
     fn arrived(&mut self, stream: &str, marks: &[Mark]) {
