@@ -488,36 +488,36 @@ pub(crate) mod tests {
         assert!(positions.iter().all(|(_, position)| *position == 0));
     }
 
-    /// What SQLite does when the disk is full it does at a limit of pages, too.
+    /// What SQLite does when the disk is full it does at a limit of pages, too: it rolls back of itself.
     #[tokio::test]
-    async fn what_is_committed_after_the_disk_was_full_stays() {
+    async fn what_is_committed_after_the_disk_was_full_lasts() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder).await;
         let large = &"x".repeat(1 << 20);
-        for round in 0..4 {
-            // Inside of a transaction the limit counts for the statements that come, and goes with the connection.
-            let full: Result<(), Error> = store
-                .write("test", |tx| async move {
-                    tx.execute("PRAGMA max_page_count = 1", []).await?;
-                    for n in 0..round {
-                        settings::find_or_insert(&tx, ["a", "b", "c", "d"][n], "small").await?;
-                    }
-                    settings::find_or_insert(&tx, "large", large).await?;
-                    Ok(())
-                })
-                .await;
-            assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
-            let name = &format!("round {round}");
-            store
-                .write("test", |tx| async move {
-                    tx.execute("PRAGMA max_page_count = 1000000", []).await?;
-                    settings::find_or_insert(&tx, name, "value").await
-                })
-                .await
-                .unwrap();
+        let full: Result<(), Error> = store
+            .write("test", |tx| async move {
+                tx.execute("PRAGMA max_page_count = 1", []).await?;
+                settings::find_or_insert(&tx, "large", large).await.map(drop)
+            })
+            .await;
+        assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
+        let refused: Result<(), Error> = store
+            .write("test", |tx| async move {
+                tx.execute("PRAGMA max_page_count = 1000000", []).await?;
+                settings::find_or_insert(&tx, "refused", "value").await?;
+                Err(Error::Conflict("on purpose".to_owned()))
+            })
+            .await;
+        assert!(refused.unwrap_err().is_conflict());
+        store
+            .write("test", |tx| async move { settings::find_or_insert(&tx, "name", "value").await })
+            .await
+            .unwrap();
+        // Reading goes over another connection.
+        for (name, value) in [("large", None), ("refused", None), ("name", Some("value"))] {
             let found: Result<_, Error> =
                 store.read("test", |tx| async move { settings::find(&tx, name).await }).await;
-            assert_eq!(found.unwrap().as_deref(), Some("value"), "another connection sees it");
+            assert_eq!(found.unwrap().as_deref(), value, "{name}");
         }
     }
 
