@@ -364,3 +364,41 @@ async fn an_oversized_body_is_refused_before_it_is_read() {
     let answer = tokio::task::spawn_blocking(move || raw(&url, head.as_bytes())).await.expect("no panic");
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("M_TOO_LARGE"), "{answer}");
 }
+
+/// What a client that hangs up asked of the database must not stay half done on a connection that others use next.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_hang_up_leave_no_transaction_behind() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let room = alice.create_public_room().await;
+    let url = cluster.url(0).trim_start_matches("http://").to_owned();
+    let first = alice.get("/sync").await.ok();
+    // From there on somebody's devices are new, about which the database is asked each time.
+    cluster.user("bob").await.join(&room).await;
+    let since = first["next_batch"].as_str().expect("a token");
+    let request = format!(
+        "GET /_matrix/client/v3/sync?since={since}&timeout=0 HTTP/1.1\r\nHost: {url}\r\nAuthorization: Bearer {}\r\n\r\n",
+        alice.token
+    );
+    let hang_up = |patience: u64| {
+        let (url, request) = (url.clone(), request.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(url).expect("connected");
+            stream.write_all(request.as_bytes()).expect("sent");
+            // Somewhere between the first statement and the last it is tired of waiting for the answer.
+            stream.set_read_timeout(Some(Duration::from_micros(1 + patience))).expect("set");
+            let _gone = stream.read(&mut [0]);
+        })
+    };
+    futures_util::future::join_all((0..1_000).map(|number| hang_up(number * 37 % 10_000))).await;
+    // Both see what the other writes, over whichever connection.
+    for number in 0..20 {
+        let body = number.to_string();
+        let sent = alice.at(number).send_text(&room, &body).await;
+        let shown =
+            alice.at(number + 1).get(&in_room(&room, &format!("/event/{}", encode(&sent)))).await.ok();
+        assert_eq!(shown["content"]["body"], json!(body));
+    }
+    let log = cluster.log(0);
+    assert!(!log.contains("transaction in progress"), "{log}");
+}

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, TransactionError},
     link::{Connections, Link},
     migrations::{Migrator, compare_by_bytes, create_shards},
-    tx::{ReadTx, WriteTx, statement, timed},
+    tx::{ReadTx, WriteTx, statement, timed, uncancelled},
     wake_bus::{Hint, WakeBus},
 };
 
@@ -361,7 +361,11 @@ impl Run {
         options: TransactionOptions,
     ) -> Result<DatabaseTransaction, Error> {
         let asked = Instant::now();
-        let transaction = fresh(|| timed(connection.begin_with_options(options))).await;
+        let begin = || {
+            let connection = connection.clone();
+            uncancelled(async move { connection.begin_with_options(options).await })
+        };
+        let transaction = fresh(begin).await;
         self.pool_wait += asked.elapsed();
         transaction
     }

@@ -90,7 +90,7 @@ impl ReadTx {
         let Link::Transaction(transaction) = self.link else { return Ok(()) };
         let transaction = Arc::into_inner(transaction)
             .ok_or_else(|| Error::Setup("A transaction was kept beyond its closure".to_owned()))?;
-        timed(sea_orm::TransactionSession::commit(transaction)).await
+        uncancelled(sea_orm::TransactionSession::commit(transaction)).await
     }
 
     /// How the streams are cut.
@@ -319,6 +319,17 @@ fn holds_nul(value: &Value) -> bool {
         Value::Array(_, Some(values)) => values.iter().any(holds_nul),
         _ => false,
     }
+}
+
+/// [`timed`] work that goes on if nobody waits for it any longer, because its client has hung up.
+///
+/// A BEGIN that is dropped half-way leaves sqlx (0.9) with a connection that is in a transaction, and that it takes for one that is not:
+/// what is then asked over it sees the past, and what is written is never committed.
+pub(crate) async fn uncancelled<T: Send + 'static>(
+    work: impl Future<Output = Result<T, sea_orm::DbErr>> + Send + 'static,
+) -> Result<T, Error> {
+    let ended = |error: tokio::task::JoinError| sea_orm::DbErr::Custom(error.to_string());
+    timed(async { tokio::spawn(work).await.map_err(ended)? }).await
 }
 
 /// Waits for the database and counts it.

@@ -72,7 +72,8 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
 /// [`append`] of messages, in a single statement that is a transaction of itself, if the shard still stands where their
 /// positions begin and none of their transaction ids has been used; else nothing is written. Returns which it was.
 ///
-/// `events` are not empty and hold no state. Nothing is ever written so on SQLite, which has no such statement.
+/// `events` hold no state. Nothing is ever written so on SQLite, which has no such statement, nor what came without a
+/// transaction id.
 ///
 /// # Errors
 /// As [`append`].
@@ -80,7 +81,7 @@ pub async fn append_messages(store: &Store, append: &Append<'_>) -> Result<bool,
     let (Some((first, _)), Some((last, _))) = (append.events.first(), append.events.last()) else {
         return Ok(false);
     };
-    if append.done.is_empty() || !store.is_shared() {
+    if append.done.len() != append.events.len() || !store.is_shared() {
         return Ok(false);
     }
     let mut values: Vec<Value> = vec![append.shard.into(), (first - 1).into(), (*last).into()];
@@ -108,7 +109,12 @@ pub async fn append_messages(store: &Store, append: &Append<'_>) -> Result<bool,
          noted AS (INSERT INTO client_transactions ({transaction}) SELECT done.* FROM done, moved) \
          SELECT shard FROM moved"
     );
-    store.append_alone("append_messages", (&sql, &values), (append.shard, *last)).await
+    match store.append_alone("append_messages", (&sql, &values), (append.shard, *last)).await {
+        // The connection was gone before the statement, as all are after a restart of the database; and if it was not, the
+        // transaction ids tell.
+        Err(error) if error.is_stale_connection() => Ok(false),
+        result => result,
+    }
 }
 
 const EVENT: &[&str] = &["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
