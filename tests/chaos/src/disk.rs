@@ -39,7 +39,7 @@ pub async fn run(plan: &Plan, scratch: &Path) -> Result<Report> {
     let url = format!("sqlite:{}", database.display());
     let mut replica = Replica::new(&network, "a", &plan.program, &disk, &url);
     replica.start().await?;
-    let load = Load::start(&[replica.url()], plan.pause).await?;
+    let load = Load::start(&[replica.url()], plan.habits).await?;
     sleep(plan.margin).await;
 
     let mut remarks = Remarks::default();

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Drill, Result,
-    load::{Load, Outcome},
+    load::{Habits, Load, Outcome},
     network::Network,
     postgres::Postgres,
     replica::Replica,
@@ -25,8 +25,8 @@ pub struct Plan {
     pub program: PathBuf,
     /// A name for it.
     pub label: String,
-    /// How long a client waits after each acknowledgement.
-    pub pause: Duration,
+    /// How clients behave.
+    pub habits: Habits,
     /// Load before the fault, and after the recovery.
     pub margin: Duration,
     /// How long a fault that lasts is on.
@@ -82,7 +82,7 @@ pub async fn run(drill: Drill, plan: &Plan, scratch: &std::path::Path) -> Result
     }
     let mut scene = Scene { network, postgres, replicas };
     let urls: Vec<_> = scene.replicas.iter().map(Replica::url).collect();
-    let load = Load::start(&urls, plan.pause).await?;
+    let load = Load::start(&urls, plan.habits).await?;
     sleep(plan.margin).await;
     let mut remarks = Remarks::default();
     let fault = strike(drill, plan, &mut scene, &load, &mut remarks).await?;

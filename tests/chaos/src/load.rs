@@ -71,7 +71,16 @@ struct Lane {
     stream: String,
     /// The device, if it is one.
     device: Option<String>,
-    pause: Duration,
+    habits: Habits,
+}
+
+/// How clients behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// How long a client waits after each acknowledgement.
+    pub pause: Duration,
+    /// How many bytes of text a message has.
+    pub size: usize,
 }
 
 /// What the clients saw in all.
@@ -89,11 +98,11 @@ pub struct Outcome {
 }
 
 impl Load {
-    /// Makes accounts and rooms, and begins. Each client sends, waits for `pause` after it was acknowledged, and sends again.
+    /// Makes accounts and rooms, and begins. Each client sends, waits a while after it was acknowledged, and sends again.
     ///
     /// # Errors
     /// The servers do not do what the load rests on.
-    pub async fn start(urls: &[String], pause: Duration) -> Result<Self> {
+    pub async fn start(urls: &[String], habits: Habits) -> Result<Self> {
         let api = Api::new(urls)?;
         let users = account::register(&api, Some(SECRET), ROOMS * MEMBERS).await?;
         let rooms = Arc::new(room::make_several(&users, MEMBERS).await?);
@@ -107,7 +116,7 @@ impl Load {
             }
         }
         let stop = watch::Sender::new(false);
-        let senders = lanes(&rooms, pause)
+        let senders = lanes(&rooms, habits)
             .into_iter()
             .map(|lane| tokio::spawn(lane.run(board.clone(), notes.clone(), stop.subscribe())))
             .collect();
@@ -232,11 +241,11 @@ impl Notes {
 }
 
 /// Each member sends to its room, and to the next member's device.
-fn lanes(rooms: &[Room], pause: Duration) -> Vec<Lane> {
+fn lanes(rooms: &[Room], habits: Habits) -> Vec<Lane> {
     let mut lanes: Vec<Lane> = Vec::new();
     let mut add = |sender: &User, stream: &str, device: Option<String>| {
         let number = u64::try_from(lanes.len()).unwrap_or_default();
-        lanes.push(Lane { number, sender: sender.clone(), stream: stream.to_owned(), device, pause });
+        lanes.push(Lane { number, sender: sender.clone(), stream: stream.to_owned(), device, habits });
     };
     for room in rooms {
         for (member, next) in room.members.iter().zip(room.members.iter().cycle().skip(1)) {
@@ -273,13 +282,13 @@ impl Lane {
                 sleep(PAUSE).await;
             }
             number += 1;
-            sleep(self.pause).await;
+            sleep(self.habits.pause).await;
         }
     }
 
     /// The same request, with the same transaction id, however often it has to be sent.
     fn call(&self, mark: Mark) -> Call {
-        let text = "x".repeat(200);
+        let text = "x".repeat(self.habits.size);
         match &self.device {
             None => {
                 let path = in_room(&self.stream, &format!("/send/m.room.message/{}", unique()));

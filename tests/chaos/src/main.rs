@@ -28,6 +28,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     drill::Plan,
+    load::Habits,
     network::{INSIDE, Network},
     report::{Report, table},
 };
@@ -75,6 +76,9 @@ struct RunArgs {
     /// How long a client waits after each acknowledgement, in milliseconds.
     #[arg(long, default_value_t = 50)]
     pause: u64,
+    /// How many bytes of text a message has. In a soak, large ones fill the caches soon.
+    #[arg(long, default_value_t = 200)]
+    size: usize,
     /// How long a fault that lasts is on, in seconds.
     #[arg(long, default_value_t = 30)]
     fault: u64,
@@ -166,7 +170,7 @@ async fn run(args: &RunArgs) -> Result<bool> {
     let plan = Plan {
         program,
         label: args.label.clone(),
-        pause: Duration::from_millis(args.pause),
+        habits: Habits { pause: Duration::from_millis(args.pause), size: args.size },
         margin: Duration::from_secs(args.margin),
         fault: Duration::from_secs(args.fault),
         soak: Duration::from_secs(args.minutes * 60),

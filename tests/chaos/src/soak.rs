@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, scratch: &Path) -> Result<Report> {
         replica.start().await?;
     }
     let urls = replicas.each_ref().map(Replica::url);
-    let load = Load::start(&urls, plan.pause).await?;
+    let load = Load::start(&urls, plan.habits).await?;
     let coming_and_going = tokio::spawn(come_and_go(urls.to_vec()));
     let began = Instant::now();
     let mut looks = [Vec::new(), Vec::new()];
