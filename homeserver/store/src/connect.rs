@@ -91,9 +91,10 @@ fn postgres_options(
     settings: &'static [(&'static str, &'static str)],
 ) -> ConnectOptions {
     // A statement's plan is made once a connection, often while its tables are still small and nothing is known of them. All
-    // statements here look up a few rows by an index; a plan that reads whole tables would be kept while they grow.
+    // statements here look up a few rows by an index; a plan that reads whole tables would be kept while they grow. Where there
+    // is no index, PostgreSQL takes such a plan for so costly that it would compile it, each time for longer than it runs.
     const BY_INDEX: &[(&str, &str)] =
-        &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+        &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("jit", "off")];
     let mut connect = ConnectOptions::new(url.to_owned());
     connect
         .max_connections(connections)
