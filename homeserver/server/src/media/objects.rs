@@ -21,7 +21,7 @@ use tokio_util::io::ReaderStream;
 use self::bucket::BucketUpload;
 use crate::{
     config::media::{MediaPlace, MediaSettings},
-    http::body::BoxError,
+    http::{body::BoxError, error::ApiError},
 };
 
 /// The name of what was uploaded, below the name of its medium.
@@ -55,6 +55,26 @@ impl ObjectsError {
     /// Whether there is no such object.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Object(object_store::Error::NotFound { .. }))
+    }
+
+    /// Whether there is no room left for an object.
+    fn is_full(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// 507 if there is no room left, else 500.
+impl From<ObjectsError> for ApiError {
+    fn from(error: ObjectsError) -> Self {
+        if error.is_full() { Self::storage_full(error) } else { Self::internal(error) }
     }
 }
 
@@ -253,6 +273,17 @@ mod tests {
         let parts = objects.read("name", CONTENT, range).await.unwrap();
         let parts: Vec<Bytes> = parts.try_collect().await.unwrap();
         String::from_utf8(parts.concat()).unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        let status = |kind: io::ErrorKind| {
+            let source = Box::new(io::Error::from(kind));
+            ApiError::from(ObjectsError::Object(object_store::Error::Generic { store: "test", source }))
+                .status()
+        };
+        assert_eq!(status(io::ErrorKind::StorageFull), http::StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(status(io::ErrorKind::PermissionDenied), http::StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     fn files(folder: &Path) -> Vec<PathBuf> {

@@ -112,7 +112,7 @@ impl Upload {
     /// Receives all bytes, which may be `left` many, into the object and returns how many there were.
     async fn receive(&mut self, mut body: IncomingBody, left: u64) -> Result<u64, ApiError> {
         let app = Arc::clone(&self.app);
-        let mut object = app.media.objects.create(self.name()).await.map_err(ApiError::internal)?;
+        let mut object = app.media.objects.create(self.name()).await?;
         let mut size = 0_u64;
         while let Some(part) = body.next().await? {
             size = size.saturating_add(part.len().try_into().unwrap_or(u64::MAX));
@@ -122,7 +122,7 @@ impl Upload {
             if size > left {
                 return Err(quota::exceeded(&app));
             }
-            object.write(&part).await.map_err(ApiError::internal)?;
+            object.write(&part).await?;
             if let Some(multipart) = object.multipart() {
                 self.note(multipart).await?;
             }
@@ -131,7 +131,7 @@ impl Upload {
                 self.give_sign_of_life().await?;
             }
         }
-        object.finish().await.map_err(ApiError::internal)?;
+        object.finish().await?;
         Ok(size)
     }
 
@@ -234,7 +234,7 @@ pub(crate) async fn put_own(
     let new = &job;
     app.store.write("begin_upload", |tx| async move { job_store::insert(&tx, new).await }).await?;
     let size = bytes.len().try_into().unwrap_or(u64::MAX);
-    app.media.objects.put(&job.payload, objects::CONTENT, bytes).await.map_err(ApiError::internal)?;
+    app.media.objects.put(&job.payload, objects::CONTENT, bytes).await?;
     let object = job.payload.clone();
     Ok((job, Content { object, content_type: content_type.to_owned(), file_name: None, size }))
 }
