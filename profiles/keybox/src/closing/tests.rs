@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::OpensslEntropy;
+use crate::canonical_json::MAX_INTEGER;
 use crate::key_set::PrivateKeySet;
 
 const ROOM: &str = "!r:x";
@@ -84,6 +85,13 @@ fn a_step_follows_one_step_only() {
     for late in [approve.clone(), open.clone(), step(None, Action::Open, &alice, &[])] {
         assert!(matches!(Content::with(Some(&second), late), Err(ClosingError::DoesNotFollow)));
     }
+    let right = step(Some(&second), Action::Open, &alice, &[]).step().clone();
+    for wrong in
+        [Step { generation: 4, ..right.clone() }, Step { prev: second.steps()[0].mark().hash, ..right }]
+    {
+        let wrong = SignedStep::sign(ROOM, &wrong, &alice).unwrap();
+        assert!(matches!(Content::with(Some(&second), wrong), Err(ClosingError::DoesNotFollow)));
+    }
     // What was written for another step, or leaves one out, cannot be put together.
     let mut json = second.to_json();
     json["steps"] = json!([first.steps()[0].json(), open.json(), approve.json()]);
@@ -102,6 +110,11 @@ fn a_signature_holds_for_one_step_of_one_room() {
     assert!(mark.is_signed_by(ROOM, &public).unwrap());
     assert!(!mark.is_signed_by("!s:x", &public).unwrap());
     assert!(!mark.is_signed_by(ROOM, &other.public().unwrap()).unwrap());
+    for (user_id, keybox_id) in [("@b:x", "BOX"), ("@a:x", "BOX2")] {
+        let (user_id, keybox_id) = (user_id.to_owned(), keybox_id.to_owned());
+        let renamed = crate::key_set::PublicKeySet { user_id, keybox_id, ..public.clone() };
+        assert!(!mark.is_signed_by(ROOM, &renamed).unwrap(), "the same keys under another id");
+    }
     for (member, value) in [
         ("keyboxes", json!([name(1), name(2), name(3)])),
         ("moderators", json!(["@a:x", "@e:x"])),
@@ -198,5 +211,64 @@ fn nobody_signs_in_the_name_of_another_keybox() {
     SignedStep::sign(ROOM, &in_the_name("@a:x", "BOX"), &alice).unwrap();
     for other in [in_the_name("@b:x", "BOX"), in_the_name("@a:x", "BOX2")] {
         assert!(matches!(SignedStep::sign(ROOM, &other, &alice), Err(ClosingError::Malformed(_))));
+    }
+}
+
+#[test]
+fn the_form_of_a_step_holds_at_its_limits() {
+    let alice = keys("@a:x");
+    let close = closed(&alice).steps()[0].step().clone();
+    let sign = |step: &Step, keys: &PrivateKeySet| SignedStep::sign(ROOM, step, keys);
+    let users = |count: usize| -> Vec<String> {
+        let others = (1..count).map(|n| format!("@b{n:03}:x"));
+        std::iter::once("@a:x".to_owned()).chain(others).collect()
+    };
+    let last = Step { generation: MAX_INTEGER, prev: "x".to_owned(), ..close.clone() };
+    let long = format!("@c{}:x", "c".repeat(251));
+    let long_moderator = |id: String| Step { moderators: vec!["@a:x".to_owned(), id], ..close.clone() };
+    for right in [
+        last.clone(),
+        Step { moderators: users(MAX_MODERATORS), ..close.clone() },
+        Step { limit: Some(1), ..close.clone() },
+        long_moderator(long.clone()),
+    ] {
+        let signed = sign(&right, &alice).unwrap();
+        assert_eq!(SignedStep::read(ROOM, signed.json()).unwrap(), signed);
+    }
+    let approve = Step {
+        action: Action::Approve,
+        generation: 2,
+        prev: "x".to_owned(),
+        moderators: Vec::new(),
+        ..close.clone()
+    };
+    let open = Step { action: Action::Open, keyboxes: Vec::new(), ..approve.clone() };
+    sign(&approve, &alice).unwrap();
+    sign(&open, &alice).unwrap();
+    for wrong in [
+        Step { generation: 0, prev: "x".to_owned(), ..close.clone() },
+        Step { generation: MAX_INTEGER + 1, ..last },
+        Step { moderators: users(MAX_MODERATORS + 1), ..close.clone() },
+        Step { limit: Some(0), ..close.clone() },
+        long_moderator(format!("{long}c")),
+        Step { moderators: vec![String::new(), "@a:x".to_owned()], ..close.clone() },
+        Step { keyboxes: vec!["x".to_owned()], ..close.clone() },
+        Step { keyboxes: vec![crate::encoding::base64_url(&[1; 31])], ..close.clone() },
+        Step { keyboxes: Vec::new(), ..close.clone() },
+        Step { keyboxes: Vec::new(), ..approve.clone() },
+        Step { moderators: users(1), ..approve.clone() },
+        Step { limit: Some(1), ..approve },
+        Step { keyboxes: vec![name(1)], ..open.clone() },
+        Step { moderators: users(1), ..open },
+    ] {
+        sign(&wrong, &alice).unwrap_err();
+    }
+    for (user_id, keybox_id) in
+        [("", "BOX"), ("@a:x", ""), (&*format!("{long}c"), "BOX"), ("@a:x", &*"B".repeat(256))]
+    {
+        let keys = PrivateKeySet::generate(user_id, keybox_id, &mut OpensslEntropy).unwrap();
+        let (user_id, keybox_id) = (user_id.to_owned(), keybox_id.to_owned());
+        let step = Step { moderators: vec![user_id.clone()], user_id, keybox_id, ..close.clone() };
+        assert!(matches!(sign(&step, &keys), Err(ClosingError::Malformed(_))), "{step:?}");
     }
 }
