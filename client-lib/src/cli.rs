@@ -356,6 +356,11 @@ enum Command {
         /// KeyBox id
         keybox_id: String,
     },
+    /// Name the messages of a room that were sent and have not come, as the counters of later ones tell
+    Missing {
+        /// Room id or name
+        room: String,
+    },
     /// Show the resource key, IV and ciphertext of a message, to decrypt it with openssl by hand
     #[command(hide = true)]
     ExportMessage {
@@ -475,6 +480,7 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
         Command::ApproveKeybox { room, user_id, keybox_id } => {
             closing::approve(client, output, room, user_id, keybox_id).await?;
         }
+        Command::Missing { room } => rooms::missing(client, output, room).await?,
         Command::ExportMessage { room, event_id } => rooms::export(client, output, room, event_id).await?,
     }
     Ok(Next::Done)

@@ -53,7 +53,7 @@ pub use notice::Notice;
 pub use outgoing::Outgoing;
 pub use policy::{Approval, Decision, Policy};
 pub use records::{Record, RecordError};
-pub use resource_keys::ExportedKey;
+pub use resource_keys::{ExportedKey, MissingMessages};
 pub use room::{Membership, Room};
 pub use send::{EncryptError, Readiness};
 pub use sync::{Gap, Received};

@@ -10,7 +10,7 @@ use super::output::{Output, date_time};
 use keystead_keybox::suite::{SUITES, Suite, V1};
 
 use crate::client::Client;
-use crate::engine::{Membership, Room};
+use crate::engine::{Membership, MissingMessages, Room};
 
 /// How long one request waits for news.
 const POLL: Duration = Duration::from_secs(30);
@@ -225,6 +225,28 @@ pub(super) async fn history(
             }
         }
     }
+    Ok(())
+}
+
+pub(super) async fn missing(client: &mut Client, output: &Output, room: &str) -> Result<(), Failure> {
+    client.sync(Duration::ZERO).await?;
+    let room_id = room_id(client, room)?;
+    output.notices(client.take_notices());
+    let missing = client.missing_messages(&room_id);
+    for MissingMessages { key, keybox, counters } in &missing {
+        let (first, last) = (counters.start(), counters.end());
+        let text = format!("{keybox}: messages {first} to {last} under the resource key {}", key.key_id);
+        let value = json!({
+            "room_id": room_id, "user_id": keybox.user_id, "keybox_id": keybox.keybox_id, "key_id": key.key_id,
+            "first": first, "last": last,
+        });
+        output.result(&text, &value);
+    }
+    output.progress(if missing.is_empty() {
+        "Nothing is missing before the last message that came from each KeyBox."
+    } else {
+        "They were not read yet (keybox history reads further back), never sent, or are held back."
+    });
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use keystead_keybox::OpensslEntropy;
 use super::{Client, ClientError, is_final};
 use crate::api::ApiError;
 use crate::clock::now_ms;
-use crate::engine::{DecryptError, ExportedKey, Gap, Message, Notice};
+use crate::engine::{DecryptError, ExportedKey, Gap, Message, MissingMessages, Notice};
 use crate::events::RoomEvent;
 
 /// Events of one request.
@@ -148,6 +148,12 @@ impl Client {
         let notices = self.engine.receive_gap(&gap.room_id, &missing, now_ms(), &mut OpensslEntropy)?;
         self.notices.extend(notices);
         Ok(())
+    }
+
+    /// The messages of a room that were sealed and have not come, as far as the counters of later ones tell: they were not asked for yet
+    /// (see [`Self::history`]), never sent, or are held back.
+    pub fn missing_messages(&self, room_id: &str) -> Vec<MissingMessages> {
+        self.engine.missing_messages(room_id)
     }
 
     /// The open resource key, IV and ciphertext of a message, to be decrypted by hand with the `openssl` command line. `None` if

@@ -1,6 +1,7 @@
 //! Resource keys as a KeyBox keeps them: wrapped to itself, with who made them, who has them, and what was sealed with them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -103,7 +104,37 @@ pub struct ExportedKey {
     pub mac: String,
 }
 
+/// Messages that a KeyBox sealed, by the counters of later ones, and that have not come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingMessages {
+    /// The resource key that they are sealed with.
+    pub key: KeyRef,
+    /// Who sealed them.
+    pub keybox: KeyBoxAddress,
+    /// Their counters.
+    pub counters: RangeInclusive<u64>,
+}
+
 impl Engine {
+    /// The messages of a room that are missing, as far as the counters of those that came tell (`profiles/keybox/SPEC.md`, section 6).
+    /// That something is missing after the last one that came, no counter tells.
+    pub fn missing_messages(&self, room_id: &str) -> Vec<MissingMessages> {
+        let of_room = self.resource_keys.values().filter(|record| record.key.room_id == room_id);
+        let guards = of_room.flat_map(|record| {
+            record.seen.iter().flat_map(move |(user_id, keyboxes)| {
+                keyboxes.iter().map(move |(keybox_id, guard)| (record, user_id, keybox_id, guard))
+            })
+        });
+        let missing = guards.flat_map(|(record, user_id, keybox_id, guard)| {
+            guard.gaps().into_iter().map(move |counters| MissingMessages {
+                key: record.key.clone(),
+                keybox: KeyBoxAddress::new(user_id, keybox_id),
+                counters,
+            })
+        });
+        missing.collect()
+    }
+
     /// The open resource key, unwrapped on first use. `None` if this KeyBox does not have it, or cannot open it any more.
     pub(super) fn open_key(&mut self, key: &KeyRef) -> Option<ResourceKey> {
         if let Some(open) = self.open.get(key) {

@@ -22,6 +22,23 @@ fn a_replayed_message_is_refused() {
 }
 
 #[test]
+fn a_message_that_is_held_back_is_missed_and_named() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "one");
+    assert_eq!(world.boxes["B1"].engine.missing_messages(ROOM), []);
+    let held_back = world.post("A1", "two");
+    world.hidden.push(("B1", held_back));
+    world.settle();
+    assert_eq!(world.boxes["B1"].engine.missing_messages(ROOM), [], "nothing came after it");
+    world.say("A1", "three");
+    assert_eq!(world.texts("B1"), ["one", "three"]);
+    let missing = world.boxes["B1"].engine.missing_messages(ROOM);
+    assert_eq!(missing.len(), 1);
+    assert_eq!((&missing[0].keybox, &missing[0].counters), (&address("A1"), &(1..=1)));
+    assert_eq!(world.boxes["B1"].engine.missing_messages("!other:x"), []);
+}
+
+#[test]
 fn an_altered_or_misattributed_message_is_refused() {
     let mut world = World::new(&["A1", "B1", "C1"]);
     world.say("A1", "text");
