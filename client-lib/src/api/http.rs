@@ -33,6 +33,9 @@ const ATTEMPTS: u32 = 4;
 /// The longest wait that a server may ask for before the error goes to the caller.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
+/// What is offered for TLS 1.2: forward secrecy and authenticated encryption. TLS 1.3 has nothing else.
+const TLS_1_2_CIPHERS: &str = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aNULL:!PSK:!aDSS";
+
 /// The body of a request: bytes, or a stream of them.
 pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -142,6 +145,7 @@ impl Http {
         let tls = || {
             let mut tls = SslConnector::builder(SslMethod::tls_client())?;
             tls.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+            tls.set_cipher_list(TLS_1_2_CIPHERS)?;
             tls.set_alpn_protos(b"\x02h2\x08http/1.1")?;
             let (pin, shown) = (pin.clone(), Arc::clone(&shown));
             tls.set_verify_callback(SslVerifyMode::PEER, move |trusted, context| {
@@ -336,6 +340,45 @@ mod tests {
         let api = Api::new("http://127.0.0.1:1").unwrap();
         let error = api.call::<Value>(Call::post("/", Value::Null)).await.unwrap_err();
         assert!(matches!(error, ApiError::Unreachable { ref server, .. } if server == "http://127.0.0.1:1"));
+    }
+
+    /// What a server that offers only this cipher for TLS 1.2 says of a client's handshake.
+    async fn handshake(cipher: &'static str) -> String {
+        use openssl::asn1::Asn1Time;
+        use openssl::pkey::PKey;
+        use openssl::ssl::SslAcceptor;
+
+        let key = PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
+        let mut certificate = openssl::x509::X509::builder().unwrap();
+        certificate.set_pubkey(&key).unwrap();
+        certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        certificate.sign(&key, openssl::hash::MessageDigest::sha256()).unwrap();
+        let mut acceptor = SslAcceptor::mozilla_intermediate(SslMethod::tls_server()).unwrap();
+        acceptor.set_cipher_list(cipher).unwrap();
+        acceptor.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        acceptor.set_certificate(&certificate.build()).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = Api::new(&format!("https://{}", listener.local_addr().unwrap())).unwrap();
+        let accepting = tokio::task::spawn_blocking(move || {
+            let (stream, _) = listener.accept().unwrap();
+            acceptor.build().accept(stream).unwrap_err().to_string()
+        });
+        api.call::<Value>(Call::post("/", Value::Null).once()).await.unwrap_err();
+        accepting.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_with_weak_ciphers_only_is_not_spoken_to() {
+        // No forward secrecy; no authenticated encryption.
+        for weak in ["AES256-GCM-SHA384", "ECDHE-RSA-AES256-SHA384"] {
+            let said = handshake(weak).await;
+            assert!(said.contains("no shared cipher"), "{weak}: {said}");
+        }
+        // With a strong one it comes to the certificate, which nobody trusts.
+        let said = handshake("ECDHE-RSA-AES128-GCM-SHA256").await;
+        assert!(!said.contains("no shared cipher"), "{said}");
     }
 
     #[test]
