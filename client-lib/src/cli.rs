@@ -152,6 +152,9 @@ enum Command {
         /// The file to write, or a folder [default: the sender's name for it, in the working folder]
         #[arg(long, short, value_name = "PATH")]
         output: Option<PathBuf>,
+        /// The small version of a picture instead
+        #[arg(long)]
+        thumbnail: bool,
         /// How many seconds to wait for a missing resource key
         #[arg(long, default_value_t = 5, value_name = "SECONDS")]
         wait: u64,
@@ -428,8 +431,9 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
         Command::Leave { room } => rooms::leave(client, output, room).await?,
         Command::Send { room, text } => rooms::send(client, output, room, text).await?,
         Command::SendFile { room, path } => files::send(client, output, room, path).await?,
-        Command::Download { room, event_id, output: to, wait } => {
-            files::download(client, output, (room, event_id), to.as_deref(), *wait).await?;
+        Command::Download { room, event_id, output: to, thumbnail, wait } => {
+            let what = files::Wanted { event_id, thumbnail: *thumbnail, to: to.as_deref(), wait: *wait };
+            files::download(client, output, room, what).await?;
         }
         Command::Listen { room, until_messages, timeout } => {
             rooms::listen(client, output, room.as_deref(), *until_messages, *timeout).await?;

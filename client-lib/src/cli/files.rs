@@ -35,17 +35,31 @@ pub(super) async fn send(
     Ok(())
 }
 
+/// What is to be received, and where to.
+pub(super) struct Wanted<'a> {
+    pub(super) event_id: &'a str,
+    /// The small version of a picture, not the picture.
+    pub(super) thumbnail: bool,
+    pub(super) to: Option<&'a Path>,
+    /// Seconds for a missing resource key.
+    pub(super) wait: u64,
+}
+
 pub(super) async fn download(
     client: &mut Client,
     output: &Output,
-    (room, event_id): (&str, &str),
-    to: Option<&Path>,
-    wait: u64,
+    room: &str,
+    wanted: Wanted<'_>,
 ) -> Result<(), Failure> {
     let room_id = find_room(client, room).await?;
     let bar = bar(output);
-    let wait = Duration::from_secs(wait);
-    let saved = client.save_file(&room_id, event_id, to, wait, &progress(&bar)).await;
+    let Wanted { event_id, to, .. } = wanted;
+    let (wait, progress) = (Duration::from_secs(wanted.wait), progress(&bar));
+    let saved = if wanted.thumbnail {
+        client.save_thumbnail(&room_id, event_id, to, wait, &progress).await
+    } else {
+        client.save_file(&room_id, event_id, to, wait, &progress).await
+    };
     bar.finish_and_clear();
     let saved = saved?;
     let text = format!("Saved {} ({} bytes).", saved.path.display(), saved.size);

@@ -93,6 +93,9 @@ pub enum FileError {
     /// The message is no encrypted file.
     #[error("the message has no encrypted file")]
     NotAFile,
+    /// The message brings no small version of a picture, or none that is encrypted.
+    #[error("the message has no encrypted thumbnail")]
+    NoThumbnail,
     /// What the homeserver gave is not what was sent. Nothing of it was decrypted.
     #[error("what the homeserver gave is not the file that was sent; nothing of it was kept")]
     Tampered,
@@ -135,13 +138,26 @@ impl Attachment {
             return Err(FileError::NotAFile);
         }
         let file = message.content.get("file").ok_or(FileError::NotAFile)?;
-        let file = EncryptedFile::deserialize(file).map_err(|_| AttachmentError::Unknown)?;
+        Ok(Self { file: described(file)?, name: Self::name_in(message), size: number(message, "/info/size") })
+    }
+
+    /// The small version of the picture in a message: a file like any other, with a key of its own.
+    fn thumbnail_of(message: &Message) -> Result<Self, FileError> {
+        let file = message.content.pointer("/info/thumbnail_file").filter(|_| message.encrypted);
+        let file = described(file.ok_or(FileError::NoThumbnail)?)?;
+        let media_type = message.content.pointer("/info/thumbnail_info/mimetype").and_then(Value::as_str);
+        let extension = match media_type {
+            Some("image/png") => ".png",
+            Some("image/jpeg") => ".jpg",
+            _ => "",
+        };
+        let name = names::harmless(&format!("thumbnail of {}{extension}", Self::name_in(message)));
+        Ok(Self { file, name, size: number(message, "/info/thumbnail_info/size") })
+    }
+
+    fn name_in(message: &Message) -> String {
         let named = message.content.get("filename").and_then(Value::as_str);
-        Ok(Self {
-            file,
-            name: names::harmless(named.or(message.body()).unwrap_or_default()),
-            size: message.content.pointer("/info/size").and_then(Value::as_u64),
-        })
+        names::harmless(named.or(message.body()).unwrap_or_default())
     }
 
     /// The server and the id in the address of the ciphertext.
@@ -156,6 +172,14 @@ impl Attachment {
         let is_address = !server.is_empty() && !id.is_empty() && id.chars().all(is_id);
         if is_address { Ok((server, id)) } else { Err(FileError::Address) }
     }
+}
+
+fn described(file: &Value) -> Result<EncryptedFile, FileError> {
+    Ok(EncryptedFile::deserialize(file).map_err(|_| AttachmentError::Unknown)?)
+}
+
+fn number(message: &Message, pointer: &str) -> Option<u64> {
+    message.content.pointer(pointer).and_then(Value::as_u64)
 }
 
 impl Client {
@@ -204,13 +228,34 @@ impl Client {
         progress: &Progress,
     ) -> Result<SavedFile, ClientError> {
         let message = self.message(room_id, event_id, wait).await?;
-        let attachment = Attachment::of(&message)?;
+        self.save(&Attachment::of(&message)?, output, progress).await
+    }
+
+    /// The same for the small version of a picture that a message brings, if it does.
+    pub async fn save_thumbnail(
+        &mut self,
+        room_id: &str,
+        event_id: &str,
+        output: Option<&Path>,
+        wait: Duration,
+        progress: &Progress,
+    ) -> Result<SavedFile, ClientError> {
+        let message = self.message(room_id, event_id, wait).await?;
+        self.save(&Attachment::thumbnail_of(&message)?, output, progress).await
+    }
+
+    async fn save(
+        &self,
+        attachment: &Attachment,
+        output: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<SavedFile, ClientError> {
         let output = match output {
             None => PathBuf::from(&attachment.name),
             Some(path) if path.is_dir() => path.join(&attachment.name),
             Some(path) => path.to_owned(),
         };
-        download::save(&self.api, &attachment, &output, progress).await
+        download::save(&self.api, attachment, &output, progress).await
     }
 }
 
@@ -269,6 +314,22 @@ mod tests {
         assert!(matches!(Attachment::of(&message(json!({ "body": "x" }), true)), Err(FileError::NotAFile)));
         let unknown = message(json!({ "body": "x", "file": { "url": "mxc://x/y" } }), true);
         assert!(matches!(Attachment::of(&unknown), Err(FileError::Description(_))));
+    }
+
+    #[test]
+    fn a_thumbnail_has_a_name_a_size_and_a_key_of_its_own() {
+        let mut content = content("mxc://x/abc");
+        assert!(matches!(
+            Attachment::thumbnail_of(&message(content.clone(), true)),
+            Err(FileError::NoThumbnail)
+        ));
+        let encryptor = keystead_keybox::attachment::Encryptor::new(&mut keystead_keybox::OpensslEntropy);
+        content["info"]["thumbnail_file"] = json!(encryptor.unwrap().finish("mxc://x/small".to_owned()));
+        content["info"]["thumbnail_info"] = json!({ "size": 3, "mimetype": "image/jpeg" });
+        let thumbnail = Attachment::thumbnail_of(&message(content.clone(), true)).unwrap();
+        assert_eq!(thumbnail.address().unwrap(), ("x", "small"));
+        assert_eq!((thumbnail.name.as_str(), thumbnail.size), ("thumbnail of a.jpg", Some(3)));
+        assert!(Attachment::thumbnail_of(&message(content, false)).is_err(), "it came in the clear");
     }
 
     #[test]
