@@ -86,6 +86,7 @@ fn is_warning(notice: &Notice) -> bool {
             | Notice::IdentityChanged { .. }
             | Notice::Invited { .. }
             | Notice::KeyBoxOutside { .. }
+            | Notice::KeyBoxReturned { .. }
             | Notice::KeyMessageDropped { .. }
             | Notice::KeySetChanged { .. }
             | Notice::KeyUndeliverable { .. }

@@ -28,6 +28,10 @@ pub struct KnownKeyBox {
     pub(super) cross_signed: bool,
     /// Whether it has disappeared from the server: its old messages can still be checked.
     pub gone: bool,
+    /// Whether it was gone and is shown again, and nobody has compared its fingerprint since: what verified it before may be what
+    /// its owner revoked.
+    #[serde(default)]
+    pub(super) returned: bool,
     /// Whether the server showed other keys under this id, which nobody has accepted. It gets no resource key then.
     pub conflicting: bool,
     /// The keys that the server showed last, if they are others.
@@ -94,7 +98,7 @@ impl User {
         identity.verified = identity.verified || self.keyboxes.values().any(vouches);
         let vouched = identity.verified && identity.offered.is_none();
         for known in self.keyboxes.values_mut() {
-            known.vouched = vouched && known.cross_signed;
+            known.vouched = vouched && known.cross_signed && !known.returned;
         }
     }
 }
@@ -233,6 +237,7 @@ impl Directory {
         let Some(user) = self.users.get_mut(&address.user_id) else { return false };
         let Some(known) = user.keyboxes.get_mut(&address.keybox_id) else { return false };
         known.verified = verified;
+        known.returned &= !verified;
         if let Some(identity) = user.identity.as_mut().filter(|_| !verified) {
             // What rested on this KeyBox, or would keep it verified, goes with it.
             identity.verified = false;
@@ -271,6 +276,7 @@ impl Directory {
                         vouched: false,
                         cross_signed: false,
                         gone: false,
+                        returned: false,
                         conflicting: false,
                         offered: None,
                         former: Vec::new(),
@@ -279,7 +285,10 @@ impl Directory {
                     update.notices.push(Notice::NewKeyBox { keybox: address });
                 }
                 Some(known) if known.keys.hash() == keys.hash() => {
-                    known.gone = false;
+                    if std::mem::take(&mut known.gone) {
+                        (known.verified, known.vouched, known.returned) = (false, false, true);
+                        update.notices.push(Notice::KeyBoxReturned { keybox: address });
+                    }
                     known.offered = None;
                     // A KeyBox learns new suites with new software. It forgets none: an old list, which a server can
                     // show again, must not cut it off.

@@ -133,6 +133,11 @@ pub enum Notice {
         /// Which.
         keybox: KeyBoxAddress,
     },
+    /// A KeyBox that was gone is shown again, with the same keys: it does not count as verified any more.
+    KeyBoxReturned {
+        /// Which.
+        keybox: KeyBoxAddress,
+    },
     /// A key message was dropped.
     KeyMessageDropped {
         /// Who sent it, by the server's word.
@@ -258,6 +263,11 @@ impl std::fmt::Display for Notice {
                 write!(f, "your KeyBox {} was revoked or logged out", keybox.keybox_id)
             }
             Self::KeyBoxGone { keybox } => write!(f, "the KeyBox {keybox} is gone"),
+            Self::KeyBoxReturned { keybox } => write!(
+                f,
+                "WARNING: the KeyBox {keybox} was gone, and the server shows it again; it does not count as verified: ask \
+                 its owner, who may have revoked it"
+            ),
             Self::KeyMessageDropped { sender, event_type, reason } => {
                 write!(f, "dropped a {event_type} from {sender}: {reason}")
             }

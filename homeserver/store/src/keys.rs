@@ -4,6 +4,7 @@
 
 mod device_lists;
 mod one_time;
+mod revoked;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ pub use self::{
         Claimed, DeviceKey, NewKey, Wanted, claim, insert_one_time_keys, note_one_time_keys,
         one_time_key_counts, one_time_keys, put_fallback_keys, unused_fallback_keys,
     },
+    revoked::{forget_revoked_key_sets, is_revoked_key_set, note_revoked_key_set},
 };
 use crate::{Error, ReadTx, WriteTx, streams};
 

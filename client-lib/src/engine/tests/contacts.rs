@@ -83,6 +83,34 @@ fn a_server_that_takes_the_change_back_does_not_lift_the_block() {
 }
 
 #[test]
+fn a_keybox_that_was_gone_does_not_count_as_verified_when_it_is_shown_again() {
+    let mut world = World::new(&["A1", "B1", "B2"]);
+    let verify = |world: &mut World| {
+        assert!(world.boxes.get_mut("A1").unwrap().engine.set_verified(&address("B2"), true));
+    };
+    let of_b2 = |world: &World| {
+        let keyboxes = world.boxes["A1"].engine.keyboxes(&user("B2"));
+        keyboxes.into_iter().find(|known| known.keys.keybox_id == "B2").unwrap().clone()
+    };
+    verify(&mut world);
+    world.round("A1");
+    assert!(of_b2(&world).is_verified());
+    let (keys, code) = (world.shown_keys("B2"), world.boxes["B2"].engine.contact_code());
+    world.revoke("B2");
+    world.round("A1");
+    assert!(of_b2(&world).gone);
+    world.show_keys("B2", keys);
+    world.round("A1");
+    assert!(world.notices("A1").contains(&Notice::KeyBoxReturned { keybox: address("B2") }));
+    world.restart("A1");
+    let known = of_b2(&world);
+    assert!(!known.gone && known.returned && !known.is_verified());
+    // A person who makes sure of it again may say so.
+    world.boxes.get_mut("A1").unwrap().engine.verify_contact(&code).unwrap();
+    assert!(of_b2(&world).is_verified() && !of_b2(&world).returned);
+}
+
+#[test]
 fn a_contact_code_verifies_the_keys_that_it_was_made_for_and_no_others() {
     let mut world = World::new(&["A1", "B1"]);
     let code = world.boxes["B1"].engine.contact_code();

@@ -41,6 +41,7 @@ pub async fn deactivate(
             cross_signing::delete_of_user(&tx, user_id).await?;
             key_backup::delete_of_user(&tx, user_id).await?;
             devices::delete(&tx, user_id, &devices).await?;
+            keys::forget_revoked_key_sets(&tx, user_id).await?;
             keybox_log::delete_of_user(&tx, user_id).await?;
             for job in new_jobs {
                 jobs::insert(&tx, job).await?;

@@ -64,28 +64,35 @@ impl<'a> Actor<'a> {
     }
 }
 
-/// Which of a user's devices are KeyBoxes, with their names.
+/// What a user calls a KeyBox, and what its keys are known by.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// The device's name, if it has one.
+    pub name: Option<String>,
+    /// The hash of its key set ([`rules::key_set_id`]).
+    pub key_set_id: Option<String>,
+}
+
+/// Which of a user's devices are KeyBoxes.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn of_user(
-    tx: &ReadTx,
-    user_id: &UserId,
-) -> Result<BTreeMap<OwnedDeviceId, Option<String>>, Error> {
+pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<BTreeMap<OwnedDeviceId, Named>, Error> {
     let wanted = BTreeMap::from([(user_id.to_owned(), Vec::new())]);
     let mut keyboxes = BTreeMap::new();
     for device in keys::query(tx, &wanted).await? {
         let object = rules::parse_object(&device.json)
             .map_err(|error| Error::corrupt("device_keys", "json", device.device_id.as_str(), error))?;
         if rules::is_keybox(&object) {
-            keyboxes.insert(device.device_id, device.display_name);
+            let key_set_id = rules::key_set_id(user_id, &device.device_id, &object);
+            keyboxes.insert(device.device_id, Named { name: device.display_name, key_set_id });
         }
     }
     Ok(keyboxes)
 }
 
-/// Deletes devices of a user with all that belongs to them; the KeyBoxes among them are revoked, and the log says so. The shards
-/// of [`keys::device_list_shards`] are locked.
+/// Deletes devices of a user with all that belongs to them; the KeyBoxes among them are revoked: the log says so, and their keys are
+/// never taken again. The shards of [`keys::device_list_shards`] are locked.
 ///
 /// # Errors
 /// A shard is not locked; the database's own.
@@ -102,10 +109,13 @@ pub async fn delete_devices(
             entries.push(NewEntry { user_id: user_id.to_owned(), event });
         }
     }
-    for (keybox_id, name) in of_user(tx, user_id).await? {
+    for (keybox_id, Named { name, key_set_id }) in of_user(tx, user_id).await? {
         if device_ids.contains(&keybox_id) {
             let event = LogEvent::KeyboxRevoked(actor.on(&keybox_id, name));
             entries.push(NewEntry { user_id: user_id.to_owned(), event });
+            if let Some(key_set_id) = key_set_id {
+                keys::note_revoked_key_set(tx, user_id, &keybox_id, &key_set_id, actor.now).await?;
+            }
         }
     }
     keybox_log::append(tx, entries, actor.now).await?;

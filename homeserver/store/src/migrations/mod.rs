@@ -27,6 +27,7 @@ impl MigratorTrait for Migrator {
             step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
             step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
             step("m0011_media_care", include_str!("m0011_media_care.sql")),
+            step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
         ]
     }
 }

@@ -97,7 +97,10 @@ impl Upload {
     async fn changes_device_keys(&self, tx: &ReadTx) -> Result<bool, ApiError> {
         let Some(new) = &self.device_keys else { return Ok(false) };
         let (user_id, device_id) = &self.device;
-        let Some(stored) = keys::device_keys(tx, user_id, device_id).await? else { return Ok(true) };
+        let Some(stored) = keys::device_keys(tx, user_id, device_id).await? else {
+            self.refuse_revoked(tx, new).await?;
+            return Ok(true);
+        };
         let stored = stored_object("device_keys", device_id.as_str(), &stored)?;
         if !rules::same_device_keys(&stored, new) {
             return Err(ApiError::invalid_param(
@@ -105,6 +108,19 @@ impl Upload {
             ));
         }
         Ok(&stored != new)
+    }
+
+    /// Refuses the key set of a KeyBox that was revoked: whoever has its private keys may have the account's password, too
+    /// (`profiles/keybox/SPEC.md`, section 21).
+    async fn refuse_revoked(&self, tx: &ReadTx, new: &CanonicalJsonObject) -> Result<(), ApiError> {
+        let (user_id, device_id) = &self.device;
+        let Some(key_set_id) = rules::key_set_id(user_id, device_id, new) else { return Ok(()) };
+        if keys::is_revoked_key_set(tx, user_id, device_id, &key_set_id).await? {
+            return Err(ApiError::invalid_param(
+                "The KeyBox with these keys was revoked or logged out, and its keys are not taken again: log in as a new one",
+            ));
+        }
+        Ok(())
     }
 
     /// Publishes the identity keys. The shards of the user's device list are locked.
