@@ -27,7 +27,7 @@ use crate::{
     rooms::Writer,
     streams::{Fence, Listener, Tail},
     sync::{Acknowledgements, DeviceCaches, ReaderCaches},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Metrics, Queue},
     url_preview::UrlPreviews,
 };
 
@@ -142,10 +142,12 @@ impl App {
         let sessions = Arc::new(SessionCache::default());
         let tail = Tail::start(store.clone(), listeners(&devices, &readers, &sessions)).await?;
         let batches = metrics.clone();
-        let observe = Box::new(move |writes, events| batches.group_commit(writes, events));
+        let observe = Box::new(move |writes, events| batches.events_committed(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
         let media = Media::open(&settings.media).await?;
         let fence = Fence::new(Arc::clone(&tail));
+        metrics.started(store.is_shared(), settings.limits.max_connections);
+        let sizes = |queue| metrics.batches(queue);
         Ok(Arc::new(Self {
             passwords: Passwords::new(settings.auth.bcrypt_cost, metrics.bcrypt_queue().clone(), &*entropy)?,
             rate_limits: RateLimits::new(settings.limits.rate_limits),
@@ -155,13 +157,16 @@ impl App {
             settings,
             clock,
             entropy,
-            metrics,
             signer,
             media,
-            acknowledgements: GroupCommit::start(Acknowledgements::new(store.clone())),
-            key_uploads: GroupCommit::start(KeyUploads::new(store.clone())),
-            key_claims: GroupCommit::start(KeyClaims::new(store.clone())),
-            to_device: GroupCommit::start(ToDeviceMessages::new(Arc::clone(&tail))),
+            acknowledgements: GroupCommit::start(
+                Acknowledgements::new(store.clone(), metrics.clone()),
+                sizes(Queue::Acknowledgements),
+            ),
+            key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
+            key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
+            to_device: GroupCommit::start(ToDeviceMessages::new(Arc::clone(&tail)), sizes(Queue::ToDevice)),
+            metrics,
             store,
             tail,
             writer,
@@ -183,6 +188,21 @@ impl App {
         let passed = tokio::time::timeout(FENCE_PATIENCE, self.fence.pass()).await;
         self.metrics.fence(asked.elapsed());
         passed.map_err(ApiError::unavailable)?.map_err(ApiError::unavailable)
+    }
+
+    /// Brings those metrics up to date that say how things stand now.
+    pub fn refresh_metrics(&self) {
+        self.metrics.tail(self.tail.lag(), self.tail.staleness(), self.store.has_wake_bus());
+        self.metrics.pools(&self.store.pools());
+        for (queue, waiting) in [
+            (Queue::Acknowledgements, self.acknowledgements.waiting()),
+            (Queue::Events, self.writer.waiting()),
+            (Queue::KeyClaims, self.key_claims.waiting()),
+            (Queue::KeyUploads, self.key_uploads.waiting()),
+            (Queue::ToDevice, self.to_device.waiting()),
+        ] {
+            self.metrics.queued(queue, waiting);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{collections::HashSet, future::Future, hash::Hash};
 
 use keystead_store::{Error, TransactionError};
+use prometheus::Histogram;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::http::error::ApiError;
@@ -58,11 +59,16 @@ pub enum NotDone {
 }
 
 impl<B: Batches> GroupCommit<B> {
-    /// Starts the task.
-    pub fn start(batches: B) -> Self {
+    /// Starts the task. `sizes` hears how many pieces of work each batch has.
+    pub fn start(batches: B, sizes: Histogram) -> Self {
         let (queue, queued) = mpsc::channel(QUEUE);
-        tokio::spawn(run(std::sync::Arc::new(batches), queued));
+        tokio::spawn(run(std::sync::Arc::new(batches), sizes, queued));
         Self { queue }
+    }
+
+    /// How many pieces of work wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// Queues a piece of work and waits for its result.
@@ -79,7 +85,11 @@ impl<B: Batches> GroupCommit<B> {
     }
 }
 
-async fn run<B: Batches>(batches: std::sync::Arc<B>, mut queued: mpsc::Receiver<(B::Work, Answer<B>)>) {
+async fn run<B: Batches>(
+    batches: std::sync::Arc<B>,
+    sizes: Histogram,
+    mut queued: mpsc::Receiver<(B::Work, Answer<B>)>,
+) {
     while let Some(first) = queued.recv().await {
         let mut weight = B::weight(&first.0);
         let mut batch = vec![first];
@@ -89,6 +99,7 @@ async fn run<B: Batches>(batches: std::sync::Arc<B>, mut queued: mpsc::Receiver<
             weight += B::weight(&next.0);
             batch.push(next);
         }
+        sizes.observe(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         let batches = batches.clone();
         // A panic ends one batch, not the task: those who wait for it see their senders gone.
         if let Err(error) = tokio::spawn(async move { rounds(&*batches, batch).await }).await {
@@ -173,10 +184,14 @@ mod tests {
         }
     }
 
+    fn sizes() -> Histogram {
+        Histogram::with_opts(prometheus::HistogramOpts::new("sizes", "Sizes.")).unwrap()
+    }
+
     /// Queues all while the first one's commit is under way.
     async fn submit_all(tens: &Tens, work: &[u32]) -> Vec<Result<u32, StatusCode>> {
         let gate = Arc::new(Semaphore::new(0));
-        let group = Arc::new(GroupCommit::start(Tens { gate: Some(gate.clone()), ..tens.clone() }));
+        let group = Arc::new(GroupCommit::start(Tens { gate: Some(gate.clone()), ..tens.clone() }, sizes()));
         let mut waiting = Vec::new();
         for n in work.iter().copied() {
             let group = group.clone();
@@ -219,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_its_batch_alone() {
-        let group = GroupCommit::start(Tens::default());
+        let group = GroupCommit::start(Tens::default(), sizes());
         let status = group.submit(13).await.map_err(|error| error.status());
         assert_eq!(status, Err(StatusCode::SERVICE_UNAVAILABLE));
         assert_eq!(group.submit(14).await.ok(), Some(140));

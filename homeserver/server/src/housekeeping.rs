@@ -5,10 +5,14 @@ use std::{sync::Arc, time::Duration};
 use keystead_store::{Error, media, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
-use crate::{app::App, url_preview};
+use crate::{app::App, telemetry::metrics::Removed, url_preview};
 
 /// How often to look whose typing has run out.
 const TYPING_EVERY: Duration = Duration::from_secs(1);
+/// How often to count what waits for devices.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// Where counting ends: beyond it costs too much, and is too much anyway.
+const COUNT_UPTO: u32 = 1_000_000;
 /// How often to forget old transaction ids.
 const FORGET_EVERY: Duration = Duration::from_secs(1_800);
 /// How long a client's transaction id is remembered: longer than any client goes on trying.
@@ -23,10 +27,12 @@ const LAPSED_FOR: Duration = Duration::from_secs(24 * 3_600);
 /// Clears away until the server stops.
 pub async fn run(app: Arc<App>) {
     let mut typing = tokio::time::interval(TYPING_EVERY);
+    let mut count = tokio::time::interval(COUNT_EVERY);
     let mut forget = tokio::time::interval(FORGET_EVERY);
     loop {
         tokio::select! {
             _ = typing.tick() => app.tail.expire_typing(app.clock.now()),
+            _ = count.tick() => count_pending(&app).await,
             _ = forget.tick() => {
                 forget_transactions(&app).await;
                 forget_lapsed_media(&app).await;
@@ -55,8 +61,27 @@ async fn expire_messages(app: &App) {
     let before = ago(app, KEPT_FOR_ABSENT);
     let expired: Result<u64, Error> =
         app.store.write("expire_messages", |tx| async move { to_device::expire(&tx, before).await }).await;
-    if let Err(error) = expired {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot expire messages to absent devices");
+    match expired {
+        Ok(expired) => app.metrics.to_device_removed(Removed::Expired, expired),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot expire messages to absent devices"
+            );
+        }
+    }
+}
+
+async fn count_pending(app: &App) {
+    let count = app
+        .store
+        .read("count_to_device", |tx| async move { to_device::count_pending(&tx, COUNT_UPTO).await })
+        .await;
+    match count {
+        Ok(count) => app.metrics.to_device_pending(count),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot count messages to devices");
+        }
     }
 }
 

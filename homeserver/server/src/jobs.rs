@@ -9,6 +9,7 @@ use keystead_store::{
     jobs::{self, Job, NewJob},
 };
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+use tokio::time::Instant;
 
 use crate::{
     accounts::deactivation,
@@ -18,6 +19,7 @@ use crate::{
     media::{objects::ObjectsError, removal, upload},
     profiles,
     rooms::WriteError,
+    telemetry::metrics::JobOutcome,
 };
 
 /// How long whoever wrote a job, or took it, has it alone.
@@ -28,6 +30,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const BATCH: u32 = 16;
 /// After this many attempts a job is given up: something is wrong with it that time does not mend.
 const MAX_ATTEMPTS: i32 = 30;
+
+/// The kinds of jobs.
+pub(crate) const KINDS: [&str; 4] = [deactivation::JOB, removal::JOB, upload::JOB, profiles::JOB];
 
 /// Why a job was not done. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +88,13 @@ pub async fn run(app: Arc<App>) {
         let taken = app
             .store
             .write("lease_jobs", |tx| async move {
-                let oldest = jobs::oldest(&tx).await?;
-                Ok::<_, Error>((oldest, jobs::lease(&tx, now, after(now, GRACE), BATCH).await?))
+                let backlog = jobs::backlog(&tx, now).await?;
+                Ok::<_, Error>((backlog, jobs::lease(&tx, now, after(now, GRACE), BATCH).await?))
             })
             .await;
-        let taken = taken.map(|(oldest, taken)| {
-            app.metrics.oldest_job(oldest.map_or(Duration::ZERO, |oldest| between(oldest, now)));
+        let taken = taken.map(|(backlog, taken)| {
+            let oldest = backlog.oldest.map_or(Duration::ZERO, |oldest| between(oldest, now));
+            app.metrics.jobs_waiting(backlog.waiting, oldest);
             taken
         });
         match taken {
@@ -116,8 +122,9 @@ async fn pause(app: &App) {
 
 /// Does a job and removes it; one that fails stays, to be taken again when its lease has run out.
 async fn finish(app: &Arc<App>, job: &Job) {
-    let done = match perform(app, job).await {
-        Ok(()) => true,
+    let begun = Instant::now();
+    let outcome = match perform(app, job).await {
+        Ok(()) => JobOutcome::Done,
         Err(error) => {
             let given_up = job.attempts >= MAX_ATTEMPTS && !matches!(error, JobError::UnknownKind(_));
             tracing::warn!(
@@ -127,10 +134,14 @@ async fn finish(app: &Arc<App>, job: &Job) {
                 given_up,
                 "a job failed"
             );
-            given_up
+            if given_up { JobOutcome::GivenUp } else { JobOutcome::Failed }
         }
     };
-    if done {
+    // What only a newer version knows is counted there.
+    if let Some(kind) = KINDS.into_iter().find(|kind| *kind == job.kind) {
+        app.metrics.job(kind, outcome, begun.elapsed());
+    }
+    if outcome != JobOutcome::Failed {
         let job_id = job.job_id.as_str();
         let deleted =
             app.store.write("delete_job", |tx| async move { jobs::delete(&tx, job_id).await }).await;

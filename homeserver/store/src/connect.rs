@@ -20,6 +20,18 @@ pub struct Options {
     pub observer: Arc<dyn Fn(&TransactionReport) + Send + Sync>,
 }
 
+impl Options {
+    /// How many connections there may be for reading, and for writing.
+    pub(crate) fn connection_limits(&self) -> (u32, u32) {
+        if self.url.starts_with("sqlite:") {
+            let readers = if self.url.contains(":memory:") { 1 } else { self.max_connections };
+            return (readers, 1);
+        }
+        let writers = (self.max_connections / 2).max(1);
+        (self.max_connections.saturating_sub(writers).max(1), writers)
+    }
+}
+
 /// Connections for reading and for writing: on SQLite one for writing, on PostgreSQL half of them.
 ///
 /// # Errors
@@ -51,8 +63,7 @@ async fn open(options: &Options, lazy: bool) -> Result<(DatabaseConnection, Data
         };
         return Ok((reader, writer));
     }
-    let writers = (options.max_connections / 2).max(1);
-    let readers = options.max_connections.saturating_sub(writers).max(1);
+    let (readers, writers) = options.connection_limits();
     // What every reading transaction is, said once a connection instead of once a transaction.
     const READING: &[(&str, &str)] =
         &[("default_transaction_isolation", "repeatable read"), ("default_transaction_read_only", "on")];

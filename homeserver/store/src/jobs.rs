@@ -124,14 +124,25 @@ pub async fn withdraw(tx: &WriteTx, job_id: &str) -> Result<bool, Error> {
     Ok(tx.execute(sql, [job_id.into()]).await? > 0)
 }
 
-/// When the oldest job became necessary, if there is any.
+/// The jobs that are necessary and not done.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Backlog {
+    /// How many there are.
+    pub waiting: u64,
+    /// When the oldest became necessary, if there is any.
+    pub oldest: Option<MilliSecondsSinceUnixEpoch>,
+}
+
+/// The jobs that were necessary at `now` and are not done.
 ///
 /// # Errors
 /// The database's own.
-pub async fn oldest(tx: &ReadTx) -> Result<Option<MilliSecondsSinceUnixEpoch>, Error> {
-    let rows = tx.query("SELECT MIN(created_ts) AS oldest FROM jobs", []).await?;
-    let oldest: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get("", "oldest"))?;
-    Ok(oldest.map(milliseconds))
+pub async fn backlog(tx: &ReadTx, now: MilliSecondsSinceUnixEpoch) -> Result<Backlog, Error> {
+    let sql = "SELECT COUNT(*) AS waiting, MIN(created_ts) AS oldest FROM jobs WHERE created_ts <= $1";
+    let rows = tx.query(sql, [i64::from(now.0).into()]).await?;
+    let Some(row) = rows.first() else { return Ok(Backlog::default()) };
+    let (waiting, oldest): (i64, Option<i64>) = (row.try_get("", "waiting")?, row.try_get("", "oldest")?);
+    Ok(Backlog { waiting: waiting.unsigned_abs(), oldest: oldest.map(milliseconds) })
 }
 
 #[cfg(test)]
@@ -166,7 +177,9 @@ mod tests {
                     ids.sort();
                     ids
                 };
-                assert_eq!(oldest(&tx).await?, Some(at(10)));
+                assert_eq!(backlog(&tx, at(9)).await?, Backlog::default());
+                let due = Backlog { waiting: 2, oldest: Some(at(10)) };
+                assert_eq!(backlog(&tx, at(20)).await?, due);
                 assert!(put_off(&tx, "late", at(60)).await?);
                 assert!(amend(&tx, "late", "more").await?);
                 assert_eq!(ids(lease(&tx, at(30), at(100), 1).await?), [("a".to_owned(), 1)]);
@@ -181,7 +194,7 @@ mod tests {
                 assert_eq!(ids(taken), again);
                 delete(&tx, "b").await?;
                 delete(&tx, "late").await?;
-                assert_eq!(oldest(&tx).await?, None);
+                assert_eq!(backlog(&tx, at(1_000)).await?, Backlog::default());
                 let job = NewJob {
                     job_id: "w".to_owned(),
                     kind: "k",

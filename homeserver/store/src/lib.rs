@@ -58,7 +58,7 @@ pub use self::{
     connect::Options,
     error::{Error, TransactionError},
     stats::{QueryStats, with_query_stats},
-    store::{Store, TransactionReport},
+    store::{Access, Outcome, PoolStatus, Store, TransactionReport},
     tx::{ReadTx, WriteTx},
     wake_bus::Hint,
 };

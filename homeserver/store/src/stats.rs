@@ -4,6 +4,7 @@ use std::{cell::Cell, future::Future, time::Duration};
 
 tokio::task_local! {
     static STATS: Cell<QueryStats>;
+    static STATEMENTS: Cell<u32>;
 }
 
 /// What one request asked of the database.
@@ -25,8 +26,19 @@ pub async fn with_query_stats<T>(work: impl Future<Output = T>) -> (T, QueryStat
         .await
 }
 
+/// Runs part of a transaction and counts its statements; they are counted for the request as well.
+pub(crate) async fn with_statement_count<T>(work: impl Future<Output = T>) -> (T, u32) {
+    STATEMENTS
+        .scope(Cell::default(), async {
+            let result = work.await;
+            (result, STATEMENTS.with(Cell::get))
+        })
+        .await
+}
+
 /// Adds to the counts of the current request, if there is one.
 pub(crate) fn count(queries: u32, time: Duration) {
+    let _ = STATEMENTS.try_with(|statements| statements.set(statements.get() + queries));
     // Outside of a request there is nobody to count for.
     let _ = STATS.try_with(|stats| {
         let before = stats.get();

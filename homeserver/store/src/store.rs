@@ -18,6 +18,7 @@ use crate::{
     error::{Error, TransactionError},
     link::{Connections, Link},
     migrations::{Migrator, compare_by_bytes, create_shards},
+    stats::with_statement_count,
     tx::{ReadTx, WriteTx, statement, timed, uncancelled},
     wake_bus::{Hint, WakeBus},
 };
@@ -36,14 +37,64 @@ const WAIT_STEP: Duration = Duration::from_millis(500);
 pub struct TransactionReport {
     /// The name that its caller gave it.
     pub name: &'static str,
+    /// What it was for.
+    pub access: Access,
     /// From asking for a connection to the end of the commit, all attempts together.
     pub duration: Duration,
     /// How long it waited for connections.
     pub pool_wait: Duration,
     /// How often it had to be tried again.
     pub retries: u32,
-    /// Whether it was committed.
-    pub committed: bool,
+    /// How many statements it took, commits included, all attempts together.
+    pub statements: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What a transaction, or a connection, is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// It was committed.
+    Committed,
+    /// The database could not do it.
+    Failed,
+    /// Its caller's work refused to go on, for a reason that is not the database's; nothing was written.
+    Refused,
+}
+
+impl Outcome {
+    fn of<T, E: TransactionError>(result: &Result<T, E>) -> Self {
+        match result {
+            Ok(_) => Self::Committed,
+            // What a client sent is in conflict with what there is, or cannot be stored: the database does its duty.
+            Err(error) => match error.store_error() {
+                None | Some(Error::Conflict(_) | Error::InvalidText) => Self::Refused,
+                Some(_) => Self::Failed,
+            },
+        }
+    }
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PoolStatus {
+    /// What they are for.
+    pub access: Access,
+    /// How many are open and used now.
+    pub used: u32,
+    /// How many are open and wait to be used.
+    pub idle: u32,
+    /// How many there may be.
+    pub limit: u32,
 }
 
 /// The database. Clones share its connections.
@@ -174,7 +225,7 @@ impl Store {
         let alone = |connections: Arc<Connections>| async move {
             fresh(|| self.ask(&connections.reader, sql, &[])).await
         };
-        let rows = self.alone("positions", alone).await?;
+        let rows = self.alone("positions", Access::Read, alone).await?;
         rows.iter().map(|row| Ok((row.try_get("", "shard")?, row.try_get("", "position")?))).collect()
     }
 
@@ -188,7 +239,7 @@ impl Store {
     ) -> Result<bool, Error> {
         let alone =
             |connections: Arc<Connections>| async move { self.ask(&connections.writer, sql, values).await };
-        let rows = self.alone(name, alone).await?;
+        let rows = self.alone(name, Access::Write, alone).await?;
         if !rows.is_empty() {
             self.inner.wake_bus.send(Hint::Positions(vec![reached]), true);
         }
@@ -207,22 +258,28 @@ impl Store {
     async fn alone<Fut>(
         &self,
         name: &'static str,
+        access: Access,
         work: impl Fn(Arc<Connections>) -> Fut,
     ) -> Result<Vec<QueryResult>, Error>
     where
         Fut: Future<Output = Result<Vec<QueryResult>, Error>>,
     {
-        let mut run = Run::new(name);
+        let mut run = Run::new(name, access);
         let result = loop {
             let result = match self.inner.link.connections() {
-                Ok(connections) => connections.run(work(connections.clone())).await,
+                Ok(connections) => {
+                    let work = connections.run(work(connections.clone()));
+                    let (result, statements) = with_statement_count(work).await;
+                    run.statements += statements;
+                    result
+                }
                 Err(error) => Err(error),
             };
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(self.inner.link.options(), result.is_ok());
+        run.report(self.inner.link.options(), Outcome::of(&result));
         result
     }
 
@@ -251,12 +308,13 @@ impl Store {
                 };
                 connections.run(attempt).await
             };
-            let result = attempt.await;
+            let (result, statements) = with_statement_count(attempt).await;
+            run.statements += statements;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(self.inner.link.options(), result.is_ok());
+        run.report(self.inner.link.options(), Outcome::of(&result));
         result
     }
 
@@ -281,12 +339,13 @@ impl Store {
                 let tx = ReadTx::of_one_statement(connections.reader.clone(), self.inner.shards);
                 connections.run(work(tx)).await
             };
-            let result = attempt.await;
+            let (result, statements) = with_statement_count(attempt).await;
+            run.statements += statements;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(self.inner.link.options(), result.is_ok());
+        run.report(self.inner.link.options(), Outcome::of(&result));
         result
     }
 
@@ -303,7 +362,7 @@ impl Store {
         F: Fn(WriteTx) -> Fut,
         Fut: Future<Output = Result<T, E>> + Send,
     {
-        let mut run = Run::new(name);
+        let mut run = Run::new(name, Access::Write);
         let result = loop {
             let attempt = async {
                 let connections = self.inner.link.connections()?;
@@ -315,18 +374,34 @@ impl Store {
                 };
                 connections.run(attempt).await
             };
-            let result = attempt.await;
+            let (result, statements) = with_statement_count(attempt).await;
+            run.statements += statements;
             if !run.again(&result).await {
                 break result;
             }
         };
-        run.report(self.inner.link.options(), result.is_ok());
+        run.report(self.inner.link.options(), Outcome::of(&result));
         result.map(|(result, (advanced, others_only))| {
             if !advanced.is_empty() {
                 self.inner.wake_bus.send(Hint::Positions(advanced), others_only);
             }
             result
         })
+    }
+
+    /// Whether hints of other replicas arrive, and those of this process go out. Always, where there are no others.
+    pub fn has_wake_bus(&self) -> bool {
+        self.inner.wake_bus.is_connected()
+    }
+
+    /// The connections for reading and for writing; in memory, SQLite has one for both.
+    pub fn pools(&self) -> [PoolStatus; 2] {
+        let (readers, writers) = self.inner.link.options().connection_limits();
+        let connections = self.inner.link.connections().ok();
+        [
+            pool_status(connections.as_ref().map(|connections| &connections.reader), Access::Read, readers),
+            pool_status(connections.as_ref().map(|connections| &connections.writer), Access::Write, writers),
+        ]
     }
 
     /// Closes all connections.
@@ -339,20 +414,23 @@ impl Store {
 /// One run of [`Store::read`] or [`Store::write`], with its attempts.
 struct Run {
     name: &'static str,
+    access: Access,
     started: Instant,
     pool_wait: Duration,
     retries: u32,
+    statements: u32,
     only_reads: bool,
 }
 
 impl Run {
-    fn new(name: &'static str) -> Self {
-        Self { name, started: Instant::now(), pool_wait: Duration::ZERO, retries: 0, only_reads: false }
+    fn new(name: &'static str, access: Access) -> Self {
+        let (started, pool_wait) = (Instant::now(), Duration::ZERO);
+        Self { name, access, started, pool_wait, retries: 0, statements: 0, only_reads: false }
     }
 
     /// A run that has no effect, so that it may be repeated whatever became of it.
     fn reading(name: &'static str) -> Self {
-        Self { only_reads: true, ..Self::new(name) }
+        Self { only_reads: true, ..Self::new(name, Access::Read) }
     }
 
     async fn begin(
@@ -387,13 +465,15 @@ impl Run {
         true
     }
 
-    fn report(&self, options: &Options, committed: bool) {
+    fn report(&self, options: &Options, outcome: Outcome) {
         (options.observer)(&TransactionReport {
             name: self.name,
+            access: self.access,
             duration: self.started.elapsed(),
             pool_wait: self.pool_wait,
             retries: self.retries,
-            committed,
+            statements: self.statements,
+            outcome,
         });
     }
 }
@@ -408,6 +488,22 @@ async fn fresh<T, Fut: Future<Output = Result<T, Error>>>(work: impl Fn() -> Fut
         }
     }
     work().await
+}
+
+fn pool_status(connection: Option<&DatabaseConnection>, access: Access, limit: u32) -> PoolStatus {
+    let (open, idle) = match connection {
+        Some(connection) if connection.get_database_backend() == DbBackend::Postgres => {
+            let pool = connection.get_postgres_connection_pool();
+            (pool.size(), pool.num_idle())
+        }
+        Some(connection) => {
+            let pool = connection.get_sqlite_connection_pool();
+            (pool.size(), pool.num_idle())
+        }
+        None => (0, 0),
+    };
+    let idle = u32::try_from(idle).unwrap_or(u32::MAX).min(open);
+    PoolStatus { access, used: open - idle, idle, limit }
 }
 
 /// A pooler between may drop what a connection asked for at its start; then readers would see a different database with
@@ -563,5 +659,44 @@ pub(crate) mod tests {
         let store = store(&folder).await;
         let result = store.write("test", |tx| async move { tx.next_position(0) }).await;
         assert!(matches!(result, Err(Error::Setup(_))));
+    }
+
+    #[tokio::test]
+    async fn a_transaction_is_reported_with_its_outcome_and_its_statements() {
+        let folder = tempfile::tempdir().unwrap();
+        let reports = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let noted = reports.clone();
+        let observer: Arc<dyn Fn(&TransactionReport) + Send + Sync> = Arc::new(move |report| {
+            noted.lock().unwrap().push((report.access, report.outcome, report.statements));
+        });
+        let url = format!("sqlite:{}/keystead.db", folder.path().display());
+        let options = Options { url, max_connections: 4, observer };
+        Store::migrate(&options).await.unwrap();
+        let store = Store::open(options).await.unwrap();
+        store.read("test", |tx| async move { settings::find(&tx, "name").await }).await.unwrap();
+        for error in ["conflict", "corrupt"] {
+            let failed: Result<(), Error> = store
+                .write("test", |tx| async move {
+                    settings::find(&tx, "name").await?;
+                    settings::find(&tx, "name").await?;
+                    Err(match error {
+                        "conflict" => Error::Conflict("on purpose".to_owned()),
+                        _ => Error::corrupt("t", "c", "r", "on purpose"),
+                    })
+                })
+                .await;
+            failed.unwrap_err();
+        }
+        // BEGIN and COMMIT are round trips, too.
+        let expected = [
+            (Access::Read, Outcome::Committed, 3),
+            (Access::Write, Outcome::Refused, 3),
+            (Access::Write, Outcome::Failed, 3),
+        ];
+        assert_eq!(*reports.lock().unwrap(), expected);
+        let [readers, writers] = store.pools();
+        assert_eq!((readers.access, readers.limit), (Access::Read, 4));
+        assert_eq!((writers.access, writers.limit), (Access::Write, 1));
+        assert!(store.has_wake_bus());
     }
 }

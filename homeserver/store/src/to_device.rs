@@ -139,6 +139,18 @@ pub async fn acknowledge(
     Ok(deleted)
 }
 
+/// How many messages wait for all devices together, counted up to `limit`.
+///
+/// # Errors
+/// The database's own.
+pub async fn count_pending(tx: &ReadTx, limit: u32) -> Result<u64, Error> {
+    let sql =
+        format!("SELECT COUNT(*) AS waiting FROM (SELECT 1 FROM to_device LIMIT {limit}) AS some_of_them");
+    let rows = tx.query(&sql, []).await?;
+    let waiting: i64 = rows.first().map_or(Ok(0), |row| row.try_get("", "waiting"))?;
+    Ok(waiting.unsigned_abs())
+}
+
 /// The oldest and the newest position of the messages to a device; `None` if there are none.
 ///
 /// # Errors
@@ -261,6 +273,10 @@ mod tests {
         let appended =
             send(&store, &[message(user, "D", "1"), message(user, "E", "2"), message(user, "D", "3")]).await;
         assert_eq!(appended, 3);
+        for (limit, counted) in [(100, 3), (2, 2)] {
+            let count = store.read("test", |tx| async move { count_pending(&tx, limit).await }).await;
+            assert_eq!(count.unwrap(), counted);
+        }
         assert_eq!(contents(&store, 0, 10).await, [(1, "1".to_owned()), (3, "3".to_owned())]);
         assert_eq!(contents(&store, 0, 1).await, [(1, "1".to_owned())]);
         assert_eq!(contents(&store, 1, 10).await, [(3, "3".to_owned())]);

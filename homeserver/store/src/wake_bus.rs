@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -60,24 +60,35 @@ pub enum Hint {
 pub(crate) struct WakeBus {
     local: broadcast::Sender<Hint>,
     remote: Option<mpsc::UnboundedSender<Hint>>,
+    stands: Arc<Stands>,
     tasks: Vec<AbortHandle>,
+}
+
+/// Which of the bus's two connections to PostgreSQL stand.
+#[derive(Default)]
+struct Stands {
+    listens: AtomicBool,
+    notifies: AtomicBool,
+    /// PostgreSQL's number for the one that notifies; notifications name their sender by it.
+    backend: AtomicU32,
 }
 
 impl WakeBus {
     /// A bus for the one process that uses the database.
     pub(crate) fn in_process() -> Self {
-        Self { local: broadcast::channel(CAPACITY).0, remote: None, tasks: Vec::new() }
+        let local = broadcast::channel(CAPACITY).0;
+        Self { local, remote: None, stands: Arc::default(), tasks: Vec::new() }
     }
 
     /// A bus between all processes that use the PostgreSQL database at `url`, by LISTEN and NOTIFY.
     pub(crate) fn postgres(link: &Arc<Link>) -> Self {
         let local = broadcast::channel(CAPACITY).0;
         let (remote, queue) = mpsc::unbounded_channel();
-        // Notifications that this process sent come back to it; PostgreSQL names their sender's backend.
-        let own_backend = Arc::new(AtomicU32::new(0));
-        let listen = tokio::spawn(listen(link.clone(), local.clone(), own_backend.clone()));
-        let notify = tokio::spawn(notify(link.clone(), queue, own_backend));
-        Self { local, remote: Some(remote), tasks: vec![listen.abort_handle(), notify.abort_handle()] }
+        let stands = Arc::<Stands>::default();
+        let listen = tokio::spawn(listen(link.clone(), local.clone(), stands.clone()));
+        let notify = tokio::spawn(notify(link.clone(), queue, stands.clone()));
+        let tasks = vec![listen.abort_handle(), notify.abort_handle()];
+        Self { local, remote: Some(remote), stands, tasks }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Hint> {
@@ -96,6 +107,12 @@ impl WakeBus {
             // Without a subscriber there is nobody to tell.
             let _ = self.local.send(hint);
         }
+    }
+
+    /// Whether hints go to other processes and come from them; always, where there are no others.
+    pub(crate) fn is_connected(&self) -> bool {
+        let stands = |connection: &AtomicBool| connection.load(Ordering::Relaxed);
+        self.remote.is_none() || stands(&self.stands.listens) && stands(&self.stands.notifies)
     }
 
     pub(crate) fn close(&self) {
@@ -127,23 +144,20 @@ enum Lost {
 
 /// Hands the hints of other replicas to this process's readers, for as long as the process lives, and watches meanwhile
 /// whether the database answers ([`Link`]).
-async fn listen(link: Arc<Link>, local: broadcast::Sender<Hint>, own_backend: Arc<AtomicU32>) {
+async fn listen(link: Arc<Link>, local: broadcast::Sender<Hint>, stands: Arc<Stands>) {
     loop {
-        if let Err(error) = listen_once(&link, &local, &own_backend).await {
+        if let Err(error) = listen_once(&link, &local, &stands).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "lost the connection that listens for hints"
             );
         }
+        stands.listens.store(false, Ordering::Relaxed);
         tokio::time::sleep(RECONNECT_AFTER).await;
     }
 }
 
-async fn listen_once(
-    link: &Link,
-    local: &broadcast::Sender<Hint>,
-    own_backend: &AtomicU32,
-) -> Result<(), Lost> {
+async fn listen_once(link: &Link, local: &broadcast::Sender<Hint>, stands: &Stands) -> Result<(), Lost> {
     let mut listener = match timeout(CONNECT_WITHIN, connect_listener(&link.options().url)).await {
         Ok(Ok(listener)) => listener,
         Ok(Err(error)) => {
@@ -156,6 +170,7 @@ async fn listen_once(
         }
     };
     link.restore().await?;
+    stands.listens.store(true, Ordering::Relaxed);
     // Whatever was told before this moment has been missed.
     let _ = local.send(Hint::Resync);
     loop {
@@ -169,7 +184,7 @@ async fn listen_once(
         };
         // `None` means that the connection broke.
         let Some(notification) = notification else { return Ok(()) };
-        if notification.process_id() == own_backend.load(Ordering::Relaxed) {
+        if notification.process_id() == stands.backend.load(Ordering::Relaxed) {
             continue;
         }
         for hint in parse(&notification) {
@@ -196,10 +211,11 @@ fn parse(notification: &PgNotification) -> Vec<Hint> {
 }
 
 /// Sends what has queued since the last NOTIFY, as one.
-async fn notify(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Hint>, own_backend: Arc<AtomicU32>) {
+async fn notify(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Hint>, stands: Arc<Stands>) {
     loop {
-        if let Err(error) = notify_until_error(&link.options().url, &mut queue, &own_backend).await {
+        if let Err(error) = notify_until_error(&link.options().url, &mut queue, &stands).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "lost the connection that sends hints");
+            stands.notifies.store(false, Ordering::Relaxed);
             tokio::time::sleep(RECONNECT_AFTER).await;
         } else {
             return;
@@ -210,7 +226,7 @@ async fn notify(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Hint>, own_b
 async fn notify_until_error(
     url: &str,
     queue: &mut mpsc::UnboundedReceiver<Hint>,
-    own_backend: &AtomicU32,
+    stands: &Stands,
 ) -> Result<(), Lost> {
     let connecting = async {
         let mut connection = PgConnection::connect_with(&session_options(url)?).await?;
@@ -218,7 +234,8 @@ async fn notify_until_error(
         Ok::<_, sqlx::Error>((connection, pid))
     };
     let (mut connection, pid) = timeout(CONNECT_WITHIN, connecting).await??;
-    own_backend.store(pid.unsigned_abs(), Ordering::Relaxed);
+    stands.backend.store(pid.unsigned_abs(), Ordering::Relaxed);
+    stands.notifies.store(true, Ordering::Relaxed);
     let mut hints = Vec::new();
     let mut pace = tokio::time::interval(NOTIFY_EVERY);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);

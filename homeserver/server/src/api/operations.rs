@@ -39,7 +39,7 @@ pub(super) async fn ready(ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson,
 
 /// `GET /metrics`, in the Prometheus text format.
 pub(super) async fn metrics(ctx: Ctx<()>, _request: OwnRequest) -> Result<PlainText, ApiError> {
-    ctx.app.metrics.streams(ctx.app.tail.lag(), ctx.app.tail.waiting());
+    ctx.app.refresh_metrics();
     let text = ctx.app.metrics.encode().map_err(ApiError::internal)?;
     Ok(PlainText { text, content_type: "text/plain; version=0.0.4; charset=utf-8" })
 }

@@ -33,6 +33,7 @@ pub use self::batch::ToDeviceMessages;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
+    telemetry::metrics::KeyMessages,
 };
 
 /// The greatest size of one message's content, in bytes of JSON: that of an event.
@@ -108,12 +109,20 @@ pub(super) async fn send_event_to_device(
     ctx: Ctx<Session>,
     request: send_event_to_device::Request,
 ) -> Result<send_event_to_device::Response, ApiError> {
-    let call = Call::check(&ctx.requester, request, ctx.now)?;
-    let kind = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == call.message_type);
-    let sent = ctx.app.to_device.submit(call).await;
+    let message_type = request.event_type.to_string();
+    let kind = keybox::KEY_MESSAGE_TYPES.into_iter().find(|kind| *kind == message_type);
+    let sent = match Call::check(&ctx.requester, request, ctx.now) {
+        Ok(call) => ctx.app.to_device.submit(call).await,
+        Err(refusal) => Err(refusal),
+    };
     let metrics = &ctx.app.metrics;
     if let Some(kind) = kind {
-        metrics.key_messages(kind, sent.as_ref().ok().map(|sent| sent.stored));
+        let what = match &sent {
+            Ok(sent) => KeyMessages::Stored(sent.stored),
+            Err(error) if error.status().is_server_error() => KeyMessages::Failed,
+            Err(_) => KeyMessages::Refused,
+        };
+        metrics.key_messages(kind, what);
     }
     let sent = sent?;
     metrics.to_device_messages(sent.stored, sent.dropped);

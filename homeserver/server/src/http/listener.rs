@@ -92,6 +92,9 @@ impl Listeners {
     /// Accepts connections until the soft stop begins, then waits until the open ones have finished what they were
     /// at.
     pub async fn serve(self, service: Service) {
+        if let Some(end) = self.tls.as_ref().and_then(tls::certificate_end) {
+            service.app().metrics.certificate_ends(end);
+        }
         let server = Arc::new(Server::new(service, self.tls));
         let graceful = GracefulShutdown::new();
         join_all(self.sockets.into_iter().map(|socket| server.accept_until_draining(socket, &graceful)))

@@ -49,6 +49,7 @@ impl Service {
     /// Answers one request that came in over a connection from `peer`.
     pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let started = Instant::now();
+        let _in_flight = self.app.metrics.request_begins();
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let method = request.method().clone();
         let record = Arc::new(RequestRecord::default());

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use openssl::{
+    asn1::Asn1Time,
     error::ErrorStack,
     ssl::{AlpnError, SslAcceptor, SslFiletype, SslMethod, SslVersion, select_next_proto},
 };
@@ -45,4 +46,11 @@ pub(super) fn acceptor(certificate: &Path, private_key: &Path) -> Result<SslAcce
     builder.check_private_key().map_err(TlsError::Mismatch)?;
     builder.set_alpn_select_callback(|_, offered| select_next_proto(ALPN, offered).ok_or(AlpnError::NOACK));
     Ok(builder.build())
+}
+
+/// When the certificate that connections are shown ends, in seconds since the epoch.
+pub(super) fn certificate_end(acceptor: &SslAcceptor) -> Option<i64> {
+    let since_epoch =
+        Asn1Time::from_unix(0).ok()?.diff(acceptor.context().certificate()?.not_after()).ok()?;
+    Some(i64::from(since_epoch.days) * 86_400 + i64::from(since_epoch.secs))
 }

@@ -154,6 +154,11 @@ impl Writer {
         Self { queues, tail, signer, newest_room: AtomicU64::new(0) }
     }
 
+    /// How many writes wait for the shard for which most do.
+    pub fn waiting(&self) -> usize {
+        self.queues.iter().map(|queue| queue.max_capacity() - queue.capacity()).max().unwrap_or_default()
+    }
+
     /// Writes events and waits until they are committed and this replica's readers can see them.
     ///
     /// Once queued, a write takes place even if its caller stops waiting.

@@ -5,6 +5,7 @@
 //! request wait until the tail has seen everything that was committed before the request came.
 
 mod fence;
+mod freshness;
 mod memberships;
 mod ring;
 mod room_states;

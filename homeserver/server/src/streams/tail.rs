@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
     time::Duration,
 };
 
@@ -18,9 +18,13 @@ use keystead_store::{
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedUserId, RoomId, UserId, events::TimelineEventType,
 };
-use tokio::sync::{broadcast::error::RecvError, watch};
+use tokio::{
+    sync::{broadcast::error::RecvError, watch},
+    time::Instant,
+};
 
 use super::{
+    freshness::Freshness,
     memberships::{Memberships, RoomsOfUser},
     ring::{Entry, Item, Ring},
     room_states::RoomStates,
@@ -47,6 +51,7 @@ pub struct Tail {
     typing: Typing,
     waiters: Arc<Waiters>,
     listeners: Vec<Listener>,
+    freshness: Mutex<Freshness>,
 }
 
 struct ShardTail {
@@ -64,6 +69,7 @@ impl Tail {
     /// The database cannot be read.
     pub async fn start(store: Store, listeners: Vec<Listener>) -> Result<Arc<Self>, Error> {
         let hints = store.hints();
+        let asked = Instant::now();
         let positions = store.positions().await?;
         let tails = positions
             .into_iter()
@@ -84,6 +90,7 @@ impl Tail {
             typing: Typing::default(),
             waiters: Arc::default(),
             listeners,
+            freshness: Mutex::new(Freshness::new(asked)),
         });
         for shard in tail.shards.all() {
             let target = tail.shard(shard)?.target.subscribe();
@@ -113,11 +120,6 @@ impl Tail {
         self.waiters.register(user_id)
     }
 
-    /// How many syncs wait.
-    pub fn waiting(&self) -> usize {
-        self.waiters.count()
-    }
-
     /// How far this replica has read a shard.
     pub fn position(&self, shard: Shard) -> i64 {
         self.tail(shard).map_or(0, |tail| *tail.position.borrow())
@@ -127,6 +129,12 @@ impl Tail {
     pub fn lag(&self) -> i64 {
         let behind = |tail: &ShardTail| *tail.target.borrow() - *tail.position.borrow();
         self.tails.iter().map(behind).max().unwrap_or_default().max(0)
+    }
+
+    /// How long ago this replica was last known to have read everything that was committed.
+    pub fn staleness(&self) -> Duration {
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        freshness.as_of(|shard| self.position(shard)).elapsed()
     }
 
     /// Waits until this replica has read a shard up to a position that is known to be committed.
@@ -403,7 +411,11 @@ impl Tail {
 
     /// Asks the database how far the shards reach.
     async fn look(&self) -> Result<(), Error> {
-        self.hear_hint(Hint::Positions(self.store.positions().await?));
+        let asked = Instant::now();
+        let positions = self.store.positions().await?;
+        self.hear_hint(Hint::Positions(positions.clone()));
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        freshness.looked(asked, positions, |shard| self.position(shard));
         Ok(())
     }
 }

@@ -38,12 +38,6 @@ impl Waiters {
             notify.notify_waiters();
         }
     }
-
-    /// How many syncs wait.
-    pub fn count(&self) -> usize {
-        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        users.values().map(|(count, _)| count).sum()
-    }
 }
 
 impl Waiter {

@@ -3,17 +3,22 @@
 use keystead_store::{Store, to_device};
 use ruma::{OwnedDeviceId, OwnedUserId};
 
-use crate::{group_commit::Batches, http::error::ApiError};
+use crate::{
+    group_commit::Batches,
+    http::error::ApiError,
+    telemetry::metrics::{Metrics, Removed},
+};
 
 /// Deletes what was acknowledged.
 pub struct Acknowledgements {
     store: Store,
+    metrics: Metrics,
 }
 
 impl Acknowledgements {
-    /// Deletes from this database.
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    /// Deletes from this database, and counts what it deletes.
+    pub fn new(store: Store, metrics: Metrics) -> Self {
+        Self { store, metrics }
     }
 }
 
@@ -32,9 +37,11 @@ impl Batches for Acknowledgements {
     }
 
     async fn commit(&self, work: &[Self::Work]) -> Result<Vec<Result<(), ApiError>>, ApiError> {
-        self.store
+        let deleted = self
+            .store
             .write("acknowledge_to_device", |tx| async move { to_device::acknowledge(&tx, work).await })
             .await?;
+        self.metrics.to_device_removed(Removed::Acknowledged, deleted);
         Ok(work.iter().map(|_| Ok(())).collect())
     }
 }

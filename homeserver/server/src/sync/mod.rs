@@ -77,7 +77,19 @@ struct Sync<'a> {
 /// # Errors
 /// 400 `M_INVALID_PARAM` for a token of the future; 401 `M_UNKNOWN_TOKEN` if the session ends during the wait; whatever the
 /// database's errors become.
-pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Response, ApiError> {
+pub async fn sync(app: &App, request: SyncRequest) -> Result<sync_events::Response, ApiError> {
+    let (begun, is_initial, mut waited) = (Instant::now(), request.since.is_none(), Duration::ZERO);
+    let answer = answer(app, request, &mut waited).await;
+    app.metrics.sync(is_initial, begun.elapsed().saturating_sub(waited));
+    answer
+}
+
+/// Answers a sync; adds to `waited` the time in which there was nothing to do for it.
+async fn answer(
+    app: &App,
+    mut request: SyncRequest,
+    waited: &mut Duration,
+) -> Result<sync_events::Response, ApiError> {
     let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
     let user_id = request.session.user_id.clone();
     let waiter = app.tail.wait(&user_id);
@@ -92,10 +104,16 @@ pub async fn sync(app: &App, mut request: SyncRequest) -> Result<sync_events::Re
         };
         // The next pass need not look again at what this one has seen.
         let since = SyncToken { typing: since.typing.clone(), ..sync.upto };
-        tokio::select! {
-            () = news => {}
-            () = tokio::time::sleep_until(deadline) => return Ok(response),
-            () = app.shutdown.draining() => return Ok(response),
+        let (waiting, began) = (app.metrics.sync_waits(), Instant::now());
+        let has_ended = tokio::select! {
+            () = news => false,
+            () = tokio::time::sleep_until(deadline) => true,
+            () = app.shutdown.draining() => true,
+        };
+        drop(waiting);
+        *waited += began.elapsed();
+        if has_ended {
+            return Ok(response);
         }
         // The news may be that the session has ended, through whichever replica.
         sessions::check_again(app, &request.session).await?;
