@@ -43,3 +43,10 @@ need_build_tools() {
       stop "OpenSSL's headers were not found: install pkg-config and OpenSSL's development package"
   fi
 }
+
+# promtool, which comes with Prometheus; the service itself is not left running.
+need_promtool() {
+  command -v promtool >/dev/null && return
+  need_packages prometheus
+  [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus
+}
