@@ -16,7 +16,7 @@ use keystead_keybox::{
 use keystead_tests::{
     TestCluster, User,
     cluster::PASSWORD,
-    http::{Response, encode},
+    http::{Request, Response, encode},
     proxy::Proxy,
     user::{in_room, transaction_id},
 };
@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use crate::{
     keybox::{Person, field, pair},
     keybox_permission::{give, keybox_room},
+    keybox_registry::revoke,
 };
 
 const PASSPHRASE: &str = "a passphrase for tests";
@@ -209,6 +210,39 @@ async fn the_closing_cannot_be_got_round() {
     let mut statuses = [one.status, other.status];
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 403], "{} {}", one.text, other.text);
+}
+
+#[tokio::test]
+async fn the_keys_of_a_revoked_keybox_never_count_again() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob, room) = alice_and_bob(&cluster).await;
+    let lost = Box::of(cluster.login("bob").await).await;
+    alice.take(&room, Action::Close, &[&alice, &bob, &lost], &[&alice]).await.ok();
+    give(&alice.user, &room, &[(&bob.user, &lost.user.device)]).await.ok();
+    revoke(&bob.user.at(0), &lost.user.device).await;
+
+    // Who found it knows the password, too, and has its private keys: under the old id, on both replicas.
+    let body = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "bob" },
+        "password": PASSWORD, "device_id": lost.user.device,
+    });
+    let login = Request::new(hyper::Method::POST, "/_matrix/client/v3/login").json(&body);
+    let thief = User::from_login(&cluster, &cluster.send(login).await.ok());
+    assert_eq!(thief.device, lost.user.device);
+    let upload = json!({ "device_keys": lost.keys.device_keys().expect("device keys") });
+    for replica in 0..2 {
+        thief.at(replica).post("/keys/upload", upload.clone()).await.refused(400, "M_INVALID_PARAM");
+        give(&alice.user.at(replica), &room, &[(&bob.user, &thief.device)])
+            .await
+            .refused(403, "COM.TRUSTNER.KEYBOX_NOT_A_MEMBER");
+        give(&thief.at(replica), &room, &[(&alice.user, &alice.user.device)]).await.refused(403, ROOM_CLOSED);
+    }
+    let shown = alice.user.post("/keys/query", json!({ "device_keys": { &bob.user.id: [] } })).await.ok();
+    assert!(shown["device_keys"][&bob.user.id].get(&thief.device).is_none(), "{shown}");
+    // Other keys under that id are another KeyBox, which the room was not closed with.
+    let other = Box::of(thief).await;
+    give(&alice.user, &room, &[(&bob.user, &other.user.device)]).await.refused(403, ROOM_CLOSED);
+    other.take(&room, Action::Open, &[], &[]).await.refused(403, "M_FORBIDDEN");
 }
 
 #[tokio::test]

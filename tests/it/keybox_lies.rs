@@ -122,6 +122,14 @@ async fn a_picture_comes_with_its_dimensions_and_an_encrypted_thumbnail() {
     assert!(thumbnail.starts_with(&[0xff, 0xd8]) && !ciphertext.bytes.starts_with(&[0xff, 0xd8]));
     assert_ne!(info["thumbnail_file"]["key"], message.content["file"]["key"]);
 
+    // Whoever receives it may have it alone.
+    let folder = cluster.folder().join("small");
+    fs::create_dir(&folder).expect("a folder");
+    let saved =
+        bob.save_thumbnail(&room, &event, Some(&folder), Duration::ZERO, &silent()).await.expect("saved");
+    assert_eq!(saved.path, folder.join("thumbnail of garden.png.jpg"));
+    assert_eq!(fs::read(&saved.path).expect("the thumbnail"), *thumbnail);
+
     // A small picture needs none, and a text is no picture whatever it is called.
     let small = cluster.folder().join("small.png");
     fs::write(&small, picture(40, 30)).expect("written");
@@ -132,5 +140,6 @@ async fn a_picture_comes_with_its_dimensions_and_an_encrypted_thumbnail() {
         let content = bob.message(&room, &event, Duration::from_secs(20)).await.expect("the message").content;
         assert_eq!(content["info"]["w"], width);
         assert!(content["info"]["thumbnail_file"].is_null());
+        bob.save_thumbnail(&room, &event, Some(&folder), Duration::ZERO, &silent()).await.expect_err("none");
     }
 }

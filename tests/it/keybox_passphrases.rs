@@ -31,7 +31,7 @@ pub(crate) async fn retrieve(cluster: &TestCluster, user: &str, password: &str, 
     cluster.send(Request::new(hyper::Method::POST, "/_matrix/client/v3/login").json(&body)).await
 }
 
-fn passphrases(answer: &Value) -> &Value {
+pub(crate) fn passphrases(answer: &Value) -> &Value {
     &answer["com.trustner.keybox.passphrases"]
 }
 
@@ -171,7 +171,7 @@ async fn a_master_key_is_rotated() {
 }
 
 /// Runs `keybox` without a passphrase: status, what it printed, what it complained of.
-async fn keybox_in_normal_mode(
+pub(crate) async fn keybox_in_normal_mode(
     person: &Person,
     arguments: &[&str],
     env: &[(&str, &str)],

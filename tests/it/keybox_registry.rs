@@ -36,7 +36,7 @@ async fn keyboxes(user: &User) -> Vec<Value> {
 }
 
 /// Deletes a device, giving the password.
-async fn revoke(user: &User, device: &str) {
+pub(crate) async fn revoke(user: &User, device: &str) {
     let request =
         Request::new(hyper::Method::DELETE, format!("/_matrix/client/v3/devices/{}", encode(device)));
     let name = user.id.trim_start_matches('@').split(':').next().expect("a name").to_owned();

@@ -13,6 +13,7 @@ mod keybox_files;
 mod keybox_identity;
 mod keybox_interchange;
 mod keybox_key_sets;
+mod keybox_killed;
 mod keybox_lies;
 mod keybox_log;
 mod keybox_passphrases;
