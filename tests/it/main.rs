@@ -28,6 +28,7 @@ mod lifecycle;
 mod media;
 mod media_care;
 mod media_s3;
+mod monitoring;
 mod push_rules;
 mod rooms;
 mod routes;

@@ -10,6 +10,7 @@ pub mod http;
 pub mod keys;
 mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 mod reaper;
 pub mod seaweedfs;
