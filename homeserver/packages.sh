@@ -44,9 +44,10 @@ need_build_tools() {
   fi
 }
 
-# promtool, which comes with Prometheus; the service itself is not left running.
-need_promtool() {
-  command -v promtool >/dev/null && return
-  need_packages prometheus
-  [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus
+# Prometheus with promtool, and the exporter of PostgreSQL's metrics; the services themselves are not left running.
+need_prometheus() {
+  command -v prometheus >/dev/null && command -v promtool >/dev/null &&
+    command -v prometheus-postgres-exporter >/dev/null && return
+  need_packages prometheus prometheus-postgres-exporter
+  [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus prometheus-postgres-exporter
 }
