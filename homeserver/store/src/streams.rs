@@ -113,14 +113,16 @@ impl UserChange {
     }
 }
 
-/// All rows of a shard after one position and up to another, in order.
+/// All rows of a shard after a position, in order, up to where the shard stands in this transaction's view.
 ///
-/// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own position.
+/// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own position. This is why
+/// there is no upper bound: whoever stopped before the newer one would not hear of the change at all until later, and
+/// believe that nothing had changed so far.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn read_shard(tx: &ReadTx, shard: Shard, after: i64, upto: i64) -> Result<Vec<StreamRow>, Error> {
-    let bounds = || [Value::from(shard), Value::from(after), Value::from(upto)];
+pub async fn read_shard(tx: &ReadTx, shard: Shard, after: i64) -> Result<Vec<StreamRow>, Error> {
+    let bounds = || [Value::from(shard), Value::from(after)];
     let mut rows = Vec::new();
     if tx.shards().is_room_shard(shard) {
         for row in tx.query(EVENTS, bounds()).await? {
@@ -202,15 +204,15 @@ pub async fn append_user_changes(
 }
 
 const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-    WHERE shard = $1 AND position > $2 AND position <= $3 ORDER BY position";
+    WHERE shard = $1 AND position > $2 ORDER BY position";
 const TO_DEVICE: &str = "SELECT position, user_id, device_id, sender, message_type, content FROM to_device \
-    WHERE shard = $1 AND position > $2 AND position <= $3";
+    WHERE shard = $1 AND position > $2";
 const ACCOUNT_DATA: &str = "SELECT position, user_id, room_id, data_type, content FROM account_data \
-    WHERE shard = $1 AND position > $2 AND position <= $3";
+    WHERE shard = $1 AND position > $2";
 const RECEIPTS: &str = "SELECT position, room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts \
-    WHERE shard = $1 AND position > $2 AND position <= $3";
+    WHERE shard = $1 AND position > $2";
 const USER_CHANGES: &str = "SELECT position, user_id, kind FROM user_changes \
-    WHERE shard = $1 AND position > $2 AND position <= $3";
+    WHERE shard = $1 AND position > $2";
 
 pub(crate) fn to_device(row: &QueryResult) -> Result<ToDeviceMessage, Error> {
     let device_id: String = row.try_get("", "device_id")?;

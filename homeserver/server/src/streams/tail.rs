@@ -256,7 +256,7 @@ impl Tail {
         }
     }
 
-    /// Reads what is new in a shard, up to `upto`.
+    /// Reads what is new in a shard, up to `upto` at least.
     async fn catch_up(&self, shard: Shard, upto: i64) -> Result<(), Error> {
         let Some(tail) = self.tail(shard) else { return Ok(()) };
         let after = *tail.position.borrow();
@@ -266,7 +266,7 @@ impl Tail {
         let (entries, redacted) = self
             .store
             .read("tail", |tx| async move {
-                let rows = streams::read_shard(&tx, shard, after, upto).await?;
+                let rows = streams::read_shard(&tx, shard, after).await?;
                 let entries = rows.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
                 let mut redacted = Vec::new();
                 for (room_id, redaction, target) in entries.iter().filter_map(redaction_of) {

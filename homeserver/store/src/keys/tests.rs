@@ -115,7 +115,7 @@ async fn a_claim_wakes_the_owner() {
     upload(&store, vec![new_key("alg:a", "1")], vec![]).await.unwrap();
     claim_one(&store, "D").await;
     let shard = store.shards().of_user(user_id!("@a:x"));
-    let rows = store.read("test", |tx| async move { read_shard(&tx, shard, 1, 2).await }).await.unwrap();
+    let rows = store.read("test", |tx| async move { read_shard(&tx, shard, 1).await }).await.unwrap();
     assert_eq!(rows.len(), 1);
     assert!(matches!(&rows[0].item, StreamItem::UserChange { kind: UserChange::OneTimeKeys, .. }));
 }
