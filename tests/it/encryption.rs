@@ -337,3 +337,104 @@ async fn whom_a_user_has_verified_is_known_to_that_user_alone() {
     let seen = bob.post("/keys/query", query).await.ok();
     assert!(seen["master_keys"][&bob.id]["signatures"].get(&alice.id).is_none(), "{seen}");
 }
+
+/// The names that a query through each of the replicas shows for two devices of one user.
+async fn shown_names(viewer: &User, owner: &str, devices: [&str; 2]) -> Vec<[String; 2]> {
+    let query = &json!({ "device_keys": { owner: [] } });
+    let ask = |replica: usize| async move {
+        let answer = viewer.at(replica).post("/keys/query", query.clone()).await.ok();
+        devices.map(|device| {
+            let name = &answer["device_keys"][owner][device]["unsigned"]["device_display_name"];
+            name.as_str().unwrap_or_default().to_owned()
+        })
+    };
+    futures_util::future::join_all((0..2).map(ask)).await
+}
+
+#[tokio::test]
+async fn every_replica_forgets_published_keys_when_they_change() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let tablet = cluster.login("alice").await;
+    publish(&alice).await;
+    publish(&tablet).await;
+    let devices = [&*alice.device, &*tablet.device];
+    let done = std::sync::atomic::AtomicBool::new(false);
+    // Both devices are named again and again while others ask: what was named is seen at once, whatever is being read or changed
+    // meanwhile.
+    let rename = |user: &User, index: usize| {
+        let (user, viewer) = (user.clone(), bob.clone());
+        async move {
+            for turn in 0..40 {
+                let name = format!("{turn}");
+                let path = format!("/devices/{}", user.device);
+                user.at(turn).put(&path, json!({ "display_name": &name })).await.ok();
+                for names in shown_names(&viewer, &user.id, devices).await {
+                    assert_eq!(names[index], name);
+                }
+            }
+        }
+    };
+    let ask = async {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            shown_names(&alice, &alice.id, devices).await;
+        }
+    };
+    let renames = async {
+        futures_util::future::join(rename(&alice, 0), rename(&tablet, 1)).await;
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    futures_util::future::join(renames, ask).await;
+
+    tablet.at(0).post("/logout", json!({})).await.ok();
+    for names in shown_names(&bob, &alice.id, devices).await {
+        assert_eq!(names, ["39", ""], "the tablet is gone");
+    }
+}
+
+#[tokio::test]
+async fn a_remembered_key_shows_signatures_to_their_signers_alone() {
+    let cluster = TestCluster::start().await;
+    let bob = cluster.user("bob").await;
+    let bobs = SigningKey::anonymous();
+    let master = cross_signing_key(&bob, "master", &bobs, &[]);
+    upload_cross_signing(&bob, json!({ "master_key": &master })).await;
+    let query = json!({ "device_keys": { &bob.id: [] } });
+    let signers = |user: User| {
+        let (query, bob) = (query.clone(), bob.id.clone());
+        async move {
+            let mut seen = Vec::new();
+            for replica in [0, 1, 0, 1] {
+                let answer = user.at(replica).post("/keys/query", query.clone()).await.ok();
+                let signatures = answer["master_keys"][&bob]["signatures"].as_object().cloned();
+                seen.push(signatures.unwrap_or_default().keys().cloned().collect::<Vec<_>>());
+            }
+            seen.dedup();
+            assert_eq!(seen.len(), 1, "the replicas agree, and so do database and memory: {seen:?}");
+            seen.remove(0)
+        }
+    };
+    let eve = cluster.user("eve").await;
+    assert_eq!(signers(eve.clone()).await, [""; 0]);
+    let mut verifiers = Vec::new();
+    for (replica, name) in ["alice", "carol"].into_iter().enumerate() {
+        let user = cluster.user(name).await;
+        let (own, users) = (SigningKey::anonymous(), SigningKey::anonymous());
+        let upload = json!({
+            "master_key": cross_signing_key(&user, "master", &own, &[]),
+            "user_signing_key": cross_signing_key(&user, "user_signing", &users, &[&own]),
+        });
+        upload_cross_signing(&user, upload).await;
+        let signed = users.sign(&user.id, master.clone());
+        let body = json!({ &bob.id: { &bobs.id: signed } });
+        let answer = user.at(replica).post("/keys/signatures/upload", body).await.ok();
+        assert_eq!(answer["failures"], json!({}));
+        assert_eq!(signers(user.clone()).await, std::slice::from_ref(&user.id));
+        verifiers.push(user);
+    }
+    for verifier in &verifiers {
+        assert_eq!(signers(verifier.clone()).await, std::slice::from_ref(&verifier.id));
+    }
+    assert_eq!(signers(eve).await, [""; 0]);
+    assert_eq!(signers(bob.clone()).await, [""; 0]);
+}

@@ -136,9 +136,9 @@ fn without_thresholds(query: &str) -> String {
 
 /// The names of metrics in a query.
 fn metrics(query: &str) -> impl Iterator<Item = &str> {
-    query
-        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
-        .filter(|word| ["keystead_", "keystead:", "process_", "pg_"].iter().any(|head| word.starts_with(head)))
+    query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':')).filter(|word| {
+        ["keystead_", "keystead:", "process_", "pg_"].iter().any(|head| word.starts_with(head))
+    })
 }
 
 #[tokio::test]

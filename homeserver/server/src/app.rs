@@ -15,7 +15,7 @@ use crate::{
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
-    api::{FilterCache, KeyClaims, KeyUploads, ToDeviceMessages},
+    api::{FilterCache, KeyClaims, KeyUploads, PublishedKeys, ToDeviceMessages},
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
@@ -68,6 +68,8 @@ pub struct App {
     pub writer: Writer,
     /// Stores the keys of devices.
     pub key_uploads: GroupCommit<KeyUploads>,
+    /// What is known of the keys that users have published.
+    pub published_keys: Arc<PublishedKeys>,
     /// Hands out one-time keys.
     pub key_claims: GroupCommit<KeyClaims>,
     /// Stores messages to devices.
@@ -140,7 +142,9 @@ impl App {
         let signer = Arc::new(signer(&store, &settings).await?);
         let (devices, readers) = (Arc::<DeviceCaches>::default(), Arc::<ReaderCaches>::default());
         let sessions = Arc::new(SessionCache::default());
-        let tail = Tail::start(store.clone(), listeners(&devices, &readers, &sessions)).await?;
+        let published_keys = Arc::<PublishedKeys>::default();
+        let listeners = listeners(&devices, &published_keys, &readers, &sessions);
+        let tail = Tail::start(store.clone(), listeners).await?;
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.events_committed(writes, events));
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
@@ -167,6 +171,7 @@ impl App {
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
             to_device: GroupCommit::start(ToDeviceMessages::new(Arc::clone(&tail)), sizes(Queue::ToDevice)),
             metrics,
+            published_keys,
             store,
             tail,
             writer,
@@ -209,13 +214,16 @@ impl App {
 /// What hears of every new row of the streams.
 fn listeners(
     devices: &Arc<DeviceCaches>,
+    published_keys: &Arc<PublishedKeys>,
     readers: &Arc<ReaderCaches>,
     sessions: &Arc<SessionCache>,
 ) -> Vec<Listener> {
-    let (devices, readers, sessions) = (Arc::clone(devices), Arc::clone(readers), Arc::clone(sessions));
+    let (devices, published_keys) = (Arc::clone(devices), Arc::clone(published_keys));
+    let (readers, sessions) = (Arc::clone(readers), Arc::clone(sessions));
     vec![Box::new(move |entry| {
         sessions.hear(&entry.item);
         devices.hear(&entry.item, entry.position);
+        published_keys.hear(&entry.item);
         readers.hear(&entry.item);
     })]
 }

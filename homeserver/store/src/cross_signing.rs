@@ -2,13 +2,19 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#cross-signing>
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::keys::KeySignature;
 use ruma::{OwnedUserId, UserId, encryption::KeyUsage};
-use sea_orm::Value;
+use sea_orm::QueryResult;
 
-use crate::{Error, ReadTx, WriteTx, streams};
+use crate::{
+    Error, ReadTx, WriteTx,
+    streams::{self, UserChange},
+};
+
+/// Signatures on keys, by what is signed.
+pub type Signatures = BTreeMap<SignedKey, Vec<KeySignature>>;
 
 /// A user's cross-signing key.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,20 +101,27 @@ pub async fn delete_key(tx: &WriteTx, user_id: &UserId, usage: &KeyUsage) -> Res
     Ok(())
 }
 
-/// Deletes the cross-signing keys of an account that is closed, and all signatures that it made or got. The caller
-/// notes the change ([`crate::keys::note_device_list_change`]).
+/// Deletes the cross-signing keys of an account that is closed, and all signatures that it made or got. Its shard is
+/// locked. What it signed of others is noted there as in [`crate::keys::note_user_signature`]; the caller notes the change of its own
+/// keys ([`crate::keys::note_device_list_change`]).
 ///
 /// # Errors
-/// The database's own.
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
 pub async fn delete_of_user(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
-    for sql in [
-        "DELETE FROM cross_signing_keys WHERE user_id = $1",
-        "DELETE FROM key_signatures WHERE user_id = $1",
-        "DELETE FROM key_signatures WHERE signer_id = $1",
-    ] {
+    for sql in
+        ["DELETE FROM cross_signing_keys WHERE user_id = $1", "DELETE FROM key_signatures WHERE user_id = $1"]
+    {
         tx.execute(sql, [user_id.as_str().into()]).await?;
     }
-    Ok(())
+    let sql = "DELETE FROM key_signatures WHERE signer_id = $1 RETURNING user_id";
+    let rows = tx.query(sql, [user_id.as_str().into()]).await?;
+    let signed: BTreeSet<OwnedUserId> = rows
+        .iter()
+        .map(|row| streams::user_id(row, "key_signatures", "user_id"))
+        .collect::<Result<_, _>>()?;
+    let shard = tx.shards().of_user(user_id);
+    let changes = signed.into_iter().map(|signed| (shard, signed));
+    streams::append_user_changes(tx, changes, UserChange::DeviceList).await
 }
 
 /// The signatures on the keys of these users that `viewer` may see: the owners' own, and the viewer's.
@@ -119,38 +132,81 @@ pub async fn visible_signatures(
     tx: &ReadTx,
     user_ids: &[&UserId],
     viewer: &UserId,
-) -> Result<BTreeMap<SignedKey, Vec<KeySignature>>, Error> {
-    let mut signatures: BTreeMap<SignedKey, Vec<KeySignature>> = BTreeMap::new();
+) -> Result<Signatures, Error> {
+    read_signatures(tx, user_ids, Some(viewer)).await
+}
+
+/// All signatures on the keys of these users. A signature on somebody else's key is nobody's business but the signer's.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn signatures_on(tx: &ReadTx, user_ids: &[&UserId]) -> Result<Signatures, Error> {
+    read_signatures(tx, user_ids, None).await
+}
+
+async fn read_signatures(
+    tx: &ReadTx,
+    user_ids: &[&UserId],
+    viewer: Option<&UserId>,
+) -> Result<Signatures, Error> {
+    let mut signatures = Signatures::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(2, chunk.iter().map(|user_id| user_id.as_str()));
-        let sql = format!(
+        let (users, mut values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let mut sql = format!(
             "SELECT user_id, key_id, signer_id, signer_key_id, signature FROM key_signatures \
-             WHERE user_id IN ({users}) AND signer_id IN (user_id, $1)"
+             WHERE user_id IN ({users})"
         );
-        let viewer = std::iter::once(Value::from(viewer.as_str()));
-        for row in tx.query(&sql, viewer.chain(values)).await? {
-            let signed = SignedKey {
-                user_id: streams::user_id(&row, "key_signatures", "user_id")?,
-                key_id: row.try_get("", "key_id")?,
-            };
-            signatures.entry(signed).or_default().push(KeySignature {
-                signer_id: row.try_get("", "signer_id")?,
-                signer_key_id: row.try_get("", "signer_key_id")?,
-                signature: row.try_get("", "signature")?,
-            });
+        if let Some(viewer) = viewer {
+            values.push(viewer.as_str().into());
+            sql.push_str(&format!(" AND signer_id IN (user_id, ${})", values.len()));
+        }
+        for row in tx.query(&sql, values).await? {
+            let (signed, signature) = read_signature(&row)?;
+            signatures.entry(signed).or_default().push(signature);
         }
     }
     Ok(signatures)
+}
+
+fn read_signature(row: &QueryResult) -> Result<(SignedKey, KeySignature), Error> {
+    let user_id = streams::user_id(row, "key_signatures", "user_id")?;
+    let signature = KeySignature {
+        signer_id: row.try_get("", "signer_id")?,
+        signer_key_id: row.try_get("", "signer_key_id")?,
+        signature: row.try_get("", "signature")?,
+    };
+    Ok((SignedKey { user_id, key_id: row.try_get("", "key_id")? }, signature))
+}
+
+/// Those of these users on whose keys there are more than `most` signatures of others.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn signed_by_many(
+    tx: &ReadTx,
+    user_ids: &[&UserId],
+    most: u32,
+) -> Result<BTreeSet<OwnedUserId>, Error> {
+    let mut found = BTreeSet::new();
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!(
+            "WITH wanted (user_id) AS ({users}) SELECT user_id FROM wanted WHERE ( \
+                 SELECT 1 FROM key_signatures s WHERE s.user_id = wanted.user_id AND s.signer_id <> s.user_id \
+                 LIMIT 1 OFFSET {most}) = 1"
+        );
+        for row in tx.query(&sql, values).await? {
+            found.insert(streams::user_id(&row, "key_signatures", "user_id")?);
+        }
+    }
+    Ok(found)
 }
 
 /// Stores signatures that were checked, each in place of the former one by the same key. The caller notes the changes.
 ///
 /// # Errors
 /// The database's own.
-pub async fn put_signatures(
-    tx: &WriteTx,
-    signatures: BTreeMap<SignedKey, Vec<KeySignature>>,
-) -> Result<(), Error> {
+pub async fn put_signatures(tx: &WriteTx, signatures: Signatures) -> Result<(), Error> {
     let rows = signatures
         .into_iter()
         .flat_map(|(signed, signatures)| {
@@ -226,6 +282,10 @@ mod tests {
             .unwrap();
         assert_eq!(of(b).await.unwrap()[&signed], [signature("@a:x"), signature("@b:x")]);
         assert_eq!(of(c).await.unwrap()[&signed], [signature("@a:x")]);
+        let by_more_than =
+            |most| store.read("test", move |tx| async move { signed_by_many(&tx, &[a, b], most).await });
+        assert_eq!(by_more_than(0).await.unwrap(), BTreeSet::from([a.to_owned()]));
+        assert!(by_more_than(1).await.unwrap().is_empty(), "the owner's own do not count");
 
         let keys = store
             .write("test", |tx| async move {
@@ -242,11 +302,21 @@ mod tests {
             .write("test", |tx| async move {
                 let signed = SignedKey { user_id: b.to_owned(), key_id: "M".to_owned() };
                 put_signatures(&tx, BTreeMap::from([(signed, vec![signature("@a:x")])])).await?;
+                tx.lock_shards(&[tx.shards().of_user(a)]).await?;
                 delete_of_user(&tx, a).await?;
-                Ok::<_, Error>((keys_of(&tx, &[a]).await?, visible_signatures(&tx, &[b], a).await?))
+                Ok::<_, Error>((keys_of(&tx, &[a]).await?, signatures_on(&tx, &[b]).await?))
             })
             .await
             .unwrap();
         assert_eq!(left, (Vec::new(), BTreeMap::new()));
+        let shard = store.shards().of_user(a);
+        let changed = store
+            .read(
+                "test",
+                move |tx| async move { crate::keys::device_list_changes(&tx, shard, 0, i64::MAX).await },
+            )
+            .await
+            .unwrap();
+        assert_eq!(changed, [b.to_owned()], "b's keys look different to those who remember them");
     }
 }

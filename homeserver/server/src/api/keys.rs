@@ -3,32 +3,33 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#key-management-api>.
 
 mod claim;
+mod published;
+mod query;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::{
-    keys::{self as rules, KeyRefusal, KeySignature},
+    keys::{self as rules, KeyRefusal},
     token::SyncToken,
 };
 use keystead_store::{
     Error,
-    cross_signing::{self, SignedKey},
     keys::{self, Wanted},
 };
 use ruma::{
-    CanonicalJsonObject, OneTimeKeyAlgorithm, OwnedOneTimeKeyId, OwnedUserId, ServerName, UInt, UserId,
+    CanonicalJsonObject, OneTimeKeyAlgorithm, OwnedOneTimeKeyId, OwnedUserId, ServerName, UInt,
     api::client::keys::{
-        claim_keys::v3 as claim_keys, get_key_changes::v3 as get_key_changes, get_keys::v3 as get_keys,
-        upload_keys::v3 as upload_keys,
+        claim_keys::v3 as claim_keys, get_key_changes::v3 as get_key_changes, upload_keys::v3 as upload_keys,
     },
-    encryption::{CrossSigningKey, DeviceKeys, KeyUsage, OneTimeKey},
+    encryption::OneTimeKey,
     serde::Raw,
 };
 use serde_json::{json, value::RawValue};
 
+pub(super) use self::query::get_keys;
 use self::upload::Upload;
-pub use self::{claim::KeyClaims, upload::KeyUploads};
+pub use self::{claim::KeyClaims, published::PublishedKeys, upload::KeyUploads};
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
@@ -59,49 +60,6 @@ pub(super) async fn upload_keys(
         answer.insert(algorithm.into(), UInt::new_saturating(count));
     }
     Ok(upload_keys::Response::new(answer))
-}
-
-/// `POST /_matrix/client/v3/keys/query`.
-pub(super) async fn get_keys(
-    ctx: Ctx<Session>,
-    request: get_keys::Request,
-) -> Result<get_keys::Response, ApiError> {
-    let viewer = &ctx.requester.user_id;
-    let own_server = &ctx.app.settings.server.name;
-    let (local, remote): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        request.device_keys.into_iter().partition(|(user_id, _)| user_id.server_name() == own_server);
-    let users: &Vec<&UserId> = &local.keys().map(|user_id| &**user_id).collect();
-    let wanted = &local;
-    let (devices, cross_signing, signatures) = ctx
-        .app
-        .store
-        .read("query_keys", |tx| async move {
-            Ok::<_, Error>((
-                keys::query(&tx, wanted).await?,
-                cross_signing::keys_of(&tx, users).await?,
-                cross_signing::visible_signatures(&tx, users, viewer).await?,
-            ))
-        })
-        .await?;
-    let mut response = get_keys::Response::new();
-    response.failures = unreachable_servers(remote.keys());
-    response.device_keys = local.keys().map(|user_id| (user_id.clone(), BTreeMap::new())).collect();
-    for device in devices {
-        let keys = published_device_keys(&device, &signatures)?;
-        response.device_keys.entry(device.user_id).or_default().insert(device.device_id, keys);
-    }
-    for key in cross_signing {
-        let place = match key.usage {
-            KeyUsage::Master => &mut response.master_keys,
-            KeyUsage::SelfSigning => &mut response.self_signing_keys,
-            // Whom a user has verified is nobody else's business.
-            KeyUsage::UserSigning if &key.user_id == viewer => &mut response.user_signing_keys,
-            _ => continue,
-        };
-        let published = published_cross_signing_key(&key, &signatures)?;
-        place.insert(key.user_id, published);
-    }
-    Ok(response)
 }
 
 /// `POST /_matrix/client/v3/keys/claim`.
@@ -175,29 +133,6 @@ pub(super) fn stored_object(
     json: &str,
 ) -> Result<CanonicalJsonObject, Error> {
     rules::parse_object(json).map_err(|error| Error::corrupt(table, "json", row, error))
-}
-
-fn published_device_keys(
-    device: &keys::DeviceKeys,
-    signatures: &BTreeMap<SignedKey, Vec<KeySignature>>,
-) -> Result<Raw<DeviceKeys>, ApiError> {
-    let signed = SignedKey { user_id: device.user_id.clone(), key_id: device.device_id.to_string() };
-    let mut object = stored_object("device_keys", &signed.key_id, &device.json)?;
-    rules::add_signatures(&mut object, signatures.get(&signed).map(Vec::as_slice).unwrap_or_default());
-    if let Some(name) = &device.display_name {
-        rules::set_display_name(&mut object, name);
-    }
-    raw("device_keys", &signed.key_id, rules::to_json(&object))
-}
-
-fn published_cross_signing_key(
-    key: &cross_signing::CrossSigningKey,
-    signatures: &BTreeMap<SignedKey, Vec<KeySignature>>,
-) -> Result<Raw<CrossSigningKey>, ApiError> {
-    let signed = SignedKey { user_id: key.user_id.clone(), key_id: key.public_key.clone() };
-    let mut object = stored_object("cross_signing_keys", &signed.key_id, &key.json)?;
-    rules::add_signatures(&mut object, signatures.get(&signed).map(Vec::as_slice).unwrap_or_default());
-    raw("cross_signing_keys", &signed.key_id, rules::to_json(&object))
 }
 
 fn raw<T>(table: &'static str, row: &str, json: String) -> Result<Raw<T>, ApiError> {

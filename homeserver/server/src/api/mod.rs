@@ -38,7 +38,7 @@ use ruma::api::{
 
 pub use self::{
     filter::FilterCache,
-    keys::{KeyClaims, KeyUploads},
+    keys::{KeyClaims, KeyUploads, PublishedKeys},
     to_device::ToDeviceMessages,
 };
 use crate::http::router::{Options, Router};
