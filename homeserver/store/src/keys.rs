@@ -17,8 +17,8 @@ pub use self::{
         note_user_signature,
     },
     one_time::{
-        Claimed, DeviceKey, NewKey, Wanted, claim, insert_one_time_keys, note_one_time_keys,
-        one_time_key_counts, one_time_keys, put_fallback_keys, unused_fallback_keys,
+        Claimed, Counts, Device, DeviceKey, NewKey, Wanted, claim, note_one_time_keys, one_time_key_counts,
+        one_time_keys, put_keys, unused_fallback_keys,
     },
     revoked::{forget_revoked_key_sets, is_revoked_key_set, note_revoked_key_set},
 };
@@ -53,6 +53,27 @@ pub async fn device_keys(
         )
         .await?;
     Ok(rows.first().map(|row| row.try_get("", "json")).transpose()?)
+}
+
+/// The identity keys of those of these devices that have published any.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn stored_device_keys(tx: &ReadTx, devices: &[Device]) -> Result<BTreeMap<Device, String>, Error> {
+    let mut found = BTreeMap::new();
+    for chunk in devices.chunks(tx.rows_a_statement(2)) {
+        let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
+        let (rows, values) = tx.rows(1, rows.collect());
+        let sql = format!(
+            "SELECT user_id, device_id, json FROM device_keys WHERE (user_id, device_id) IN ({rows})"
+        );
+        for row in tx.query(&sql, values).await? {
+            let device_id: String = row.try_get("", "device_id")?;
+            let device = (streams::user_id(&row, "device_keys", "user_id")?, device_id.as_str().into());
+            found.insert(device, row.try_get("", "json")?);
+        }
+    }
+    Ok(found)
 }
 
 /// The identity keys of many devices: of the devices named, or of all of a user's where none is named.

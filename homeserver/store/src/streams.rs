@@ -6,7 +6,7 @@ use keystead_core::shard::Shard;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId};
 use sea_orm::{QueryResult, Value};
 
-use crate::{Error, ReadTx, WriteTx, rooms::StoredEvent};
+use crate::{Error, ReadTx, WriteTx, rooms::StoredEvent, tx::Insert};
 
 /// A row at a position of a shard's stream.
 #[derive(Clone, Debug)]
@@ -115,9 +115,9 @@ impl UserChange {
 
 /// All rows of a shard after a position, in order, up to where the shard stands in this transaction's view.
 ///
-/// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own position. This is why
-/// there is no upper bound: whoever stopped before the newer one would not hear of the change at all until later, and
-/// believe that nothing had changed so far.
+/// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own
+/// position. This is why there is no upper bound: whoever stopped before the newer one would hear of neither, and believe
+/// that nothing had changed so far.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
@@ -190,6 +190,19 @@ pub async fn append_user_changes(
     changes: impl IntoIterator<Item = (Shard, OwnedUserId)>,
     kind: UserChange,
 ) -> Result<(), Error> {
+    tx.insert_together(vec![insert_user_changes(tx, changes, kind)?]).await?;
+    Ok(())
+}
+
+/// What [`append_user_changes`] inserts, for those who insert more with it.
+///
+/// # Errors
+/// A shard is not locked ([`WriteTx::lock_shards`]).
+pub(crate) fn insert_user_changes(
+    tx: &WriteTx,
+    changes: impl IntoIterator<Item = (Shard, OwnedUserId)>,
+    kind: UserChange,
+) -> Result<Insert<'static>, Error> {
     // A set, or the statement would touch a row twice.
     let changes: BTreeSet<(Shard, OwnedUserId)> = changes.into_iter().collect();
     let rows = changes
@@ -199,8 +212,12 @@ pub async fn append_user_changes(
             Ok(vec![shard.into(), user_id.as_str().into(), kind.as_str().into(), position.into()])
         })
         .collect::<Result<_, Error>>()?;
-    let suffix = "ON CONFLICT (shard, user_id, kind) DO UPDATE SET position = excluded.position";
-    tx.insert_rows("user_changes", &["shard", "user_id", "kind", "position"], rows, suffix).await
+    Ok(Insert {
+        table: "user_changes",
+        columns: &["shard", "user_id", "kind", "position"],
+        rows,
+        suffix: "ON CONFLICT (shard, user_id, kind) DO UPDATE SET position = excluded.position",
+    })
 }
 
 const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \

@@ -11,6 +11,7 @@ use sea_orm::Value;
 use crate::{
     Error, ReadTx, WriteTx,
     streams::{self, UserChange},
+    tx::Insert,
 };
 
 /// A one-time or fallback key to be stored.
@@ -48,6 +49,12 @@ pub struct Claimed {
     pub json: String,
 }
 
+/// A user's device.
+pub type Device = (OwnedUserId, OwnedDeviceId);
+
+/// How many one-time keys of each algorithm a device has left.
+pub type Counts = BTreeMap<String, u64>;
+
 /// A key's owner, device and id.
 pub type DeviceKey = (OwnedUserId, OwnedDeviceId, String);
 
@@ -74,67 +81,76 @@ pub async fn one_time_keys(tx: &ReadTx, wanted: &[DeviceKey]) -> Result<BTreeMap
     Ok(found)
 }
 
-/// Stores one-time keys of devices. None of them is there yet ([`one_time_keys`]); the shards of their users are locked.
+/// Stores keys of devices, and notes for the syncs of their users that the counts changed. Of the one-time keys none is
+/// there yet ([`one_time_keys`]). The fallback keys, one a device and algorithm, take the place of the former ones; one that is
+/// there already stays used if it was used. The shards of the users are locked.
 ///
 /// # Errors
-/// [`Error::Conflict`] if one is there after all; the database's own.
-pub async fn insert_one_time_keys(
+/// [`Error::Conflict`] if a one-time key is there after all; the database's own.
+pub async fn put_keys(
     tx: &WriteTx,
-    keys: Vec<(OwnedUserId, OwnedDeviceId, NewKey)>,
+    one_time_keys: Vec<(Device, NewKey)>,
+    fallback_keys: Vec<(Device, NewKey)>,
 ) -> Result<(), Error> {
-    let rows = keys
-        .into_iter()
-        .map(|(user_id, device_id, key)| {
-            let uploaded_at = tx.locked_position(tx.shards().of_user(&user_id));
-            vec![
-                user_id.as_str().into(),
-                device_id.as_str().into(),
-                key.key_id.into(),
-                key.algorithm.into(),
-                uploaded_at.into(),
-                key.json.into(),
-            ]
-        })
-        .collect();
-    let columns = ["user_id", "device_id", "key_id", "algorithm", "uploaded_at", "json"];
-    tx.insert_rows("one_time_keys", &columns, rows, "").await
+    let keys = one_time_keys.iter().chain(&fallback_keys);
+    let users: BTreeSet<OwnedUserId> = keys.map(|((user_id, _), _)| user_id.clone()).collect();
+    let changes = users.into_iter().map(|user_id| (tx.shards().of_user(&user_id), user_id));
+    let expected = one_time_keys.len();
+    let inserts = vec![
+        Insert {
+            table: "fallback_keys",
+            columns: &["user_id", "device_id", "algorithm", "key_id", "json", "used"],
+            rows: fallback_rows(fallback_keys),
+            suffix: "ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET \
+                     used = (fallback_keys.used AND fallback_keys.key_id = excluded.key_id \
+                     AND fallback_keys.json = excluded.json), key_id = excluded.key_id, json = excluded.json",
+        },
+        streams::insert_user_changes(tx, changes, UserChange::OneTimeKeys)?,
+        Insert {
+            table: "one_time_keys",
+            columns: &["user_id", "device_id", "key_id", "algorithm", "uploaded_at", "json"],
+            rows: one_time_rows(tx, one_time_keys),
+            // An error would stand in PostgreSQL's log, though nothing is wrong.
+            suffix: "ON CONFLICT DO NOTHING",
+        },
+    ];
+    let inserted = tx.insert_together(inserts).await?;
+    if expected > 0 && usize::try_from(inserted).ok() != Some(expected) {
+        return Err(Error::Conflict("one_time_keys".to_owned()));
+    }
+    Ok(())
 }
 
-/// Stores fallback keys, one a device and algorithm, in place of the former ones. A key that was there already stays used
-/// if it was used.
-///
-/// # Errors
-/// The database's own.
-pub async fn put_fallback_keys(
-    tx: &WriteTx,
-    keys: Vec<(OwnedUserId, OwnedDeviceId, NewKey)>,
-) -> Result<(), Error> {
-    let newest: BTreeMap<DeviceKey, NewKey> = keys
-        .into_iter()
-        .map(|(user_id, device_id, key)| ((user_id, device_id, key.algorithm.clone()), key))
-        .collect();
-    let rows = newest
-        .into_iter()
-        .map(|((user_id, device_id, algorithm), key)| {
-            vec![
-                user_id.as_str().into(),
-                device_id.as_str().into(),
-                algorithm.into(),
-                key.key_id.into(),
-                key.json.into(),
-                false.into(),
-            ]
-        })
-        .collect();
-    tx.insert_rows(
-        "fallback_keys",
-        &["user_id", "device_id", "algorithm", "key_id", "json", "used"],
-        rows,
-        "ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET \
-         used = (fallback_keys.used AND fallback_keys.key_id = excluded.key_id \
-         AND fallback_keys.json = excluded.json), key_id = excluded.key_id, json = excluded.json",
-    )
-    .await
+fn one_time_rows(tx: &WriteTx, keys: Vec<(Device, NewKey)>) -> Vec<Vec<Value>> {
+    let row = |((user_id, device_id), key): (Device, NewKey)| {
+        let uploaded_at = tx.locked_position(tx.shards().of_user(&user_id));
+        vec![
+            user_id.as_str().into(),
+            device_id.as_str().into(),
+            key.key_id.into(),
+            key.algorithm.into(),
+            uploaded_at.into(),
+            key.json.into(),
+        ]
+    };
+    keys.into_iter().map(row).collect()
+}
+
+fn fallback_rows(keys: Vec<(Device, NewKey)>) -> Vec<Vec<Value>> {
+    // By algorithm, or the statement would touch a row twice.
+    let newest: BTreeMap<(Device, String), NewKey> =
+        keys.into_iter().map(|(device, key)| ((device, key.algorithm.clone()), key)).collect();
+    let row = |(((user_id, device_id), algorithm), key): ((Device, String), NewKey)| {
+        vec![
+            user_id.as_str().into(),
+            device_id.as_str().into(),
+            algorithm.into(),
+            key.key_id.into(),
+            key.json.into(),
+            false.into(),
+        ]
+    };
+    newest.into_iter().map(row).collect()
 }
 
 /// Notes that one-time or fallback keys of these users changed, so that their syncs tell the new counts. The shards of the
@@ -147,27 +163,28 @@ pub async fn note_one_time_keys(tx: &WriteTx, users: BTreeSet<OwnedUserId>) -> R
     streams::append_user_changes(tx, changes, UserChange::OneTimeKeys).await
 }
 
-/// How many one-time keys of each algorithm devices have left; who has none is left out.
+/// How many one-time keys of each algorithm devices have left. Devices that there are not are left out.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn one_time_key_counts(
-    tx: &ReadTx,
-    devices: &[(OwnedUserId, OwnedDeviceId)],
-) -> Result<BTreeMap<(OwnedUserId, OwnedDeviceId), BTreeMap<String, u64>>, Error> {
-    let mut counts: BTreeMap<_, BTreeMap<String, u64>> = BTreeMap::new();
+pub async fn one_time_key_counts(tx: &ReadTx, devices: &[Device]) -> Result<BTreeMap<Device, Counts>, Error> {
+    let mut counts: BTreeMap<Device, Counts> = BTreeMap::new();
     for chunk in devices.chunks(tx.rows_a_statement(2)) {
         let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
         let (rows, values) = tx.rows(1, rows.collect());
         let sql = format!(
-            "SELECT user_id, device_id, algorithm, COUNT(*) AS keys FROM one_time_keys \
-             WHERE (user_id, device_id) IN ({rows}) GROUP BY user_id, device_id, algorithm"
+            "SELECT d.user_id, d.device_id, k.algorithm, COUNT(k.key_id) AS keys FROM devices d \
+             LEFT JOIN one_time_keys k ON k.user_id = d.user_id AND k.device_id = d.device_id \
+             WHERE (d.user_id, d.device_id) IN ({rows}) GROUP BY d.user_id, d.device_id, k.algorithm"
         );
         for row in tx.query(&sql, values).await? {
-            let device = (streams::user_id(&row, "one_time_keys", "user_id")?, device_id(&row)?);
-            let count: i64 = row.try_get("", "keys")?;
-            let count = count.try_into().unwrap_or_default();
-            counts.entry(device).or_default().insert(row.try_get("", "algorithm")?, count);
+            let device = (streams::user_id(&row, "devices", "user_id")?, device_id(&row)?);
+            let of_device = counts.entry(device).or_default();
+            let algorithm: Option<String> = row.try_get("", "algorithm")?;
+            if let Some(algorithm) = algorithm {
+                let count: i64 = row.try_get("", "keys")?;
+                of_device.insert(algorithm, count.try_into().unwrap_or_default());
+            }
         }
     }
     Ok(counts)

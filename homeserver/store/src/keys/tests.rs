@@ -1,10 +1,10 @@
 use std::collections::BTreeSet;
 
-use ruma::{device_id, user_id};
+use ruma::{MilliSecondsSinceUnixEpoch, device_id, user_id};
 
 use super::*;
 use crate::{
-    Store,
+    Store, devices,
     store::tests::store,
     streams::{StreamItem, UserChange, read_shard},
 };
@@ -29,13 +29,24 @@ async fn upload(store: &Store, keys: Vec<NewKey>, fallback: Vec<NewKey>) -> Resu
             let (keys, fallback) = (keys.clone(), fallback.clone());
             async move {
                 tx.lock_shards(&[tx.shards().of_user(user)]).await?;
-                let of_device = |key| (user.to_owned(), device.to_owned(), key);
-                insert_one_time_keys(&tx, keys.into_iter().map(of_device).collect()).await?;
-                put_fallback_keys(&tx, fallback.into_iter().map(of_device).collect()).await?;
-                note_one_time_keys(&tx, BTreeSet::from([user.to_owned()])).await
+                let of_device = |key| ((user.to_owned(), device.to_owned()), key);
+                let keys = keys.into_iter().map(of_device).collect();
+                put_keys(&tx, keys, fallback.into_iter().map(of_device).collect()).await
             }
         })
         .await
+}
+
+async fn make_device(store: &Store, device: &str) {
+    let device = &devices::Device {
+        device_id: device.into(),
+        display_name: None,
+        last_seen_ts: MilliSecondsSinceUnixEpoch(0_u32.into()),
+        last_seen_ip: String::new(),
+    };
+    let made: Result<(), Error> =
+        store.write("test", |tx| async move { devices::upsert(&tx, user_id!("@a:x"), device).await }).await;
+    made.unwrap();
 }
 
 async fn claim_one(store: &Store, device: &str) -> Option<String> {
@@ -61,6 +72,16 @@ async fn claim_one(store: &Store, device: &str) -> Option<String> {
 async fn keys_are_claimed_once_in_the_order_of_their_upload_then_the_fallback_key() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder).await;
+    let counts = || {
+        store.read("test", |tx| async move {
+            let devices = ["D", "NONE"].map(|device| (user_id!("@a:x").to_owned(), device.into()));
+            Ok::<_, Error>(one_time_key_counts(&tx, &devices).await?.into_iter().collect::<Vec<_>>())
+        })
+    };
+    assert!(counts().await.unwrap().is_empty());
+    make_device(&store, "D").await;
+    let device = (user_id!("@a:x").to_owned(), "D".into());
+    assert_eq!(counts().await.unwrap(), [(device, BTreeMap::new())], "there is a device, but no key");
     upload(&store, vec![new_key("alg:z", "1"), new_key("alg:y", "2")], vec![]).await.unwrap();
     upload(&store, vec![new_key("alg:a", "3"), new_key("other:b", "4")], vec![new_key("alg:f", "5")])
         .await
@@ -286,7 +307,7 @@ mod lists {
 
 #[tokio::test]
 async fn keys_carry_the_name_of_their_device_and_go_with_it() {
-    use crate::{devices, to_device};
+    use crate::to_device;
 
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder).await;

@@ -1,17 +1,14 @@
 //! Uploads of keys: all that have queued while the last transaction was under way share the next one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use keystead_core::{keybox::audit_log::LogEvent, keys as rules, shard::Shard};
 use keystead_store::{
     Error, ReadTx, Store, TransactionError, WriteTx, devices,
-    keys::{self, DeviceKey, NewKey},
+    keys::{self, Counts, Device, DeviceKey, NewKey},
 };
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedOneTimeKeyId, OwnedUserId, UserId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedOneTimeKeyId,
     api::client::keys::upload_keys::v3 as upload_keys, encryption::OneTimeKey, serde::Raw,
 };
 
@@ -22,10 +19,6 @@ use crate::{
     http::error::ApiError,
     keyboxes::Actor,
 };
-
-/// How many one-time keys of each algorithm a device has left.
-pub type Counts = BTreeMap<String, u64>;
-type Device = (OwnedUserId, OwnedDeviceId);
 
 /// What a device uploads, checked as far as it can be without the database.
 pub struct Upload {
@@ -47,6 +40,11 @@ impl KeyUploads {
     pub fn new(store: Store) -> Self {
         Self { store }
     }
+
+    async fn store(&self, batch: Batch<'_>) -> Result<Vec<Result<Counts, ApiError>>, ApiError> {
+        let batch = &batch;
+        self.store.write("upload_keys", |tx| async move { batch.store(&tx).await }).await
+    }
 }
 
 impl Batches for KeyUploads {
@@ -63,7 +61,13 @@ impl Batches for KeyUploads {
     }
 
     async fn commit(&self, uploads: &[Upload]) -> Result<Vec<Result<Counts, ApiError>>, ApiError> {
-        self.store.write("upload_keys", |tx| async move { Batch { uploads }.store(&tx).await }).await
+        // That a one-time key is there already is rare, and found out by the insert.
+        match self.store(Batch { uploads, checks_one_time_keys: false }).await {
+            Err(error) if error.store_error().is_some_and(Error::is_conflict) => {
+                self.store(Batch { uploads, checks_one_time_keys: true }).await
+            }
+            stored => stored,
+        }
     }
 }
 
@@ -94,14 +98,13 @@ impl Upload {
     }
 
     /// Whether the device keys differ from the stored ones, as far as they may.
-    async fn changes_device_keys(&self, tx: &ReadTx) -> Result<bool, ApiError> {
+    async fn changes_device_keys(&self, tx: &ReadTx, stored: Option<&String>) -> Result<bool, ApiError> {
         let Some(new) = &self.device_keys else { return Ok(false) };
-        let (user_id, device_id) = &self.device;
-        let Some(stored) = keys::device_keys(tx, user_id, device_id).await? else {
+        let Some(stored) = stored else {
             self.refuse_revoked(tx, new).await?;
             return Ok(true);
         };
-        let stored = stored_object("device_keys", device_id.as_str(), &stored)?;
+        let stored = stored_object("device_keys", self.device.1.as_str(), stored)?;
         if !rules::same_device_keys(&stored, new) {
             return Err(ApiError::invalid_param(
                 "This device has published other keys, and the keys of a device never change: log in as a new device",
@@ -124,17 +127,17 @@ impl Upload {
     }
 
     /// Publishes the identity keys. The shards of the user's device list are locked.
-    async fn put_device_keys(&self, tx: &WriteTx) -> Result<(), ApiError> {
+    async fn put_device_keys(&self, tx: &WriteTx, is_first: bool) -> Result<(), Error> {
         let (Some(device_keys), (user_id, device_id)) = (&self.device_keys, &self.device) else {
             return Ok(());
         };
-        if rules::is_keybox(device_keys) && keys::device_keys(tx, user_id, device_id).await?.is_none() {
+        if is_first && rules::is_keybox(device_keys) {
             let name = devices::find(tx, user_id, device_id).await?.and_then(|device| device.display_name);
             let actor = Actor { now: self.now, address: Some(self.client_addr), device_id: Some(device_id) };
             actor.note(tx, user_id, LogEvent::KeyboxRegistered(actor.on(device_id, name))).await?;
         }
         keys::put_device_keys(tx, user_id, device_id, &rules::to_json(device_keys)).await?;
-        Ok(keys::note_device_list_change(tx, user_id).await?)
+        keys::note_device_list_change(tx, user_id).await
     }
 
     /// The one-time keys that are not there yet.
@@ -161,87 +164,125 @@ impl Upload {
 
 struct Batch<'a> {
     uploads: &'a [Upload],
+    /// Whether to ask which of the one-time keys are there already, rather than to find out by the insert that one is.
+    checks_one_time_keys: bool,
+}
+
+/// What there is of the devices that upload.
+struct Stored {
+    /// Those that exist, with the one-time keys that they have.
+    counts: BTreeMap<Device, Counts>,
+    device_keys: BTreeMap<Device, String>,
+    /// Those of the uploaded keys that are there already, if that was asked.
+    one_time_keys: BTreeMap<DeviceKey, String>,
+}
+
+/// What of an upload is new.
+struct New {
+    device_keys: bool,
+    one_time_keys: Vec<NewKey>,
 }
 
 impl Batch<'_> {
     /// Stores what is new and returns the counts of one-time keys. An upload that is sent again changes nothing.
     async fn store(&self, tx: &WriteTx) -> Result<Vec<Result<Counts, ApiError>>, ApiError> {
         tx.lock_shards(&self.shards(tx).await?).await?;
-        let mut results = Vec::with_capacity(self.uploads.len());
+        let mut stored = self.stored(tx).await?;
         // Everything is checked before anything is written: a refused upload leaves nothing behind.
-        let stored = self.stored(tx).await?;
-        let users: BTreeSet<&UserId> = self.uploads.iter().map(|upload| &*upload.device.0).collect();
-        // Whoever deletes devices holds the shard too.
-        let devices = devices::ids_of_users(tx, &users.into_iter().collect::<Vec<_>>()).await?;
-        let (mut new, mut fallback, mut changed) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut checked = Vec::with_capacity(self.uploads.len());
         for upload in self.uploads {
-            let (user_id, device_id) = &upload.device;
-            if !devices.get(user_id).is_some_and(|devices| devices.contains(device_id)) {
-                results.push(Err(ApiError::unknown_token(false)));
-                continue;
-            }
-            let one_time_keys = match upload.new_one_time_keys(&stored) {
-                Ok(one_time_keys) => one_time_keys,
-                Err(refusal) => {
-                    results.push(Err(refusal));
-                    continue;
-                }
-            };
-            match upload.changes_device_keys(tx).await {
-                Ok(true) => upload.put_device_keys(tx).await?,
-                Ok(false) => {}
+            match stored.new_of(tx, upload).await {
                 Err(error) if error.store_error().is_some() => return Err(error),
-                Err(refusal) => {
-                    results.push(Err(refusal));
-                    continue;
+                new => checked.push(new),
+            }
+        }
+        self.put_device_keys(tx, &checked, &stored).await?;
+        let (mut one_time_keys, mut fallback_keys) = (Vec::new(), Vec::new());
+        let mut results = Vec::with_capacity(checked.len());
+        for (upload, new) in self.uploads.iter().zip(checked) {
+            let of_device = |key| (upload.device.clone(), key);
+            results.push(new.map(|new| {
+                let mut counts = stored.counts.remove(&upload.device).unwrap_or_default();
+                for key in &new.one_time_keys {
+                    *counts.entry(key.algorithm.clone()).or_default() += 1;
                 }
-            }
-            if !one_time_keys.is_empty() || !upload.fallback_keys.is_empty() {
-                changed.insert(user_id.clone());
-            }
-            let of_device = |key| (user_id.clone(), device_id.clone(), key);
-            new.extend(one_time_keys.into_iter().map(of_device));
-            fallback.extend(upload.fallback_keys.iter().cloned().map(of_device));
-            results.push(Ok(Counts::new()));
+                one_time_keys.extend(new.one_time_keys.into_iter().map(of_device));
+                fallback_keys.extend(upload.fallback_keys.iter().cloned().map(of_device));
+                counts
+            }));
         }
-        keys::insert_one_time_keys(tx, new).await?;
-        keys::put_fallback_keys(tx, fallback).await?;
-        keys::note_one_time_keys(tx, changed).await?;
-        let mut counts = self.counts(tx).await?;
-        for (upload, result) in self.uploads.iter().zip(&mut results) {
-            if let Ok(count) = result {
-                *count = counts.remove(&upload.device).unwrap_or_default();
-            }
-        }
+        keys::put_keys(tx, one_time_keys, fallback_keys).await?;
         Ok(results)
     }
 
     /// The shards of all who upload, and of all who are to hear of new identity keys.
     async fn shards(&self, tx: &ReadTx) -> Result<Vec<Shard>, ApiError> {
-        let mut shards = Vec::new();
+        let mut shards: Vec<Shard> =
+            self.uploads.iter().map(|upload| tx.shards().of_user(&upload.device.0)).collect();
+        let stored = self.device_keys(tx).await?;
         for upload in self.uploads {
-            shards.push(tx.shards().of_user(&upload.device.0));
             // A refusal is for when the shards are locked.
-            if matches!(upload.changes_device_keys(tx).await, Ok(true)) {
+            if matches!(upload.changes_device_keys(tx, stored.get(&upload.device)).await, Ok(true)) {
                 shards.extend(keys::device_list_shards(tx, &upload.device.0).await?);
             }
         }
         Ok(shards)
     }
 
-    /// Those of the one-time keys that are there already.
-    async fn stored(&self, tx: &ReadTx) -> Result<BTreeMap<DeviceKey, String>, Error> {
-        let wanted = self
-            .uploads
-            .iter()
-            .flat_map(|upload| upload.one_time_keys.iter().map(|key| upload.named(key)))
-            .collect::<Vec<_>>();
-        keys::one_time_keys(tx, &wanted).await
+    /// What is there; the shards are locked, so it stays (whoever deletes devices holds them, too).
+    async fn stored(&self, tx: &ReadTx) -> Result<Stored, Error> {
+        let devices: Vec<Device> = self.uploads.iter().map(|upload| upload.device.clone()).collect();
+        let mut one_time_keys = BTreeMap::new();
+        if self.checks_one_time_keys {
+            let named = |upload: &Upload| upload.one_time_keys.iter().map(|key| upload.named(key)).collect();
+            let wanted: Vec<Vec<DeviceKey>> = self.uploads.iter().map(named).collect();
+            one_time_keys = keys::one_time_keys(tx, &wanted.concat()).await?;
+        }
+        Ok(Stored {
+            counts: keys::one_time_key_counts(tx, &devices).await?,
+            device_keys: self.device_keys(tx).await?,
+            one_time_keys,
+        })
     }
 
-    async fn counts(&self, tx: &ReadTx) -> Result<BTreeMap<Device, Counts>, Error> {
-        let devices: Vec<Device> = self.uploads.iter().map(|upload| upload.device.clone()).collect();
-        keys::one_time_key_counts(tx, &devices).await
+    /// The identity keys that are stored, of those devices that upload some.
+    async fn device_keys(&self, tx: &ReadTx) -> Result<BTreeMap<Device, String>, Error> {
+        let identities = self.uploads.iter().filter(|upload| upload.device_keys.is_some());
+        let devices: Vec<Device> = identities.map(|upload| upload.device.clone()).collect();
+        keys::stored_device_keys(tx, &devices).await
+    }
+
+    /// Publishes identity keys, in the order of the users: so does whoever else takes the locks of several users' device lists.
+    async fn put_device_keys(
+        &self,
+        tx: &WriteTx,
+        checked: &[Result<New, ApiError>],
+        stored: &Stored,
+    ) -> Result<(), Error> {
+        let changes = |new: &Result<New, ApiError>| new.as_ref().is_ok_and(|new| new.device_keys);
+        let changed = self.uploads.iter().zip(checked).filter(|(_, new)| changes(new));
+        let changed: BTreeMap<&Device, &Upload> =
+            changed.map(|(upload, _)| (&upload.device, upload)).collect();
+        for (device, upload) in changed {
+            upload.put_device_keys(tx, !stored.device_keys.contains_key(device)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Stored {
+    /// What of an upload is new.
+    ///
+    /// # Errors
+    /// Why it is refused; a row that cannot be read.
+    async fn new_of(&self, tx: &ReadTx, upload: &Upload) -> Result<New, ApiError> {
+        if !self.counts.contains_key(&upload.device) {
+            return Err(ApiError::unknown_token(false));
+        }
+        Ok(New {
+            one_time_keys: upload.new_one_time_keys(&self.one_time_keys)?,
+            device_keys: upload.changes_device_keys(tx, self.device_keys.get(&upload.device)).await?,
+        })
     }
 }
 
