@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use keystead_keybox::envelope::Envelope;
 use keystead_keybox::resource_key::ResourceKeyId;
@@ -15,6 +16,12 @@ use crate::events::RoomEvent;
 
 const DEFAULT_ROTATION_MESSAGES: u64 = 100;
 const DEFAULT_ROTATION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// The most messages under one resource key, whatever the room says: far below 2^32 (`SPEC.md`, section 5.4), even if many seal at once.
+const MAX_ROTATION_MESSAGES: u64 = 100_000;
+/// The shortest life of a resource key: a room that says 0 would have one made for every message.
+const MIN_ROTATION_MS: u64 = 60_000;
+/// The longest: 13 weeks.
+const MAX_ROTATION_MS: u64 = 13 * DEFAULT_ROTATION_MS;
 /// How much unread and unreadable material is kept for a room; the oldest goes first, and stays on the server.
 const MAX_KEPT: usize = 10_000;
 /// A visibility that is set this soon after a room was made has held from its beginning. Clocks of members may differ by less.
@@ -69,9 +76,9 @@ pub struct Room {
     pub suite: Option<String>,
     /// Whose messages before joining can be read: the content of `m.room.history_visibility`.
     pub history_visibility: String,
-    /// After how many messages a resource key is replaced.
+    /// After how many messages a resource key is replaced: 1 to 100,000.
     pub rotation_period_msgs: u64,
-    /// After how many milliseconds a resource key is replaced.
+    /// After how many milliseconds a resource key is replaced: a minute to 13 weeks.
     pub rotation_period_ms: u64,
     /// Since when members have access.
     #[serde(default)]
@@ -217,6 +224,8 @@ impl Room {
                     self.set_membership(state_key, membership, event, own_user);
                 }
             }
+            // What follows is told of the room as a whole: with a key of its own such an event means nothing.
+            _ if !state_key.is_empty() => {}
             "m.room.create" => {
                 self.created_at = event.origin_server_ts;
                 // Where the room began: it may have gone on to a better suite, and the server may show that first.
@@ -225,22 +234,31 @@ impl Room {
                 }
             }
             "m.room.encryption" => {
-                let number = |field: &str| event.content.get(field).and_then(|value| value.as_u64());
-                self.rotation_period_msgs =
-                    number("rotation_period_msgs").unwrap_or(DEFAULT_ROTATION_MESSAGES).max(1);
-                self.rotation_period_ms = number("rotation_period_ms").unwrap_or(DEFAULT_ROTATION_MS);
-                return !self.take_suite(text("algorithm").unwrap_or_default());
+                if !self.take_suite(text("algorithm").unwrap_or_default()) {
+                    return true;
+                }
+                self.set_rotation(&event.content);
             }
             "m.room.history_visibility" => {
                 if let Some(visibility) = text("history_visibility") {
                     self.set_visibility(visibility, event.origin_server_ts);
                 }
             }
-            closing::EVENT_TYPE if state_key.is_empty() => self.offer_closing(&event.sender, &event.content),
+            closing::EVENT_TYPE => self.offer_closing(&event.sender, &event.content),
             "m.room.name" => self.name = text("name").filter(|name| !name.is_empty()).map(str::to_owned),
             _ => {}
         }
         false
+    }
+
+    /// Takes in how long a resource key serves, within what is safe.
+    fn set_rotation(&mut self, content: &Value) {
+        let number =
+            |field: &str, default: u64| content.get(field).and_then(Value::as_u64).unwrap_or(default);
+        let msgs = number("rotation_period_msgs", DEFAULT_ROTATION_MESSAGES);
+        let ms = number("rotation_period_ms", DEFAULT_ROTATION_MS);
+        self.rotation_period_msgs = msgs.clamp(1, MAX_ROTATION_MESSAGES);
+        self.rotation_period_ms = ms.clamp(MIN_ROTATION_MS, MAX_ROTATION_MS);
     }
 
     fn set_membership(&mut self, user_id: &str, membership: Membership, event: &RoomEvent, own_user: &str) {

@@ -5,6 +5,7 @@ use keystead_keybox::resource_key::ResourceKey;
 use keystead_keybox::suite;
 
 use super::world::{ROOM, World, user};
+use crate::engine::Notice;
 
 #[test]
 fn who_has_left_cannot_read_what_is_said_afterwards() {
@@ -215,4 +216,50 @@ fn the_suite_cannot_be_taken_away() {
     world.settle();
     world.say("A1", "still sealed");
     assert!(world.unread("B1")[0].encrypted);
+}
+
+#[test]
+fn a_state_event_with_a_key_of_its_own_says_nothing_of_the_room() {
+    let mut world = World::new(&["A1", "B1"]);
+    let weak = json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 1 });
+    world.state(&user("B1"), "m.room.encryption", "other", weak);
+    world.state(&user("B1"), "m.room.name", "other", json!({ "name": "not the name" }));
+    world.state(&user("B1"), "m.room.history_visibility", "other", json!({ "history_visibility": "joined" }));
+    world.settle();
+    let weakened = |notice: &Notice| matches!(notice, Notice::SuiteDowngrade { .. });
+    assert!(!world.boxes["A1"].notices.iter().any(weakened));
+    let room = &world.boxes["A1"].engine.rooms()[ROOM];
+    assert_eq!((room.name.as_deref(), room.rotation_period_msgs), (None, 100));
+    assert_eq!(room.history_visibility, "shared");
+}
+
+#[test]
+fn what_the_room_says_of_rotation_is_held_within_bounds() {
+    let week = 7 * 24 * 60 * 60 * 1000;
+    for (said, msgs, ms) in [
+        (json!(0), 1, 60_000),
+        (json!(1_000_000_000_000_000_u64), 100_000, 13 * week),
+        (json!(u64::MAX), 100_000, 13 * week),
+        (json!(-1), 100, week),
+        (json!("many"), 100, week),
+    ] {
+        let mut world = World::new(&["A1", "B1"]);
+        let content =
+            json!({ "algorithm": suite::V1, "rotation_period_msgs": said, "rotation_period_ms": said });
+        world.state(&user("A1"), "m.room.encryption", "", content);
+        world.settle();
+        let room = &world.boxes["B1"].engine.rooms()[ROOM];
+        assert_eq!((room.rotation_period_msgs, room.rotation_period_ms), (msgs, ms), "{said}");
+    }
+}
+
+#[test]
+fn an_attempt_to_weaken_the_encryption_changes_no_rotation() {
+    let mut world = World::new(&["A1", "B1"]);
+    let weak = json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 5_000 });
+    world.state(&user("B1"), "m.room.encryption", "", weak);
+    world.settle();
+    let weakened = |notice: &Notice| matches!(notice, Notice::SuiteDowngrade { .. });
+    assert!(world.boxes["A1"].notices.iter().any(weakened));
+    assert_eq!(world.boxes["A1"].engine.rooms()[ROOM].rotation_period_msgs, 100);
 }
