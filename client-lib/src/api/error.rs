@@ -35,7 +35,7 @@ pub enum ApiError {
     /// There is no certificate to pin without TLS.
     #[error("a pin needs an https address")]
     PinWithoutTls,
-    /// The homeserver refused.
+    /// The homeserver refused, or cannot do it just now.
     #[error(transparent)]
     Server(#[from] ServerError),
     /// The homeserver did not answer in time.
@@ -54,9 +54,9 @@ pub enum ApiError {
     },
 }
 
-/// A refusal. <https://spec.matrix.org/v1.19/client-server-api/#standard-error-response>
+/// A refusal, or that the server cannot do it just now. <https://spec.matrix.org/v1.19/client-server-api/#standard-error-response>
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("the homeserver refused: {message} ({errcode})")]
+#[error("the homeserver {}: {message} ({errcode})", self.verdict())]
 pub struct ServerError {
     /// The HTTP status.
     pub status: u16,
@@ -76,6 +76,18 @@ impl ServerError {
     /// <https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api>
     pub fn asks_for_authentication(&self) -> bool {
         self.status == 401 && self.body.get("flows").is_some()
+    }
+
+    /// What the status means to a person: only what is final is a refusal.
+    fn verdict(&self) -> String {
+        match (self.status, self.retry_after_ms) {
+            (429, Some(wait)) => {
+                format!("wants fewer requests, try again in {} s", wait.div_ceil(1_000))
+            }
+            (429, None) => "wants fewer requests, try again later".to_owned(),
+            (500.., _) => "cannot do this just now, try again later".to_owned(),
+            _ => "refused".to_owned(),
+        }
     }
 
     pub(super) fn new(status: u16, body: Value) -> Self {
@@ -106,5 +118,34 @@ impl ApiError {
             Self::Interrupted(_) | Self::Timeout | Self::Unreachable { .. } => true,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_refusal_is_not_called_one() {
+        let words = |status, body| ServerError::new(status, body).to_string();
+        let denied = json!({ "errcode": "M_FORBIDDEN", "error": "No" });
+        assert_eq!(words(403, denied), "the homeserver refused: No (M_FORBIDDEN)");
+        let away = json!({ "errcode": "M_UNKNOWN", "error": "The database is away" });
+        assert_eq!(
+            words(503, away),
+            "the homeserver cannot do this just now, try again later: The database is away (M_UNKNOWN)"
+        );
+        let often = json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "Too often", "retry_after_ms": 1_500 });
+        assert_eq!(
+            words(429, often),
+            "the homeserver wants fewer requests, try again in 2 s: Too often (M_LIMIT_EXCEEDED)"
+        );
+        let often = json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "Too often" });
+        assert_eq!(
+            words(429, often),
+            "the homeserver wants fewer requests, try again later: Too often (M_LIMIT_EXCEEDED)"
+        );
     }
 }
