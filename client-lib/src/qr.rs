@@ -36,8 +36,10 @@ pub enum QrReadError {
     #[error("no QR code can be read in this image; take it again, sharper and straight")]
     NoCode,
     /// It is not an image in PNG or JPEG format.
-    #[error("this is not an image that can be read; PNG and JPEG are")]
-    NoImage(#[from] image::ImageError),
+    ///
+    /// What the decoder says is kept from [`std::error::Error::source`]: it is of no use to who holds the picture.
+    #[error("the picture cannot be read: it is damaged, or neither PNG nor JPEG")]
+    NoImage(image::ImageError),
     /// There are several codes in it.
     #[error("several QR codes are in this image; cut out the one that is meant")]
     Several,
@@ -88,13 +90,13 @@ pub fn terminal(text: &str, dark: bool) -> Result<String, QrWriteError> {
 pub fn read(file: &[u8]) -> Result<String, QrReadError> {
     let mut reader = image::ImageReader::new(Cursor::new(file))
         .with_guessed_format()
-        .map_err(image::ImageError::IoError)?;
+        .map_err(|error| QrReadError::NoImage(error.into()))?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_MEMORY);
     reader.limits(limits);
-    let image = reader.decode()?.into_luma8();
+    let image = reader.decode().map_err(QrReadError::NoImage)?.into_luma8();
     let mut prepared = rqrr::PreparedImage::prepare(image);
     let mut texts = prepared.detect_grids().into_iter().filter_map(|grid| grid.decode().ok());
     match (texts.next(), texts.next()) {
@@ -126,7 +128,12 @@ mod tests {
 
     #[test]
     fn what_is_no_code_is_refused() {
-        assert!(matches!(read(b"no image"), Err(QrReadError::NoImage(_))));
+        let cut = png(TEXT).unwrap()[..60].to_vec();
+        for file in [b"no image".as_slice(), &cut] {
+            let error = read(file).unwrap_err();
+            assert!(matches!(error, QrReadError::NoImage(_)));
+            assert!(std::error::Error::source(&error).is_none(), "a decoder's words help nobody");
+        }
         let mut white = Cursor::new(Vec::new());
         GrayImage::from_pixel(64, 64, Luma([255])).write_to(&mut white, ImageFormat::Png).unwrap();
         assert!(matches!(read(&white.into_inner()), Err(QrReadError::NoCode)));
