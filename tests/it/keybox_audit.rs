@@ -156,6 +156,40 @@ async fn a_server_that_lies_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_break_in_the_chain_accuses_the_server_of_nothing_else() {
+    let cluster = TestCluster::start().await;
+    let (mut alice, proxy) = talk(&cluster).await;
+    let report = audit(&mut alice).await;
+    assert_eq!(report.differences, []);
+    assert!(report.server.seq >= 2, "{report:?}");
+
+    let removing = |path: &str, answer: &mut Value| {
+        if path.contains("/log?")
+            && let Some(entries) = answer["entries"].as_array_mut()
+        {
+            entries.retain(|entry| entry["seq"] != 1);
+        }
+    };
+    let found = lied_to(&mut alice, &proxy, removing).await;
+    let [Difference::BrokenChain { seq: 1, .. }, Difference::Hidden { own: LogEvent::KeyboxRegistered(_) }] =
+        found.as_slice()
+    else {
+        panic!("{found:?}");
+    };
+
+    let altering = |path: &str, answer: &mut Value| {
+        if path.contains("/log?")
+            && let Some(entry) = answer["entries"].as_array_mut().and_then(|entries| entries.first_mut())
+            && entry["seq"] == 1
+        {
+            entry["address"] = json!("192.0.2.1");
+        }
+    };
+    let found = lied_to(&mut alice, &proxy, altering).await;
+    assert!(matches!(found.as_slice(), [Difference::BrokenChain { seq: 2, .. }]), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_head_that_is_forged_or_goes_back_is_found_out() {
     let cluster = TestCluster::start().await;
     let (mut alice, proxy) = talk(&cluster).await;

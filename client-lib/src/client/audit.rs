@@ -1,5 +1,7 @@
 //! Holding the homeserver's log against what this KeyBox saw itself.
 
+mod server_log;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
+use self::server_log::ServerLog;
 use super::{Client, ClientError};
 use crate::api::{LogFilter, ServerKey};
 use crate::engine::{Record, RecordError, part_name};
@@ -208,15 +211,10 @@ impl Client {
         {
             log.note(Difference::HeadWentBack { seen: known.seq, now: head.seq });
         }
-        let filter = LogFilter { after: log.walked.seq, ..LogFilter::default() };
-        for entry in self.api.log(&filter).await? {
-            log.take(&entry, known.as_ref(), head.as_ref());
-        }
-        if let Some(head) = head {
-            if head.seq > log.walked.seq || (head.seq == log.walked.seq && head.hash != log.walked.hash) {
-                log.note(Difference::NotTheHead { seq: head.seq });
-            }
-            *known = Some(head);
+        let filter = LogFilter { after: log.whole_to(), ..LogFilter::default() };
+        log.take_all(self.api.log(&filter).await?, known.as_ref(), head.as_ref());
+        if head.is_some() {
+            *known = head;
         }
         Ok(())
     }
@@ -256,61 +254,6 @@ impl Client {
         let json = Zeroizing::new(serde_json::to_vec(&seen).map_err(corrupt)?);
         self.store.save(&[Record { name: NAME.to_owned(), json }], &mut OpensslEntropy)?;
         Ok(())
-    }
-}
-
-/// What was read of the server's log so far.
-struct ServerLog {
-    user_id: String,
-    walked: Head,
-    broken: bool,
-    events: Vec<LogEvent>,
-    differences: Vec<Difference>,
-    /// The key that heads must be signed with, if it is not the one that the server names now.
-    trusted: Option<ServerKey>,
-}
-
-impl ServerLog {
-    fn new(user_id: &str) -> Self {
-        Self {
-            user_id: user_id.to_owned(),
-            walked: Head::default(),
-            broken: false,
-            events: Vec::new(),
-            differences: Vec::new(),
-            trusted: None,
-        }
-    }
-
-    fn note(&mut self, difference: Difference) {
-        if !self.differences.contains(&difference) {
-            self.differences.push(difference);
-        }
-    }
-
-    /// Takes an entry in: its place in the chain, and what it says. After a break only what the entries say still counts.
-    fn take(&mut self, entry: &Map<String, Value>, known: Option<&Head>, head: Option<&Head>) {
-        if !self.broken
-            && let Err(error) = self.walked.follow(&self.user_id, entry)
-        {
-            let seq = self.walked.seq + 1;
-            self.note(Difference::BrokenChain { seq, problem: error.to_string() });
-            self.broken = true;
-        }
-        if let Some(known) = known.filter(|known| !self.broken && known.seq == self.walked.seq)
-            && known.hash != self.walked.hash
-        {
-            self.note(Difference::Rewritten { seq: known.seq });
-        }
-        if let Some(head) = head.filter(|head| !self.broken && head.seq == self.walked.seq)
-            && head.hash != self.walked.hash
-        {
-            self.note(Difference::NotTheHead { seq: head.seq });
-        }
-        // What a newer server notes is not for this version to compare.
-        if let Ok(entry) = serde_json::from_value::<Entry>(Value::Object(entry.clone())) {
-            self.events.push(entry.event);
-        }
     }
 }
 
