@@ -17,7 +17,7 @@ mod sync;
 pub use account::{LoggedIn, Registration};
 pub use backup::{BackedUpRoom, BackedUpSession, Backup};
 pub use error::{ApiError, ServerError};
-pub use keyboxes::{ListedKeyBox, LogFilter, ServerKey};
+pub use keyboxes::{ListedKeyBox, LogFilter, LogItem, ServerKey};
 pub use media::Download;
 pub use pin::{ServerFingerprint, normal_pin, with_pin};
 pub use releases::Release;

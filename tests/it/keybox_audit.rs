@@ -187,6 +187,27 @@ async fn a_break_in_the_chain_accuses_the_server_of_nothing_else() {
     };
     let found = lied_to(&mut alice, &proxy, altering).await;
     assert!(matches!(found.as_slice(), [Difference::BrokenChain { seq: 2, .. }]), "{found:?}");
+
+    // An entry that is no JSON, as somebody leaves it who writes into the database.
+    proxy.alter_bytes(|path, bytes| {
+        if path.contains("/log?") {
+            *bytes = String::from_utf8_lossy(bytes).replace("\"unreadable\"", "{bad").into_bytes();
+        }
+    });
+    let spoiling = |path: &str, answer: &mut Value| {
+        if path.contains("/log?")
+            && let Some(entries) = answer["entries"].as_array_mut()
+            && let Some(entry) = entries.iter_mut().find(|entry| entry["seq"] == 1)
+        {
+            *entry = json!("unreadable");
+        }
+    };
+    let found = lied_to(&mut alice, &proxy, spoiling).await;
+    let [Difference::Unreadable { seq: 1 }, Difference::Hidden { own: LogEvent::KeyboxRegistered(_) }] =
+        found.as_slice()
+    else {
+        panic!("{found:?}");
+    };
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{TestCluster, http::Request};
 /// Changes the JSON of an answer; gets the path and query that were asked for.
 type Alter = Box<dyn FnMut(&str, &mut Value) + Send>;
 
-/// Changes the bytes of an answer that is not JSON; gets the path and query that were asked for.
+/// Changes the bytes of an answer, after [`Alter`] if it is JSON; gets the path and query that were asked for.
 type AlterBytes = Box<dyn FnMut(&str, &mut Vec<u8>) + Send>;
 
 /// How answers are changed.
@@ -61,7 +61,7 @@ impl Proxy {
         self.lies.lock().unwrap_or_else(PoisonError::into_inner).json = Box::new(alter);
     }
 
-    /// From now on files are changed like this.
+    /// From now on the bytes of answers are changed like this, of those in JSON when [`Self::alter`] has had its turn.
     pub fn alter_bytes(&self, alter: impl FnMut(&str, &mut Vec<u8>) + Send + 'static) {
         self.lies.lock().unwrap_or_else(PoisonError::into_inner).bytes = Box::new(alter);
     }
@@ -84,15 +84,14 @@ async fn pass_on(
     let answer = cluster.send_to(0, passed).await;
     let content_type = answer.header("content-type").to_owned();
     let mut lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
-    let body = if content_type == "application/json" {
+    let mut body = if content_type == "application/json" {
         let mut value = answer.body;
         (lies.json)(&path, &mut value);
         value.to_string().into_bytes()
     } else {
-        let mut bytes = answer.bytes.to_vec();
-        (lies.bytes)(&path, &mut bytes);
-        bytes
+        answer.bytes.to_vec()
     };
+    (lies.bytes)(&path, &mut body);
     let response = hyper::Response::builder()
         .status(answer.status)
         .header(header::CONTENT_TYPE, content_type)

@@ -7,6 +7,10 @@ use super::http::{Call, segment};
 use super::{Api, ApiError};
 use keystead_keybox::encoding::from_base64;
 
+/// How many entries of a log are asked for at once.
+const LOG_PAGE: u64 = 1_000;
+/// After how many entries in a row that cannot be read an answer is no log at all.
+const MAX_UNREADABLE: u64 = 100;
 /// Where the endpoints are.
 const BASE: &str = "/_matrix/client/unstable/com.trustner.keybox/v1";
 
@@ -21,6 +25,77 @@ pub struct LogFilter {
     pub keybox_id: Option<String>,
     /// Only those of this time and later, in milliseconds since the Unix epoch.
     pub since: Option<u64>,
+}
+
+/// What stands at a place of the account's log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogItem {
+    /// An entry.
+    Entry(Map<String, Value>),
+    /// Something that is no JSON object.
+    Unreadable {
+        /// The number of the entry that should be here.
+        seq: u64,
+    },
+}
+
+#[derive(Deserialize)]
+struct LogPage<T> {
+    entries: Vec<T>,
+    next_after: Option<u64>,
+}
+
+/// Reads a log page by page. Where a page is no JSON the pages become smaller, until what is wrong with it stands alone.
+struct LogReader {
+    items: Vec<LogItem>,
+    after: u64,
+    limit: u64,
+    unreadable_in_a_row: u64,
+    is_done: bool,
+}
+
+impl LogReader {
+    fn new(after: u64) -> Self {
+        Self { items: Vec::new(), after, limit: LOG_PAGE, unreadable_in_a_row: 0, is_done: false }
+    }
+
+    /// Takes in the answer to the question for `limit` entries after `after`.
+    fn take(&mut self, page: Result<LogPage<Value>, ApiError>) -> Result<(), ApiError> {
+        match page {
+            Ok(page) => self.take_page(page),
+            Err(ApiError::Malformed(_)) if self.limit > 1 => self.limit /= 10,
+            Err(ApiError::Malformed(_)) if self.unreadable_in_a_row < MAX_UNREADABLE => {
+                self.unreadable_in_a_row += 1;
+                self.after += 1;
+                self.items.push(LogItem::Unreadable { seq: self.after });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn take_page(&mut self, page: LogPage<Value>) {
+        let mut seq = self.after;
+        if page.entries.is_empty() && page.next_after.is_some() {
+            // An entry of no text at all.
+            self.items.push(LogItem::Unreadable { seq: seq.saturating_add(1) });
+        }
+        for entry in page.entries {
+            let expected = seq.saturating_add(1);
+            seq = entry.get("seq").and_then(Value::as_u64).unwrap_or(expected);
+            self.items.push(match entry {
+                Value::Object(entry) => LogItem::Entry(entry),
+                _ => LogItem::Unreadable { seq },
+            });
+        }
+        self.unreadable_in_a_row = 0;
+        self.limit = (self.limit * 10).min(LOG_PAGE);
+        match page.next_after {
+            // A server that leads in a circle is not followed.
+            Some(next) if next > self.after => self.after = next,
+            _ => self.is_done = true,
+        }
+    }
 }
 
 /// One of the account's KeyBoxes, as the server lists it.
@@ -95,15 +170,10 @@ impl Api {
 
     /// All entries of the account's log that `filter` lets through, oldest first.
     pub async fn log(&self, filter: &LogFilter) -> Result<Vec<Map<String, Value>>, ApiError> {
-        #[derive(Deserialize)]
-        struct Page {
-            entries: Vec<Map<String, Value>>,
-            next_after: Option<u64>,
-        }
         let mut entries = Vec::new();
         let mut after = filter.after;
         loop {
-            let mut path = format!("{BASE}/log?limit=1000&after={after}");
+            let mut path = format!("{BASE}/log?limit={LOG_PAGE}&after={after}");
             let parameters = [("room_id", filter.room_id.clone()), ("keybox_id", filter.keybox_id.clone())];
             let since = ("since", filter.since.map(|since| since.to_string()));
             for (name, value) in parameters.into_iter().chain([since]) {
@@ -111,7 +181,7 @@ impl Api {
                     path.push_str(&format!("&{name}={}", segment(&value)));
                 }
             }
-            let page: Page = self.call(Call::get(path)).await?;
+            let page: LogPage<_> = self.call(Call::get(path)).await?;
             entries.extend(page.entries);
             match page.next_after {
                 // A server that leads in a circle is not followed.
@@ -119,6 +189,18 @@ impl Api {
                 _ => return Ok(entries),
             }
         }
+    }
+
+    /// The account's log after an entry, oldest first, with what cannot be read in it.
+    ///
+    /// [`ApiError::Malformed`] if nothing of 100 entries in a row can be read.
+    pub async fn whole_log(&self, after: u64) -> Result<Vec<LogItem>, ApiError> {
+        let mut reader = LogReader::new(after);
+        while !reader.is_done {
+            let path = format!("{BASE}/log?limit={}&after={}", reader.limit, reader.after);
+            reader.take(self.call(Call::get(path)).await)?;
+        }
+        Ok(reader.items)
     }
 
     /// The signed head of the account's log.
@@ -142,5 +224,55 @@ impl Api {
             })
         };
         key().ok_or_else(|| ApiError::Malformed("the homeserver publishes no Ed25519 key".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server's log in which some entries are no JSON.
+    fn read(entries: &[&str]) -> (Result<Vec<LogItem>, ApiError>, usize) {
+        let mut reader = LogReader::new(0);
+        let mut questions = 0;
+        while !reader.is_done {
+            questions += 1;
+            let from = usize::try_from(reader.after).unwrap().min(entries.len());
+            let to = (from + usize::try_from(reader.limit).unwrap()).min(entries.len());
+            let next = if to < entries.len() { format!(r#","next_after":{to}"#) } else { String::new() };
+            let answer = format!(r#"{{"entries":[{}]{next}}}"#, entries[from..to].join(","));
+            let page = serde_json::from_str(&answer).map_err(|error| ApiError::Malformed(error.into()));
+            if let Err(error) = reader.take(page) {
+                return (Err(error), questions);
+            }
+        }
+        (Ok(reader.items), questions)
+    }
+
+    #[test]
+    fn what_cannot_be_read_in_a_log_is_named_and_passed_over() {
+        let texts: Vec<String> = (1..=2_500).map(|seq| format!(r#"{{"seq":{seq}}}"#)).collect();
+        let mut entries: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let (items, questions) = read(&entries);
+        assert_eq!((items.unwrap().len(), questions), (2_500, 3));
+        entries[1] = "{bad";
+        entries[1_233] = "";
+        entries[1_500] = "null";
+        entries[2_499] = "]";
+        let (items, questions) = read(&entries);
+        let items = items.unwrap();
+        assert_eq!(items.len(), 2_500);
+        let unreadable: Vec<_> =
+            items.iter().filter(|item| matches!(item, LogItem::Unreadable { .. })).collect();
+        let expected = [2, 1_234, 1_501, 2_500].map(|seq| LogItem::Unreadable { seq });
+        assert_eq!(unreadable, expected.iter().collect::<Vec<_>>());
+        assert!(questions < 100, "{questions}");
+    }
+
+    #[test]
+    fn an_answer_that_is_no_log_is_not_asked_for_without_end() {
+        let (items, questions) = read(&["<html>"; 2_500]);
+        assert!(matches!(items, Err(ApiError::Malformed(_))));
+        assert!(questions < 200, "{questions}");
     }
 }

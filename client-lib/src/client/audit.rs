@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use self::server_log::ServerLog;
 use super::{Client, ClientError};
-use crate::api::{LogFilter, ServerKey};
+use crate::api::ServerKey;
 use crate::engine::{Record, RecordError, part_name};
 
 /// The record of what was last seen of the server's log.
@@ -101,6 +101,11 @@ pub enum Difference {
         /// The name of the key that it signs with now.
         key_name: String,
     },
+    /// An entry of the server's log is no JSON, or something else stands in its place.
+    Unreadable {
+        /// Its number.
+        seq: u64,
+    },
 }
 
 impl std::fmt::Display for Difference {
@@ -127,6 +132,12 @@ impl std::fmt::Display for Difference {
             }
             Self::ServerKeyChanged { key_name } => {
                 write!(formatter, "the server signs with another key than before, ed25519:{key_name}")
+            }
+            Self::Unreadable { seq } => {
+                write!(
+                    formatter,
+                    "entry {seq} of the homeserver's log cannot be read: it was altered or removed there"
+                )
             }
         }
     }
@@ -211,8 +222,7 @@ impl Client {
         {
             log.note(Difference::HeadWentBack { seen: known.seq, now: head.seq });
         }
-        let filter = LogFilter { after: log.whole_to(), ..LogFilter::default() };
-        log.take_all(self.api.log(&filter).await?, known.as_ref(), head.as_ref());
+        log.take_all(self.api.whole_log(log.whole_to()).await?, known.as_ref(), head.as_ref());
         if head.is_some() {
             *known = head;
         }

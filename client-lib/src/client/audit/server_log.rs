@@ -6,7 +6,7 @@ use keystead_keybox::audit_log::{Entry, Head, LogEvent, entry_hash};
 use serde_json::{Map, Value};
 
 use super::Difference;
-use crate::api::ServerKey;
+use crate::api::{LogItem, ServerKey};
 
 /// Numbers from here on have no canonical form.
 const END_OF_NUMBERS: u64 = 1 << 53;
@@ -22,6 +22,8 @@ pub(super) struct ServerLog {
     pub(super) trusted: Option<ServerKey>,
     /// Up to where it was a chain, if it is none further on.
     whole_to: Option<u64>,
+    /// That the hash of the newest entry is not known: it cannot be read.
+    is_blind: bool,
     /// What was read beyond a break. Its numbers say nothing for sure, so that it is read again, and known by this.
     beyond: HashSet<String>,
 }
@@ -35,6 +37,7 @@ impl ServerLog {
             differences: Vec::new(),
             trusted: None,
             whole_to: None,
+            is_blind: false,
             beyond: HashSet::new(),
         }
     }
@@ -50,25 +53,26 @@ impl ServerLog {
         }
     }
 
-    /// Takes in the entries after [`Self::whole_to`], which are to pass through `known` and lead to `head`.
-    pub(super) fn take_all(
-        &mut self,
-        entries: Vec<Map<String, Value>>,
-        known: Option<&Head>,
-        head: Option<&Head>,
-    ) {
+    /// Takes in what stands after [`Self::whole_to`], which is to pass through `known` and lead to `head`.
+    pub(super) fn take_all(&mut self, items: Vec<LogItem>, known: Option<&Head>, head: Option<&Head>) {
         let before = std::mem::take(&mut self.beyond);
-        for entry in entries {
-            let text = serde_json::to_string(&entry).unwrap_or_default();
-            if !before.contains(&text) {
-                self.take(&entry, known, head);
+        for item in items {
+            let text = match &item {
+                LogItem::Entry(entry) => serde_json::to_string(entry).unwrap_or_default(),
+                LogItem::Unreadable { seq } => seq.to_string(),
+            };
+            match item {
+                _ if before.contains(&text) => {}
+                LogItem::Entry(entry) => self.take(&entry, known, head),
+                LogItem::Unreadable { seq } => self.pass_over(seq),
             }
             if self.whole_to.is_some() {
                 self.beyond.insert(text);
             }
         }
         if let Some(head) = head
-            && (head.seq > self.walked.seq || (head.seq == self.walked.seq && head.hash != self.walked.hash))
+            && (head.seq > self.walked.seq
+                || (head.seq == self.walked.seq && head.hash != self.walked.hash && !self.is_blind))
         {
             self.note(Difference::NotTheHead { seq: head.seq });
         }
@@ -76,6 +80,10 @@ impl ServerLog {
 
     /// Takes an entry in: its place in the chain, and what it says.
     fn take(&mut self, entry: &Map<String, Value>, known: Option<&Head>, head: Option<&Head>) {
+        if std::mem::take(&mut self.is_blind) {
+            // Whatever the entry says of the one before cannot be checked.
+            self.walked.hash = entry.get("prev").and_then(Value::as_str).unwrap_or_default().to_owned();
+        }
         if let Err(error) = self.walked.follow(&self.user_id, entry) {
             let problem = error.to_string();
             self.note(Difference::BrokenChain { seq: self.walked.seq + 1, problem });
@@ -95,6 +103,15 @@ impl ServerLog {
         if let Ok(entry) = serde_json::from_value::<Entry>(Value::Object(entry.clone())) {
             self.events.push(entry.event);
         }
+    }
+
+    /// Notes an entry that cannot be read, and goes on after it.
+    fn pass_over(&mut self, seq: u64) {
+        self.whole_to.get_or_insert(self.walked.seq);
+        self.note(Difference::Unreadable { seq });
+        let seq = seq.min(END_OF_NUMBERS);
+        self.walked = Head { seq, hash: String::new(), ts: self.walked.ts };
+        self.is_blind = true;
     }
 
     /// Begins a chain anew at an entry that continues none, so that each break is named once.
@@ -135,7 +152,7 @@ mod tests {
         for entries in [first, later] {
             let after = log.whole_to();
             let numbered = entries.iter().filter(|entry| entry["seq"].as_u64().is_none_or(|seq| seq > after));
-            log.take_all(numbered.cloned().collect(), None, Some(head));
+            log.take_all(numbered.cloned().map(LogItem::Entry).collect(), None, Some(head));
         }
         log
     }
@@ -173,6 +190,21 @@ mod tests {
         assert_eq!(log.events.len(), 5);
         assert!(broken(2)(&log.differences[0]), "{:?}", log.differences);
         assert!(log.differences.iter().any(broken(4)), "{:?}", log.differences);
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_named_and_no_other() {
+        let (entries, head) = chain(&["A", "B", "C"]);
+        for place in 0..3 {
+            let mut items: Vec<_> = entries.iter().cloned().map(LogItem::Entry).collect();
+            let seq = entries[place]["seq"].as_u64().unwrap();
+            items[place] = LogItem::Unreadable { seq };
+            let mut log = ServerLog::new(USER);
+            log.take_all(items.clone(), None, Some(&head));
+            log.take_all(items[place..].to_vec(), None, Some(&head));
+            assert_eq!(log.differences, [Difference::Unreadable { seq }]);
+            assert_eq!(log.events.len(), 2);
+        }
     }
 
     #[test]
