@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-pub use keystead_keybox::{CryptoError, Entropy, audit_log, master_key, suite::is_keybox_suite};
+pub use keystead_keybox::{
+    CryptoError, Entropy, audit_log, encoding::base64, master_key, sha256, suite::is_keybox_suite,
+};
 use keystead_keybox::{
     audit_log::{Direction, KeyExchange, LogEvent},
     key_message::{Acknowledgement, KeyMessage, KeyRequest, RequestAction, ResourceKeyContent, Withheld},

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use keystead_core::keybox::audit_log::{Head, LogEvent};
+use keystead_core::keybox::{
+    audit_log::{Head, LogEvent},
+    base64, sha256,
+};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
 use sea_orm::{QueryResult, Value};
 
@@ -144,6 +147,9 @@ pub async fn delete_of_user(tx: &WriteTx, user_id: &UserId) -> Result<(), Error>
     Ok(())
 }
 
+/// How far the logs reach. A head that the log reaches beyond is damaged: its newest entry stands for it, because otherwise
+/// nothing could be written into that log any more, nor the user's KeyBoxes be opened with the password. No entry is altered
+/// by that; who walks along them finds what does not fit.
 async fn heads<'a>(
     tx: &ReadTx,
     user_ids: impl IntoIterator<Item = &'a UserId>,
@@ -153,16 +159,40 @@ async fn heads<'a>(
     let users: Vec<OwnedUserId> = heads.keys().cloned().collect();
     for chunk in users.chunks(tx.rows_a_statement(1)) {
         let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
-        let sql = format!("SELECT user_id, seq, hash, ts FROM keybox_log_heads WHERE user_id IN ({users})");
+        let sql = format!(
+            "WITH wanted (user_id) AS ({users}) \
+             SELECT w.user_id, COALESCE(h.seq, 0) AS seq, COALESCE(h.hash, '') AS hash, COALESCE(h.ts, 0) AS ts, \
+             l.seq AS newest, l.ts AS newest_ts, l.entry FROM wanted w \
+             LEFT JOIN keybox_log_heads h ON h.user_id = w.user_id \
+             LEFT JOIN keybox_log l ON l.user_id = w.user_id AND l.seq > COALESCE(h.seq, 0) \
+             AND l.seq = (SELECT MAX(seq) FROM keybox_log WHERE user_id = w.user_id)"
+        );
         for row in tx.query(&sql, values).await? {
             let user_id = crate::streams::user_id(&row, "keybox_log_heads", "user_id")?;
             let (seq, ts): (i64, i64) = (row.try_get("", "seq")?, row.try_get("", "ts")?);
-            let unsigned = |value: i64| value.try_into().unwrap_or_default();
-            let head = Head { seq: unsigned(seq), hash: row.try_get("", "hash")?, ts: unsigned(ts) };
+            let mut head = Head { seq: unsigned(seq), hash: row.try_get("", "hash")?, ts: unsigned(ts) };
+            if let Some(newest) = newest_beyond(&row)? {
+                tracing::error!(
+                    %user_id,
+                    head = head.seq,
+                    newest = newest.seq,
+                    "damaged row of keybox_log_heads: the log reaches further, and goes on after its newest entry"
+                );
+                head = newest;
+            }
             heads.insert(user_id, head);
         }
     }
     Ok(heads)
+}
+
+/// The head that the newest entry makes, if the log reaches further than the head that is kept.
+fn newest_beyond(row: &QueryResult) -> Result<Option<Head>, Error> {
+    let Some(seq) = row.try_get::<Option<i64>>("", "newest")? else { return Ok(None) };
+    let (ts, entry): (i64, String) = (row.try_get("", "newest_ts")?, row.try_get("", "entry")?);
+    // The entry is kept in its canonical form, which is what is hashed.
+    let hash = base64(&sha256(entry.as_bytes()));
+    Ok(Some(Head { seq: unsigned(seq), hash, ts: unsigned(ts) }))
 }
 
 /// The KeyBox, the KeyBox at the other end and the room of an event; empty where it has none.
@@ -178,9 +208,13 @@ fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+fn unsigned(value: i64) -> u64 {
+    value.try_into().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
-    use keystead_core::keybox::audit_log::{Direction, KeyExchange, OnKeyBox, entry_hash};
+    use keystead_core::keybox::audit_log::{ChainError, Direction, KeyExchange, OnKeyBox, entry_hash};
     use ruma::{UInt, user_id};
 
     use super::*;
@@ -267,6 +301,46 @@ mod tests {
         assert_eq!(numbers(&store, Filter { since: Some(20), ..all() }, 9).await, [3, 4, 5]);
         let both = Filter { until: Some(20), room_id: text("!r:x"), ..all() };
         assert_eq!(numbers(&store, both, 9).await, [2]);
+    }
+
+    /// Walks along a log as an audit does, and returns where it ends.
+    async fn walk(store: &Store, user_id: &UserId) -> Result<Head, ChainError> {
+        let page = store.read("test", |tx| async move { page(&tx, user_id, &Filter::default(), 100).await });
+        let mut walked = Head::default();
+        for entry in page.await.unwrap() {
+            walked.follow(user_id.as_str(), &serde_json::from_str(&entry.json).unwrap())?;
+        }
+        Ok(walked)
+    }
+
+    #[tokio::test]
+    async fn a_damaged_head_locks_nobody_out_and_hides_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let (a, b) = (user_id!("@a:x"), user_id!("@b:x"));
+        write(&store, b, 10, &[registered("B")]).await;
+        write(&store, a, 10, &[registered("BOX"), given("B", "!r:x")]).await;
+        let damages = [
+            "DELETE FROM keybox_log_heads WHERE user_id = '@a:x'",
+            "UPDATE keybox_log_heads SET seq = 1, hash = 'nonsense' WHERE user_id = '@a:x'",
+            "UPDATE keybox_log_heads SET seq = -3 WHERE user_id = '@a:x'",
+        ];
+        for (damage, length) in damages.into_iter().zip(3..) {
+            store.write("test", |tx| async move { tx.execute(damage, []).await }).await.unwrap();
+            write(&store, a, 20, &[given("C", "!s:x")]).await;
+            let kept = store.read("test", |tx| async move { head(&tx, a).await }).await.unwrap();
+            assert_eq!((kept.seq, walk(&store, a).await), (length, Ok(kept)), "{damage}");
+        }
+
+        // What was altered is found all the same, whatever the log went on after.
+        let forged =
+            "UPDATE keybox_log SET entry = REPLACE(entry, '!s:x', '!t:x') WHERE user_id = '@a:x' AND seq = 3";
+        for sql in [forged, damages[0]] {
+            store.write("test", |tx| async move { tx.execute(sql, []).await }).await.unwrap();
+        }
+        write(&store, a, 30, &[given("C", "!s:x")]).await;
+        assert_eq!(walk(&store, a).await, Err(ChainError::Hash));
+        assert_eq!(walk(&store, b).await.map(|head| head.seq), Ok(1));
     }
 
     #[tokio::test]
