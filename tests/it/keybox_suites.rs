@@ -85,4 +85,12 @@ async fn the_server_lets_no_room_step_down_or_off() {
     }
     let now = alice.get(&path).await.ok();
     assert_eq!(now["algorithm"], suite::V2);
+
+    // Nor may its state ask for a key to be used for ever, or stand where nobody looks for it.
+    let periods = |messages: u64, ms: u64| json!({ "algorithm": suite::V2, "rotation_period_msgs": messages, "rotation_period_ms": ms });
+    alice.put(&path, periods(1_000_000, 31_536_000_000)).await.ok();
+    for (messages, ms) in [(0, 1), (1, 0), (1_000_001, 1), (1, 31_536_000_001)] {
+        alice.put(&path, periods(messages, ms)).await.refused(403, "M_FORBIDDEN");
+    }
+    alice.put(&format!("{path}/elsewhere"), encryption(suite::V2)).await.refused(403, "M_FORBIDDEN");
 }

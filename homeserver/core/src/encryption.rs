@@ -9,6 +9,11 @@ use serde_json::value::RawValue;
 
 /// The key of the `m.room.create` content that freezes a KeyBox room's suite.
 pub const CREATE_CONTENT_KEY: &str = "com.trustner.encryption_algorithm";
+/// How many messages a KeyBox room may ask to be sealed under one resource key, at most (KeyBox profile, section 8): with
+/// 4,096 KeyBoxes that many each, the key stays below the 2^32 of section 5.4.
+pub const MAX_ROTATION_MESSAGES: u64 = 1_000_000;
+/// How long a KeyBox room may ask for one resource key to be used, at most: a year, in milliseconds.
+pub const MAX_ROTATION_MS: u64 = 31_536_000_000;
 /// What the identifier of every KeyBox suite starts with.
 const SUITE_PREFIX: &str = "com.trustner.keybox.";
 
@@ -42,6 +47,15 @@ pub enum EncryptionRefusal {
     /// The change goes back to an older suite.
     #[error("the room's KeyBox suite cannot step down to an older one")]
     StepDown,
+    /// A rotation period is no number, or one that lets a key be used for too long, or for nothing.
+    #[error(
+        "rotation_period_msgs must be an integer from 1 to {MAX_ROTATION_MESSAGES}, \
+         rotation_period_ms one from 1 to {MAX_ROTATION_MS}"
+    )]
+    RotationPeriod,
+    /// The event has a state key, under which nobody looks for a room's encryption.
+    #[error("m.room.encryption of a KeyBox room has the empty state key")]
+    StateKey,
     /// The create content and `m.room.encryption` of a new room disagree.
     #[error("the create content and m.room.encryption name different algorithms")]
     SuiteMismatch,
@@ -105,8 +119,44 @@ pub fn check_change(
     match suite_of(&algorithm(new)?)? {
         None => Err(EncryptionRefusal::LeavesProfile),
         Some(suite) if suite < floor => Err(EncryptionRefusal::StepDown),
-        Some(_) => Ok(()),
+        Some(_) => check_rotation(new),
     }
+}
+
+/// Checks the state key of an `m.room.encryption` event.
+///
+/// # Errors
+///
+/// [`EncryptionRefusal::StateKey`] if it is not empty and the room is a KeyBox room: it would mean nothing.
+pub fn check_state_key(frozen: Option<&'static Suite>, state_key: &str) -> Result<(), EncryptionRefusal> {
+    if frozen.is_some() && !state_key.is_empty() {
+        return Err(EncryptionRefusal::StateKey);
+    }
+    Ok(())
+}
+
+/// Checks how long the content of a KeyBox room's `m.room.encryption` lets one resource key be used.
+fn check_rotation(content: &RawValue) -> Result<(), EncryptionRefusal> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(default, deserialize_with = "present")]
+        rotation_period_msgs: Option<u64>,
+        #[serde(default, deserialize_with = "present")]
+        rotation_period_ms: Option<u64>,
+    }
+    /// `null` is no number either.
+    fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        u64::deserialize(deserializer).map(Some)
+    }
+    let refused = EncryptionRefusal::RotationPeriod;
+    let asked = serde_json::from_str::<Content>(content.get()).map_err(|_| refused)?;
+    let fits = |period: Option<u64>, most| period.is_none_or(|period| (1..=most).contains(&period));
+    if fits(asked.rotation_period_msgs, MAX_ROTATION_MESSAGES)
+        && fits(asked.rotation_period_ms, MAX_ROTATION_MS)
+    {
+        return Ok(());
+    }
+    Err(refused)
 }
 
 /// Checks that an event may be redacted as far as the room's encryption is concerned.
@@ -142,6 +192,9 @@ pub fn settle_new_room(
         },
         Some(content) => suite_of(&algorithm(content)?)?,
     };
+    if let (Some(_), Some(content)) = (wanted, encryption) {
+        check_rotation(content)?;
+    }
     match create_algorithm {
         None => Ok(wanted),
         Some(name) => match suite_of(name)? {
@@ -197,6 +250,41 @@ mod tests {
             assert_eq!(check_change(suite::find(V1), None, &raw), Err(NoAlgorithm));
             assert_eq!(check_change(None, None, &raw), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_keybox_room_asks_for_no_key_to_be_used_for_too_long() {
+        let table = [
+            (json!({ "rotation_period_msgs": 1, "rotation_period_ms": 1 }), true),
+            (json!({ "rotation_period_msgs": MAX_ROTATION_MESSAGES }), true),
+            (json!({ "rotation_period_ms": MAX_ROTATION_MS }), true),
+            (json!({ "rotation_period_msgs": 0 }), false),
+            (json!({ "rotation_period_ms": 0 }), false),
+            (json!({ "rotation_period_msgs": MAX_ROTATION_MESSAGES + 1 }), false),
+            (json!({ "rotation_period_ms": MAX_ROTATION_MS + 1 }), false),
+            (json!({ "rotation_period_msgs": -1 }), false),
+            (json!({ "rotation_period_msgs": "100" }), false),
+            (json!({ "rotation_period_ms": null }), false),
+        ];
+        for (mut value, is_fine) in table {
+            for algorithm in [V1, MEGOLM] {
+                value["algorithm"] = json!(algorithm);
+                let content = serde_json::value::to_raw_value(&value).unwrap();
+                let suite = suite::find(algorithm);
+                // What an ordinary room asks for is its clients' affair.
+                let is_fine = is_fine || suite.is_none();
+                let expected = if is_fine { Ok(()) } else { Err(RotationPeriod) };
+                assert_eq!(check_change(suite, None, &content), expected, "{value}");
+                assert_eq!(settle_new_room(None, Some(&content)), expected.map(|()| suite), "{value}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_encryption_of_a_keybox_room_has_no_state_key() {
+        assert_eq!(check_state_key(suite::find(V1), ""), Ok(()));
+        assert_eq!(check_state_key(suite::find(V1), "other"), Err(StateKey));
+        assert_eq!(check_state_key(None, "other"), Ok(()));
     }
 
     #[test]

@@ -128,15 +128,20 @@ fn take(state: &mut RoomState, event: &SignedPdu) {
     state.apply(&Arc::new(RoomEvent { position, pdu: event.pdu.clone() }));
 }
 
-/// A KeyBox room keeps its suite (KeyBox profile, section 2).
+/// A KeyBox room keeps its suite, and asks for no key to be used for too long (KeyBox profile, sections 5 and 8).
 fn check_encryption(state: &RoomState, draft: &Draft) -> Result<(), Refusal> {
-    if draft.event_type != TimelineEventType::RoomEncryption || draft.state_key.as_deref() != Some("") {
+    let Some(state_key) = draft.state_key.as_deref() else { return Ok(()) };
+    if draft.event_type != TimelineEventType::RoomEncryption {
         return Ok(());
     }
     let frozen =
         state.get("m.room.create", "").and_then(|event| encryption::frozen_suite(&event.pdu.content));
     let current = state.get("m.room.encryption", "").map(|event| &*event.pdu.content);
-    encryption::check_change(frozen, current, &draft.content)
+    encryption::check_state_key(frozen, state_key)
+        .and_then(|()| match state_key {
+            "" => encryption::check_change(frozen, current, &draft.content),
+            _ => Ok(()),
+        })
         .map_err(|error| Refusal::Forbidden(error.to_string()))
 }
 
