@@ -134,40 +134,63 @@ async fn a_server_without_a_master_key_keeps_none() {
     assert!(features["unstable_features"].get("com.trustner.keybox.passphrases").is_none());
 }
 
+/// Runs `keystead admin rotate-master-key` with these master keys: whether it said that all is done, and what it printed.
+async fn rotate(cluster: &TestCluster, keys: &[&str]) -> (Option<i32>, String) {
+    let mut command = process::command("admin");
+    command
+        .arg("rotate-master-key")
+        .env("KEYSTEAD_DATABASE_URL", cluster.database_url())
+        .env("KEYSTEAD_SERVER_NAME", "keystead.test")
+        .env("KEYSTEAD_DATA_DIR", cluster.folder().join("admin"))
+        .env("KEYSTEAD_KEYBOX_MASTER_KEY", keys.join(","));
+    let done =
+        tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it ran");
+    let text = [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    (done.status.code(), text)
+}
+
 #[tokio::test]
 async fn a_master_key_is_rotated() {
-    let both = format!("{},{}", key("two", 2), key("one", 1));
+    let (one, two) = (&*key("one", 1), &*key("two", 2));
+    let both = format!("{two},{one}");
     let cluster = TestCluster::start_with(&[("KEYSTEAD_KEYBOX_MASTER_KEY", &both)]).await;
     let alice = keybox(&cluster, "alice").await;
     alice.put(&path(&alice), json!({ "passphrase": PASSPHRASE })).await.ok();
-    let admin = |keys: String| {
-        let (url, data) = (cluster.database_url().to_owned(), cluster.folder().join("admin"));
-        tokio::task::spawn_blocking(move || {
-            process::command("admin")
-                .arg("rotate-master-key")
-                .env("KEYSTEAD_DATABASE_URL", url)
-                .env("KEYSTEAD_SERVER_NAME", "keystead.test")
-                .env("KEYSTEAD_DATA_DIR", data)
-                .env("KEYSTEAD_KEYBOX_MASTER_KEY", keys)
-                .output()
-                .expect("it ran")
-        })
-    };
     assert!(cluster.dump_database().await.contains("two:"));
-    let turned = format!("{},{}", key("one", 1), key("two", 2));
-    let done = admin(turned).await.expect("no panic");
-    let out = String::from_utf8_lossy(&done.stdout).into_owned();
-    assert!(
-        done.status.success() && out.contains("1 passphrase(s)"),
-        "{out}{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    for counts in ["of 1 KeyBox(es) sealed anew, of 0 already", "of 0 KeyBox(es) sealed anew, of 1 already"] {
+        let (status, out) = rotate(&cluster, &[one, two]).await;
+        assert!(status == Some(0) && out.contains(counts) && out.contains("of 0 failed"), "{status:?} {out}");
+        assert!(out.contains("not needed any more") && out.contains("every replica"), "{out}");
+    }
     // The server, which has both keys, opens it still; without its key nobody does.
     let answer = retrieve(&cluster, "alice", PASSWORD, &alice.device).await.ok();
     assert_eq!(*passphrases(&answer), json!([PASSPHRASE]));
-    let done = admin(key("three", 3)).await.expect("no panic");
-    let error = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert!(!done.status.success() && error.contains("not configured any more"), "{error}");
+}
+
+#[tokio::test]
+async fn a_passphrase_that_cannot_be_opened_holds_up_no_other() {
+    let (one, two, three) = (&*key("one", 1), &*key("two", 2), &*key("three", 3));
+    let all = [one, two, three].join(",");
+    let cluster = TestCluster::start_with(&[("KEYSTEAD_KEYBOX_MASTER_KEY", &all)]).await;
+    let alice = keybox(&cluster, "alice").await;
+    alice.put(&path(&alice), json!({ "passphrase": PASSPHRASE })).await.ok();
+    rotate(&cluster, &[two, one]).await;
+    let bob = keybox(&cluster, "bob").await;
+    bob.put(&path(&bob), json!({ "passphrase": PASSPHRASE })).await.ok();
+
+    // Alice's, which comes first, is under a key that is not given.
+    let (status, out) = rotate(&cluster, &[three, one]).await;
+    assert_eq!(status, Some(1), "{out}");
+    assert!(out.contains("of 1 KeyBox(es) sealed anew, of 0 already"), "{out}");
+    assert!(out.contains("of 1 failed") && !out.contains("not needed any more"), "{out}");
+    assert!(out.contains(&format!("KeyBox {} of {}", alice.device, alice.id)), "{out}");
+    assert!(out.contains("not configured any more") && out.contains("run this command again"), "{out}");
+    let (status, out) = rotate(&cluster, &[three, two]).await;
+    assert!(status == Some(0) && out.contains("of 1 KeyBox(es) sealed anew, of 1 already"), "{out}");
+    for user in [&alice, &bob] {
+        let answer = retrieve(&cluster, user.id.as_str(), PASSWORD, &user.device).await.ok();
+        assert_eq!(*passphrases(&answer), json!([PASSPHRASE]));
+    }
 }
 
 /// Runs `keybox` without a passphrase: status, what it printed, what it complained of.

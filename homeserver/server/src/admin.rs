@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use keystead_core::keybox::master_key::CannotOpen;
 use keystead_store::{Error, registration as tokens, registration::RegistrationToken, users};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UInt};
 use serde_json::json;
@@ -24,7 +25,7 @@ use crate::{
     http::error::ApiError,
     keyboxes::{
         Actor,
-        passphrases::{self, RotationError},
+        passphrases::{self, CannotReseal, Rotated, RotationError},
     },
     media::place::PlaceError,
 };
@@ -118,6 +119,8 @@ pub(crate) enum AdminError {
     Input(#[source] io::Error),
     #[error("no medium of this server has the address {0}")]
     NoSuchMedium(String),
+    #[error("the passphrases of {0} KeyBox(es) could not be sealed anew: see the list above")]
+    NotAllResealed(usize),
     #[error("no such account, or it is closed")]
     NoSuchUser,
     #[error(transparent)]
@@ -188,9 +191,38 @@ async fn reset_password(app: &Arc<App>, args: &ResetPassword) -> Result<(), Admi
 }
 
 async fn rotate_master_key(app: &App) -> Result<(), AdminError> {
-    let sealed = passphrases::rotate(app).await?;
-    println!("Sealed {sealed} passphrase(s) anew. Master keys after the first are not needed any more.");
-    Ok(())
+    let Rotated { resealed, current, failed } = passphrases::rotate(app).await?;
+    println!(
+        "Passphrases of {resealed} KeyBox(es) sealed anew, of {current} already under the first master key, of {} failed.",
+        failed.len()
+    );
+    if failed.is_empty() {
+        println!(
+            "Once every replica runs with this key as the first, and this command has run after that, master keys \
+             after the first are not needed any more."
+        );
+        return Ok(());
+    }
+    for (user_id, keybox_id, reason) in &failed {
+        println!("Failed: KeyBox {keybox_id} of {user_id}: {reason}. {}", what_to_do(reason));
+    }
+    println!("Keep all master keys until this command reports no failure.");
+    Err(AdminError::NotAllResealed(failed.len()))
+}
+
+/// What an administrator can do about a passphrase that could not be sealed anew.
+fn what_to_do(reason: &CannotReseal) -> &'static str {
+    match reason {
+        CannotReseal::Open(CannotOpen::UnknownKey) => {
+            "Add that master key after the first and run this command again; if it is lost, so is this passphrase: \
+             the owner has to revoke the KeyBox and make another."
+        }
+        CannotReseal::Open(_) | CannotReseal::NoUser => {
+            "Look for the row (table keybox_passphrases) in a backup of the database; if there is none that is whole, \
+             this passphrase is lost: the owner has to revoke the KeyBox and make another."
+        }
+        CannotReseal::Changed | CannotReseal::Seal(_) => "Run this command again.",
+    }
 }
 
 async fn create_token(app: &Arc<App>, args: CreateToken) -> Result<(), AdminError> {

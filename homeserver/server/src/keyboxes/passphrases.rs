@@ -7,7 +7,7 @@ use keystead_core::keybox::{
 };
 use keystead_store::{
     Error, devices,
-    keybox_passphrases::{self, Kept},
+    keybox_passphrases::{self, Kept, Listed},
 };
 use ruma::{DeviceId, UserId};
 use zeroize::Zeroizing;
@@ -32,21 +32,43 @@ impl KeyBoxEntropy for Adapter<'_> {
     }
 }
 
-/// Why not all passphrases could be sealed anew.
+/// Why nothing, or nothing more, could be sealed anew.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
     /// There is no key to seal with.
     #[error("no master key is configured (keybox.master_key)")]
     NoMasterKey,
-    /// One cannot be opened.
-    #[error("the passphrase of a KeyBox of {0} cannot be opened")]
-    Open(ruma::OwnedUserId, #[source] CannotOpen),
-    /// One cannot be sealed.
-    #[error("a passphrase cannot be sealed")]
-    Seal(#[source] CryptoError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] Error),
+}
+
+/// Why what is kept for one KeyBox could not be sealed anew.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotReseal {
+    /// It changed at the same moment, without the lock that all who change it hold.
+    #[error("it was changed at the same moment")]
+    Changed,
+    /// The user id that it is kept under is none.
+    #[error("its user id is not one of a user")]
+    NoUser,
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] CannotOpen),
+    /// It cannot be sealed.
+    #[error("it cannot be sealed")]
+    Seal(#[from] CryptoError),
+}
+
+/// What sealing all passphrases anew came to.
+#[derive(Debug, Default)]
+pub struct Rotated {
+    /// For how many KeyBoxes what is kept was sealed anew.
+    pub resealed: u64,
+    /// For how many it stood under the first master key before.
+    pub current: u64,
+    /// Those for which it stands as it stood: user, KeyBox, and why.
+    pub failed: Vec<(String, String, CannotReseal)>,
 }
 
 /// Keeps the passphrase of a KeyBox; with `keep_previous`, the one before as well until the next call without. A call that is repeated, because
@@ -146,41 +168,73 @@ pub async fn retrieve(
         .await
 }
 
-/// Seals all passphrases under the first master key. Returns how many were sealed under another one.
+/// Seals all passphrases under the first master key. One that cannot be opened does not hold up the others.
 ///
 /// # Errors
-/// One cannot be opened; the database's own. What was sealed anew until then stays so.
-pub async fn rotate(app: &App) -> Result<u64, RotationError> {
+/// There is no key; the database's own. What was sealed anew until then stays so.
+pub async fn rotate(app: &App) -> Result<Rotated, RotationError> {
     let keys = app.settings.keybox.master_keys.as_ref().ok_or(RotationError::NoMasterKey)?;
     let mut after = (String::new(), String::new());
-    let mut sealed_anew = 0;
+    let mut rotated = Rotated::default();
     loop {
         let from = (after.0.as_str(), after.1.as_str());
         let page = app
             .store
             .read("passphrase_page", |tx| async move { keybox_passphrases::page(&tx, from, BATCH).await })
             .await?;
-        let Some(last) = page.last() else { return Ok(sealed_anew) };
-        after = (last.user_id.to_string(), last.keybox_id.to_string());
-        for kept in &page {
-            let is_current = |text: &String| keys.is_current(text);
-            if is_current(&kept.sealed) && kept.previous.as_ref().is_none_or(is_current) {
+        let Some(last) = page.last() else { return Ok(rotated) };
+        after = (last.user_id.clone(), last.keybox_id.clone());
+        for row in page {
+            if is_current(keys, &row.sealed, row.previous.as_deref()) {
+                rotated.current += 1;
                 continue;
             }
-            let sealed = &again(app, keys, kept, &kept.sealed)?;
-            let previous = &kept.previous.as_ref().map(|text| again(app, keys, kept, text)).transpose()?;
-            let done = app.store.write("passphrase_reseal", |tx| async move {
-                keybox_passphrases::reseal(&tx, kept, sealed, previous.as_deref()).await
-            });
-            sealed_anew += u64::from(done.await?);
+            match reseal(app, keys, &row).await? {
+                Ok(true) => rotated.resealed += 1,
+                // Its KeyBox was revoked, or it is under the first key by now.
+                Ok(false) => {}
+                Err(reason) => rotated.failed.push((row.user_id, row.keybox_id, reason)),
+            }
         }
     }
 }
 
-fn again(app: &App, keys: &MasterKeys, kept: &Kept, sealed: &str) -> Result<String, RotationError> {
+/// Seals anew what is kept for one KeyBox, as it stands now. Returns whether there was anything to do.
+async fn reseal(app: &App, keys: &MasterKeys, row: &Listed) -> Result<Result<bool, CannotReseal>, Error> {
+    let Ok(user_id) = UserId::parse(&row.user_id) else { return Ok(Err(CannotReseal::NoUser)) };
+    let (user_id, keybox_id) = (&user_id, <&DeviceId>::from(row.keybox_id.as_str()));
+    app.store
+        .write("passphrase_reseal", |tx| async move {
+            tx.lock_shards(&[tx.shards().of_user(user_id)]).await?;
+            let Some(kept) = keybox_passphrases::find(&tx, user_id, keybox_id).await? else {
+                return Ok(Ok(false));
+            };
+            if is_current(keys, &kept.sealed, kept.previous.as_deref()) {
+                return Ok(Ok(false));
+            }
+            let (sealed, previous) = match sealed_anew(app, keys, &kept) {
+                Ok(texts) => texts,
+                Err(reason) => return Ok(Err(reason)),
+            };
+            let done = keybox_passphrases::reseal(&tx, &kept, &sealed, previous.as_deref()).await?;
+            Ok::<_, Error>(if done { Ok(true) } else { Err(CannotReseal::Changed) })
+        })
+        .await
+}
+
+/// Whether what is kept is all under the first master key.
+fn is_current(keys: &MasterKeys, sealed: &str, previous: Option<&str>) -> bool {
+    keys.is_current(sealed) && previous.is_none_or(|text| keys.is_current(text))
+}
+
+/// The passphrase and the one before, under the first master key.
+fn sealed_anew(app: &App, keys: &MasterKeys, kept: &Kept) -> Result<(String, Option<String>), CannotReseal> {
     let place = (kept.user_id.as_str(), kept.keybox_id.as_str());
-    let open = keys.open(place, sealed).map_err(|error| RotationError::Open(kept.user_id.clone(), error))?;
-    keys.seal(place, &open, &mut Adapter(&*app.entropy)).map_err(RotationError::Seal)
+    let again = |text: &String| -> Result<String, CannotReseal> {
+        let open = keys.open(place, text)?;
+        Ok(keys.seal(place, &open, &mut Adapter(&*app.entropy))?)
+    };
+    Ok((again(&kept.sealed)?, kept.previous.as_ref().map(again).transpose()?))
 }
 
 fn master_keys(app: &App) -> Result<&MasterKeys, ApiError> {
