@@ -53,3 +53,24 @@ async fn a_stranger_gets_no_key_message_through() {
         send(&bob, kind, &room, &alice).await.ok();
     }
 }
+
+#[tokio::test]
+async fn an_identity_goes_to_its_own_user_only() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (keybox(&cluster, "alice").await, keybox(&cluster, "bob").await);
+    let room = keybox_room(&alice, "shared").await;
+    bob.join(&room).await;
+    let second = cluster.login("alice").await;
+    let send = async |messages: Value| {
+        let path = format!("/sendToDevice/com.trustner.keybox.identity/{}", transaction_id());
+        alice.put(&path, json!({ "messages": messages })).await
+    };
+    let content = json!({ "sender_keybox": alice.device });
+    for device in [&*bob.device, "*"] {
+        let both = json!({ &alice.id: { &second.device: content }, &bob.id: { device: content } });
+        send(both).await.refused(403, "M_FORBIDDEN");
+    }
+    assert!(waiting(&bob).await.is_empty() && waiting(&second).await.is_empty(), "nothing was stored");
+    send(json!({ &alice.id: { &second.device: content } })).await.ok();
+    assert_eq!(waiting(&second).await.len(), 1);
+}

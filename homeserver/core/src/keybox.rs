@@ -29,6 +29,9 @@ pub const ROOM_CLOSED: &str = "COM.TRUSTNER.KEYBOX_ROOM_CLOSED";
 /// The errcode, sent with 403, of a key message to a device for which too many others of the same sender, or in all, wait.
 pub const TOO_MANY_PENDING: &str = "COM.TRUSTNER.KEYBOX_TOO_MANY_PENDING";
 
+/// The type of the message that takes an identity's private keys to another KeyBox of the same user.
+pub const IDENTITY_MESSAGE_TYPE: &str = "com.trustner.keybox.identity";
+
 /// The greatest size of a key message's content, in bytes of JSON.
 pub const MAX_KEY_MESSAGE_BYTES: usize = 16_384;
 /// The greatest size of a wrapped resource key, in bytes; 256 in suite v1.

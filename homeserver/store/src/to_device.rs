@@ -20,6 +20,9 @@ use crate::{
 pub const MAX_PENDING: u64 = 10_000;
 /// How many of these may be of one sender, who then cannot keep others' out. A user's own devices are not counted so.
 pub const MAX_PENDING_FROM_ONE: u64 = 1_000;
+/// How many may wait for a device if somebody is to add to them who shares no room with its user. So accounts that anybody
+/// can make cannot keep out what a room's members send, however many they are.
+pub const MAX_PENDING_FOR_STRANGERS: u64 = 1_000;
 
 /// A device that a sender has something for.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -31,6 +34,12 @@ pub struct Inbox {
     /// The recipient's device.
     pub device_id: OwnedDeviceId,
 }
+
+/// A room that the recipient has joined, with the sender in it or invited. An invitation that the recipient has not accepted
+/// does not count: anybody can send one.
+const SHARED_ROOM: &str = "SELECT 1 FROM memberships theirs JOIN memberships own \
+     ON own.room_id = theirs.room_id AND own.user_id = w.sender AND own.membership IN ('join', 'invite') \
+     WHERE theirs.user_id = w.user_id AND theirs.membership = 'join'";
 
 /// Those of `inboxes` in which so many messages wait that no more are taken from their sender. To be asked before the
 /// shards are locked.
@@ -52,7 +61,8 @@ pub async fn full_inboxes(tx: &ReadTx, inboxes: &BTreeSet<Inbox>) -> Result<BTre
              JOIN to_device t ON t.user_id = w.user_id AND t.device_id = w.device_id \
              GROUP BY w.sender, w.user_id, w.device_id HAVING COUNT(*) >= {MAX_PENDING} OR \
              (w.user_id <> w.sender \
-             AND SUM(CASE WHEN t.sender = w.sender THEN 1 ELSE 0 END) >= {MAX_PENDING_FROM_ONE})"
+             AND (SUM(CASE WHEN t.sender = w.sender THEN 1 ELSE 0 END) >= {MAX_PENDING_FROM_ONE} \
+             OR (COUNT(*) >= {MAX_PENDING_FOR_STRANGERS} AND NOT EXISTS ({SHARED_ROOM}))))"
         );
         for row in tx.query(&sql, values).await? {
             full.insert(Inbox {
@@ -256,6 +266,12 @@ mod tests {
             .unwrap()
     }
 
+    async fn set_membership(store: &Store, user: &str, room: &str, membership: &str) {
+        let sql = "INSERT INTO memberships (user_id, room_id, membership, position) VALUES ($1, $2, $3, 1)";
+        let values: &[Value; 3] = &[user.into(), room.into(), membership.into()];
+        store.write("test", |tx| async move { tx.execute(sql, values.clone()).await }).await.unwrap();
+    }
+
     async fn contents(store: &Store, after: i64, limit: u64) -> Vec<(i64, String)> {
         let device = (user_id!("@a:x"), device_id!("D"));
         let found = store
@@ -327,6 +343,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder).await;
         let user = user_id!("@a:x");
+        for member in ["@a:x", "@s:x", "@t:x"] {
+            set_membership(&store, member, "!one:x", "join").await;
+        }
         let many: Vec<_> = (0..MAX_PENDING_FROM_ONE).map(|n| message(user, "D", &n.to_string())).collect();
         send(&store, &many).await;
         assert_eq!(send(&store, &[message(user, "D", "more")]).await, 0);
@@ -336,6 +355,35 @@ mod tests {
             let wanted = &BTreeSet::from([inbox]);
             let full = store.read("test", |tx| async move { full_inboxes(&tx, wanted).await }).await.unwrap();
             assert_eq!(!full.is_empty(), is_full, "{sender}");
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_together_fill_a_small_part_of_what_waits_for_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let user = user_id!("@a:x");
+        let stranger = |n| UserId::parse(format!("@stranger{n}:x")).unwrap();
+        let from = |sender: &UserId| ToDeviceMessage { sender: sender.to_owned(), ..message(user, "D", "") };
+        for (member, room, membership) in [
+            ("@a:x", "!one:x", "join"),
+            ("@member:x", "!one:x", "join"),
+            ("@invited:x", "!one:x", "invite"),
+            ("@gone:x", "!one:x", "leave"),
+            ("@a:x", "!two:x", "invite"),
+            ("@inviter:x", "!two:x", "join"),
+        ] {
+            set_membership(&store, member, room, membership).await;
+        }
+        let most: Vec<_> = (0..MAX_PENDING_FOR_STRANGERS - 1).map(|n| from(&stranger(n % 10))).collect();
+        send(&store, &most).await;
+        assert_eq!(send(&store, &[from(&stranger(11))]).await, 1, "there is one place left");
+        let strangers = [stranger(12), user_id!("@gone:x").to_owned(), user_id!("@inviter:x").to_owned()];
+        for sender in strangers {
+            assert_eq!(send(&store, &[from(&sender)]).await, 0, "{sender}");
+        }
+        for sender in [user_id!("@member:x"), user_id!("@invited:x"), user] {
+            assert_eq!(send(&store, &[from(sender)]).await, 1, "{sender}");
         }
     }
 

@@ -142,6 +142,12 @@ impl Call {
             ));
         }
         let mut targets = Vec::new();
+        let is_identity = message_type == keybox::IDENTITY_MESSAGE_TYPE;
+        if is_identity && request.messages.keys().any(|user_id| *user_id != session.user_id) {
+            return Err(ApiError::forbidden(
+                "The private keys of an identity go to KeyBoxes of its own user only",
+            ));
+        }
         for (user_id, devices) in request.messages {
             for (device, content) in devices {
                 let content = content.into_json().get().to_owned();
