@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
@@ -138,12 +138,18 @@ pub async fn acknowledge(
             vec![user_id.as_str().into(), device_id.as_str().into(), (*upto).into()]
         });
         let (rows, values) = tx.rows(1, rows.collect());
-        let sql = format!(
-            "WITH acknowledged (user_id, device_id, upto) AS ({rows}) \
-             DELETE FROM to_device WHERE (shard, position) IN ( \
-             SELECT t.shard, t.position FROM acknowledged a JOIN to_device t \
-             ON t.user_id = a.user_id AND t.device_id = a.device_id AND t.position <= a.upto)"
-        );
+        let matches = "t.user_id = a.user_id AND t.device_id = a.device_id AND t.position <= a.upto";
+        let delete = match tx.backend() {
+            // When PostgreSQL last looked, the table may have been empty, as it is whenever all have what is theirs. A plan
+            // that was as good as any other then takes seconds once there is something: this one it can only begin with
+            // what is acknowledged.
+            DbBackend::Postgres => format!("DELETE FROM to_device t USING acknowledged a WHERE {matches}"),
+            _ => format!(
+                "DELETE FROM to_device WHERE (shard, position) IN ( \
+                 SELECT t.shard, t.position FROM acknowledged a JOIN to_device t ON {matches})"
+            ),
+        };
+        let sql = format!("WITH acknowledged (user_id, device_id, upto) AS ({rows}) {delete}");
         deleted += tx.execute(&sql, values).await?;
     }
     Ok(deleted)
