@@ -71,7 +71,7 @@ fn welcome(mut client: Client, output: &Output) -> Result<(), Failure> {
         "user_id": account.user_id, "keybox_id": account.keybox_id,
         "server": account.server, "fingerprint": fingerprint, "passphrase_mode": mode.name(),
     });
-    output.result(&text, &value);
+    output.lines(&text, &value);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, plain};
 use super::people::value_of;
 use super::rooms::find_room;
 use crate::client::Client;
@@ -20,17 +20,18 @@ pub(super) async fn close(
     let mut text = format!("{room_id} is closed. These KeyBoxes get its keys:");
     for known in &closed.keyboxes {
         let state = if known.is_verified() || is_own(client, known) { "verified" } else { "NOT VERIFIED" };
-        text.push_str(&format!("\n  {}/{}  {state}", known.keys.user_id, known.keys.keybox_id));
+        let keybox = plain(&format!("{}/{}", known.keys.user_id, known.keys.keybox_id));
+        text.push_str(&format!("\n  {keybox}  {state}"));
     }
     let moderators: Vec<_> = closed.moderators.iter().map(String::as_str).collect();
-    text.push_str(&format!("\nIt is opened, and KeyBoxes are let in, by {}.", moderators.join(", ")));
+    text.push_str(&format!("\nIt is opened, and KeyBoxes are let in, by {}.", plain(&moderators.join(", "))));
     let keyboxes: Vec<_> =
         closed.keyboxes.iter().map(|known| value_of(known, is_own(client, known))).collect();
     let value = json!({
         "room_id": room_id, "closed": true, "generation": closed.generation, "limit": limit,
         "keyboxes": keyboxes, "moderators": moderators,
     });
-    output.result(&text, &value);
+    output.lines(&text, &value);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use keystead_keybox::contact_code::ContactCode;
 use keystead_keybox::fingerprint::fingerprint;
 
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, plain};
 use super::people::{state_of, value_of};
 use crate::client::Client;
 use crate::qr;
@@ -43,7 +43,7 @@ pub(super) fn show_code(client: &Client, output: &Output, file: &CodeFile<'_>) -
         "user_id": account.user_id, "keybox_id": account.keybox_id, "code": code,
         "fingerprint": client.fingerprint(), "png": file.png, "svg": file.svg,
     });
-    output.result(&text, &value);
+    output.lines(&text, &value);
     Ok(())
 }
 
@@ -90,9 +90,9 @@ pub(super) async fn accept(client: &mut Client, output: &Output, user_id: &str) 
         output.result(&text, &json!({ "user_id": user_id, "identity": "accepted" }));
     }
     for known in &accepted.keyboxes {
-        let keybox = format!("{user_id}/{}", known.keys.keybox_id);
+        let keybox = plain(&format!("{user_id}/{}", known.keys.keybox_id));
         let text = format!("Accepted for {keybox}, not verified:\n{}", fingerprint(&known.keys));
-        output.result(&text, &value_of(known, false));
+        output.lines(&text, &value_of(known, false));
     }
     output.progress("Compare the digits with the owner, and verify: keybox verify, or keybox scan.");
     Ok(())

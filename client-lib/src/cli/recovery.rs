@@ -41,7 +41,7 @@ pub(super) async fn run(
                  homeserver's database, reads everything.",
                 *key
             );
-            output.result(&text, &json!({ "recovery_key": *key }));
+            output.lines(&text, &json!({ "recovery_key": *key }));
             Ok(())
         }
         Some(RecoveryAction::Restore { recovery_key }) => {

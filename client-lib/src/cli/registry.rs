@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::output::{Output, date_time};
+use super::output::{Output, date_time, plain};
 use super::secrets::given_or_asked;
 use crate::client::{Client, ClientError};
 
@@ -22,12 +22,12 @@ pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Fai
         };
         let text = format!(
             "{}  {}  {state}\n    made {}, last seen {} at {}\n    {}",
-            listed.keybox_id,
-            listed.name.as_deref().unwrap_or("(no name)"),
+            plain(&listed.keybox_id),
+            plain(listed.name.as_deref().unwrap_or("(no name)")),
             date_time(listed.created_ts),
             date_time(listed.last_seen_ts),
-            listed.last_seen_ip,
-            listed.suites.join("\n    "),
+            plain(&listed.last_seen_ip),
+            listed.suites.iter().map(|suite| plain(suite)).collect::<Vec<_>>().join("\n    "),
         );
         let mut value = json!(listed);
         if let Some(object) = value.as_object_mut() {
@@ -35,7 +35,7 @@ pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Fai
             object.insert("signed_by_owner".to_owned(), signed);
             object.insert("this_one".to_owned(), this_one.into());
         }
-        output.result(&text, &value);
+        output.lines(&text, &value);
     }
     Ok(())
 }

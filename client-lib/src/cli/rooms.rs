@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::failure::Failure;
-use super::output::{Output, date_time};
+use super::output::{Output, date_time, one_word};
 use keystead_keybox::suite::{SUITES, Suite, V1};
 
 use crate::client::Client;
@@ -54,7 +54,7 @@ pub(super) async fn list(client: &mut Client, output: &Output) -> Result<(), Fai
                 format!(
                     "{}  {name}  invited by {}",
                     room.room_id,
-                    room.inviter.as_deref().unwrap_or("somebody")
+                    one_word(room.inviter.as_deref().unwrap_or("somebody"))
                 )
             }
             _ => {
@@ -215,8 +215,8 @@ pub(super) async fn history(
         match item.message {
             Ok(message) => output.message(&message),
             Err(error) => {
-                let text =
-                    format!("{}  {} [{error}]", date_time(item.event.origin_server_ts), item.event.sender);
+                let sender = one_word(&item.event.sender);
+                let text = format!("{}  {sender} [{error}]", date_time(item.event.origin_server_ts));
                 let value = json!({
                     "room_id": room_id, "event_id": item.event.event_id, "sender": item.event.sender,
                     "sent_at": item.event.origin_server_ts, "unreadable": error.to_string(),
@@ -277,6 +277,6 @@ pub(super) async fn export(
         "key_id": exported.key_id, "resource_key": key, "iv": exported.iv, "ciphertext": exported.ciphertext,
         "mac": exported.mac, "suite": exported.suite,
     });
-    output.result(&text, &value);
+    output.lines(&text, &value);
     Ok(())
 }

@@ -49,7 +49,7 @@ pub(super) async fn server_fingerprint(arguments: &Arguments, output: &Output) -
         "server": api.server(), "certificate": shown.certificate, "public_key": shown.public_key,
         "trusted": answered.is_ok(),
     });
-    output.result(&text, &value);
+    output.lines(&text, &value);
     Ok(answered?)
 }
 
