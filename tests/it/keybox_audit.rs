@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use keystead_client::{
-    api::Registration,
+    api::{LogFilter, LogItem, Registration},
     client::{AuditReport, Client, Difference, Passphrase},
 };
 use keystead_keybox::{
@@ -202,6 +202,18 @@ async fn a_break_in_the_chain_accuses_the_server_of_nothing_else() {
             *entry = json!("unreadable");
         }
     };
+    // Whoever looks at the log is shown the rest, by whatever it is filtered.
+    proxy.alter(spoiling);
+    let own = alice.account().keybox_id.clone();
+    for keybox_id in [None, Some(own)] {
+        let filter = LogFilter { keybox_id, ..LogFilter::default() };
+        let items = alice.api().log(&filter).await.expect("a log");
+        assert_eq!(items.first(), Some(&LogItem::Unreadable { seq: 1 }));
+        assert!(
+            items.len() > 1 && items[1..].iter().all(|item| matches!(item, LogItem::Entry(_))),
+            "{items:?}"
+        );
+    }
     let found = lied_to(&mut alice, &proxy, spoiling).await;
     let [Difference::Unreadable { seq: 1 }, Difference::Hidden { own: LogEvent::KeyboxRegistered(_) }] =
         found.as_slice()

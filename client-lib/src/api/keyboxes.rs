@@ -27,6 +27,17 @@ pub struct LogFilter {
     pub since: Option<u64>,
 }
 
+impl LogFilter {
+    /// Whether an entry is wanted, whatever its number.
+    pub fn lets_through(&self, entry: &Map<String, Value>) -> bool {
+        let text = |name: &str| entry.get(name).and_then(Value::as_str);
+        let named = |id: &str| text("keybox_id") == Some(id) || text("peer_keybox_id") == Some(id);
+        self.room_id.as_deref().is_none_or(|room_id| text("room_id") == Some(room_id))
+            && self.keybox_id.as_deref().is_none_or(named)
+            && self.since.is_none_or(|since| entry.get("ts").and_then(Value::as_u64) >= Some(since))
+    }
+}
+
 /// What stands at a place of the account's log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LogItem {
@@ -168,8 +179,25 @@ impl Api {
         self.call::<Value>(Call::post("/_matrix/client/v3/delete_devices", request).once()).await.map(drop)
     }
 
-    /// All entries of the account's log that `filter` lets through, oldest first.
-    pub async fn log(&self, filter: &LogFilter) -> Result<Vec<Map<String, Value>>, ApiError> {
+    /// The entries of the account's log that `filter` lets through, oldest first, and whatever cannot be read: nobody knows what that was.
+    ///
+    /// [`ApiError::Malformed`] if nothing of 100 entries in a row can be read.
+    pub async fn log(&self, filter: &LogFilter) -> Result<Vec<LogItem>, ApiError> {
+        match self.filtered_log(filter).await {
+            // Where something is no entry, a filtered answer does not tell its place: all is read, and chosen from here.
+            Err(ApiError::Malformed(_)) => {
+                let mut items = self.whole_log(filter.after).await?;
+                items.retain(|item| match item {
+                    LogItem::Entry(entry) => filter.lets_through(entry),
+                    LogItem::Unreadable { .. } => true,
+                });
+                Ok(items)
+            }
+            entries => Ok(entries?.into_iter().map(LogItem::Entry).collect()),
+        }
+    }
+
+    async fn filtered_log(&self, filter: &LogFilter) -> Result<Vec<Map<String, Value>>, ApiError> {
         let mut entries = Vec::new();
         let mut after = filter.after;
         loop {
@@ -247,6 +275,30 @@ mod tests {
             }
         }
         (Ok(reader.items), questions)
+    }
+
+    #[test]
+    fn a_filter_lets_through_what_it_names() {
+        let entry = json!({
+            "ts": 5, "keybox_id": "A", "peer_keybox_id": "B", "room_id": "!r:x", "type": "resource_key_given",
+        });
+        let entry = entry.as_object().unwrap();
+        let passes = |room_id: Option<&str>, keybox_id: Option<&str>, since: Option<u64>| {
+            let [room_id, keybox_id] = [room_id, keybox_id].map(|text| text.map(str::to_owned));
+            LogFilter { after: 0, room_id, keybox_id, since }.lets_through(entry)
+        };
+        assert!(
+            passes(None, None, None)
+                && passes(Some("!r:x"), Some("A"), Some(5))
+                && passes(None, Some("B"), None)
+        );
+        assert!(
+            !passes(Some("!s:x"), None, None)
+                && !passes(None, Some("C"), None)
+                && !passes(None, None, Some(6))
+        );
+        let bare = LogFilter { since: Some(0), ..LogFilter::default() };
+        assert!(!bare.lets_through(&Map::new()), "of no time");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
 use super::output::{Output, date_time};
-use crate::api::LogFilter;
+use crate::api::{LogFilter, LogItem};
 use crate::client::Client;
 
 /// Which entries to show.
@@ -27,14 +27,19 @@ pub(super) async fn show(
     let since = wanted.since.map(|text| time(text).ok_or_else(|| Failure::NotATime(text.to_owned())));
     let filter =
         LogFilter { after: 0, room_id, keybox_id: wanted.of.map(str::to_owned), since: since.transpose()? };
-    let entries = if homeserver {
+    let items = if homeserver {
         client.api().log(&filter).await?
     } else {
         let own = client.own_log().await?;
-        own.into_iter().filter(|entry| passes(entry, &filter)).collect()
+        own.into_iter().filter(|entry| filter.lets_through(entry)).map(LogItem::Entry).collect()
     };
-    for entry in entries {
-        output.result(&line(&entry), &Value::Object(entry));
+    for item in items {
+        match item {
+            LogItem::Entry(entry) => output.result(&line(&entry), &Value::Object(entry)),
+            LogItem::Unreadable { seq } => {
+                output.result(&unreadable(seq), &json!({ "seq": seq, "unreadable": true }));
+            }
+        }
     }
     Ok(())
 }
@@ -51,16 +56,13 @@ pub(super) async fn audit(client: &mut Client, output: &Output) -> Result<(), Fa
         "The homeserver's log fits what this KeyBox saw: {} entries, {} of them compared. Its head is\n{}",
         report.server.seq, report.compared, report.server.hash
     );
-    output.result(&text, &json!(report));
+    output.lines(&text, &json!(report));
     Ok(())
 }
 
-fn passes(entry: &Map<String, Value>, filter: &LogFilter) -> bool {
-    let text = |name: &str| entry.get(name).and_then(Value::as_str);
-    let named = |id: &str| text("keybox_id") == Some(id) || text("peer_keybox_id") == Some(id);
-    filter.room_id.as_deref().is_none_or(|room_id| text("room_id") == Some(room_id))
-        && filter.keybox_id.as_deref().is_none_or(named)
-        && filter.since.is_none_or(|since| entry.get("ts").and_then(Value::as_u64) >= Some(since))
+/// A place of the homeserver's log where no entry is.
+fn unreadable(seq: u64) -> String {
+    format!("{seq:>6}  CANNOT BE READ: it was altered or removed at the homeserver (keybox audit says more)")
 }
 
 /// An entry in words.
@@ -129,6 +131,11 @@ mod tests {
         for wrong in ["yesterday", "2026-13-01", "2026-01-31T25:00:00", "26", "", "1969-12-31"] {
             assert_eq!(time(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_in_its_place() {
+        assert!(unreadable(7).starts_with("     7  CANNOT BE READ"));
     }
 
     #[test]
