@@ -5,7 +5,7 @@ use serde_json::json;
 use keystead_keybox::fingerprint::{fingerprint, matches};
 
 use super::failure::Failure;
-use super::output::{Output, date_time};
+use super::output::{Output, date_time, plain};
 use crate::client::Client;
 use crate::engine::{KeyBoxAddress, KnownKeyBox};
 
@@ -57,32 +57,24 @@ pub(super) async fn verify(
     keybox_id: Option<&str>,
     marking: Marking<'_>,
 ) -> Result<(), Failure> {
-    let known = client.keyboxes(user_id).await?;
-    let wanted = |known: &&KnownKeyBox| keybox_id.is_none_or(|id| id == known.keys.keybox_id);
-    let mut wanted: Vec<_> = known.iter().filter(wanted).cloned().collect();
-    if wanted.is_empty() {
-        return Err(Failure::NoSuchKeyBox(keybox_id.unwrap_or(user_id).to_owned()));
-    }
-    if let Some(keybox_id) = keybox_id {
+    let mut known = wanted(client, user_id, keybox_id).await?;
+    if let (Some(keybox_id), Some(meant)) = (keybox_id, known.first()) {
         let address = KeyBoxAddress::new(user_id, keybox_id);
-        for known in &mut wanted {
-            if let Some(spoken) = marking.fingerprint {
-                if !matches(&known.keys, spoken) {
-                    return Err(Failure::Fingerprint(address.to_string()));
-                }
-                client.set_verified(&address, true).await?;
-                known.verified = true;
-            } else if marking.undo {
-                client.set_verified(&address, false).await?;
-                known.verified = false;
-            }
+        if marking.fingerprint.is_some_and(|spoken| !matches(&meant.keys, spoken)) {
+            return Err(Failure::Fingerprint(address.to_string()));
+        }
+        if marking.fingerprint.is_some() || marking.undo {
+            client.set_verified(&address, !marking.undo).await?;
+            // What it counts as now is not for this mark alone to say.
+            known = wanted(client, user_id, Some(keybox_id)).await?;
         }
     }
-    for known in &wanted {
+    for known in &known {
         let own = known.keys.keybox_id == client.account().keybox_id && user_id == client.account().user_id;
         let state = if known.is_verified() || own { "verified" } else { "not verified" };
-        let text = format!("{}/{} ({state})\n{}", user_id, known.keys.keybox_id, fingerprint(&known.keys));
-        output.result(&text, &value_of(known, own));
+        let keybox = plain(&format!("{user_id}/{}", known.keys.keybox_id));
+        let text = format!("{keybox} ({state})\n{}", fingerprint(&known.keys));
+        output.lines(&text, &value_of(known, own));
     }
     if keybox_id.is_none() {
         output.progress(
@@ -91,4 +83,18 @@ pub(super) async fn verify(
         );
     }
     Ok(())
+}
+
+/// The KeyBoxes of a user, or the one that is meant.
+async fn wanted(
+    client: &mut Client,
+    user_id: &str,
+    keybox_id: Option<&str>,
+) -> Result<Vec<KnownKeyBox>, Failure> {
+    let mut known = client.keyboxes(user_id).await?;
+    known.retain(|known| keybox_id.is_none_or(|id| id == known.keys.keybox_id));
+    if known.is_empty() {
+        return Err(Failure::NoSuchKeyBox(keybox_id.unwrap_or(user_id).to_owned()));
+    }
+    Ok(known)
 }

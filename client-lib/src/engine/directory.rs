@@ -32,6 +32,9 @@ pub struct KnownKeyBox {
     /// its owner revoked.
     #[serde(default)]
     pub(super) returned: bool,
+    /// Whether a person has taken back that its keys were compared: nobody else vouches for it here then.
+    #[serde(default)]
+    pub(super) distrusted: bool,
     /// Whether the server showed other keys under this id, which nobody has accepted. It gets no resource key then.
     pub conflicting: bool,
     /// The keys that the server showed last, if they are others.
@@ -98,7 +101,7 @@ impl User {
         identity.verified = identity.verified || self.keyboxes.values().any(vouches);
         let vouched = identity.verified && identity.offered.is_none();
         for known in self.keyboxes.values_mut() {
-            known.vouched = vouched && known.cross_signed && !known.returned;
+            known.vouched = vouched && known.cross_signed && !known.returned && !known.distrusted;
         }
     }
 }
@@ -236,11 +239,12 @@ impl Directory {
     pub(super) fn set_verified(&mut self, address: &KeyBoxAddress, verified: bool) -> bool {
         let Some(user) = self.users.get_mut(&address.user_id) else { return false };
         let Some(known) = user.keyboxes.get_mut(&address.keybox_id) else { return false };
-        known.verified = verified;
+        (known.verified, known.distrusted) = (verified, !verified);
         known.returned &= !verified;
-        if let Some(identity) = user.identity.as_mut().filter(|_| !verified) {
-            // What rested on this KeyBox, or would keep it verified, goes with it.
-            identity.verified = false;
+        if let Some(identity) = &mut user.identity {
+            // What rested on this KeyBox goes with it, and what this account has signed before does not bring it back.
+            identity.distrusted = !verified;
+            identity.verified &= verified;
         }
         user.vouch();
         true
@@ -277,6 +281,7 @@ impl Directory {
                         cross_signed: false,
                         gone: false,
                         returned: false,
+                        distrusted: false,
                         conflicting: false,
                         offered: None,
                         former: Vec::new(),

@@ -48,13 +48,16 @@ pub(super) struct KnownIdentity {
     pub(super) keys: ShownIdentity,
     /// Whether a person has made sure of it: by one of the KeyBoxes that signed it, here or at another KeyBox of our user.
     pub(super) verified: bool,
+    /// Whether a person has taken that back since: the signature that this account made on it does not count any more.
+    #[serde(default)]
+    pub(super) distrusted: bool,
     /// Another one that the server shows, which nobody has accepted.
     pub(super) offered: Option<ShownIdentity>,
 }
 
 impl KnownIdentity {
     pub(super) fn new(keys: ShownIdentity) -> Self {
-        Self { keys, verified: false, offered: None }
+        Self { keys, verified: false, distrusted: false, offered: None }
     }
 
     /// Returns whether it is another one than before, and was not on the last look.
@@ -239,7 +242,7 @@ impl Engine {
     fn honour_signatures(&mut self, user_id: &str, query: &KeyQuery) {
         let Some(own) = self.directory.identity(&self.own.user_id) else { return };
         let Some(known) = self.directory.identity(user_id) else { return };
-        let trusted = own.verified && own.offered.is_none() && known.offered.is_none();
+        let trusted = own.verified && own.offered.is_none() && known.offered.is_none() && !known.distrusted;
         let signed = object(&query.master_keys, user_id).is_some_and(|master_object| {
             let signer = own.keys.user_signing.as_deref();
             read_key(user_id, Usage::Master, master_object) == Some(known.keys.master.as_str())

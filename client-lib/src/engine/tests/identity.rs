@@ -72,6 +72,26 @@ fn what_one_keybox_verifies_counts_at_the_others_of_its_user() {
 }
 
 #[test]
+fn what_a_person_has_verified_can_be_taken_back() {
+    let mut world = World::new(&["A1", "B1"]);
+    verify(&mut world, "A1", "B1");
+    world.add("B2");
+    world.settle();
+    verify(&mut world, "B1", "B2");
+    assert!(is_verified(&world, "A1", "B1") && is_verified(&world, "A1", "B2"));
+    // By then A's signature on B's identity is at the server.
+    world.boxes.get_mut("A1").unwrap().engine.set_verified(&address("B1"), false);
+    world.restart("A1");
+    world.settle();
+    assert!(!is_verified(&world, "A1", "B1") && !is_verified(&world, "A1", "B2"));
+    // The other one is verified by itself: it vouches for its owner again, not for what was taken back.
+    verify(&mut world, "A1", "B2");
+    assert!(!is_verified(&world, "A1", "B1") && is_verified(&world, "A1", "B2"));
+    verify(&mut world, "A1", "B1");
+    assert!(is_verified(&world, "A1", "B1"));
+}
+
+#[test]
 fn another_identity_of_a_contact_blocks_sending_until_it_is_accepted() {
     let mut world = World::new(&["A1", "B1"]);
     verify(&mut world, "A1", "B1");
