@@ -12,6 +12,8 @@ use crate::events::RoomEvent;
 
 /// Events of one request.
 const PAGE: usize = 100;
+/// How many pages are read at most: a server that leads in a circle is not followed for ever.
+const MOST_PAGES: usize = 1_000;
 /// A gap in a sync is filled up to this many events; older ones are found with [`Client::history`].
 const LONGEST_GAP: usize = 1_000;
 
@@ -103,7 +105,10 @@ impl Client {
         };
         let mut events = Vec::new();
         let mut from = None;
-        while events.len() < limit {
+        for _ in 0..MOST_PAGES {
+            if events.len() >= limit {
+                break;
+            }
             let page = self.api.messages(room_id, from.as_deref(), PAGE).await?;
             events.extend(page.events().into_iter().filter(is_message));
             match page.end {
@@ -120,7 +125,10 @@ impl Client {
     pub(super) async fn fill(&mut self, gap: &Gap) -> Result<(), ClientError> {
         let mut missing = Vec::new();
         let mut from = gap.from.clone();
-        'pages: while missing.len() < LONGEST_GAP {
+        'pages: for _ in 0..MOST_PAGES {
+            if missing.len() >= LONGEST_GAP {
+                break;
+            }
             let page = match self.api.messages(&gap.room_id, Some(&from), PAGE).await {
                 Ok(page) => page,
                 Err(ApiError::Server(error)) if is_final(&error) => {

@@ -106,7 +106,8 @@ impl Engine {
                     engine.resource_keys.insert(key.key.clone(), key);
                 }
                 Some("room") => {
-                    let room: Room = serde_json::from_slice(&record.json).map_err(corrupt)?;
+                    let mut room: Room = serde_json::from_slice(&record.json).map_err(corrupt)?;
+                    room.bound_rotation();
                     engine.rooms.insert(room.room_id.clone(), room);
                 }
                 Some("directory") => {

@@ -255,10 +255,15 @@ impl Room {
     fn set_rotation(&mut self, content: &Value) {
         let number =
             |field: &str, default: u64| content.get(field).and_then(Value::as_u64).unwrap_or(default);
-        let msgs = number("rotation_period_msgs", DEFAULT_ROTATION_MESSAGES);
-        let ms = number("rotation_period_ms", DEFAULT_ROTATION_MS);
-        self.rotation_period_msgs = msgs.clamp(1, MAX_ROTATION_MESSAGES);
-        self.rotation_period_ms = ms.clamp(MIN_ROTATION_MS, MAX_ROTATION_MS);
+        self.rotation_period_msgs = number("rotation_period_msgs", DEFAULT_ROTATION_MESSAGES);
+        self.rotation_period_ms = number("rotation_period_ms", DEFAULT_ROTATION_MS);
+        self.bound_rotation();
+    }
+
+    /// Brings how long a resource key serves within what is safe. What earlier software has stored may be outside.
+    pub(super) fn bound_rotation(&mut self) {
+        self.rotation_period_msgs = self.rotation_period_msgs.clamp(1, MAX_ROTATION_MESSAGES);
+        self.rotation_period_ms = self.rotation_period_ms.clamp(MIN_ROTATION_MS, MAX_ROTATION_MS);
     }
 
     fn set_membership(&mut self, user_id: &str, membership: Membership, event: &RoomEvent, own_user: &str) {

@@ -254,6 +254,19 @@ fn what_the_room_says_of_rotation_is_held_within_bounds() {
 }
 
 #[test]
+fn what_was_stored_of_rotation_is_held_within_bounds() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.alter_stored("A1", &format!("room {ROOM}"), |room| {
+        (room["rotation_period_msgs"], room["rotation_period_ms"]) = (json!(u64::MAX), json!(0));
+    });
+    let room = &world.boxes["A1"].engine.rooms()[ROOM];
+    assert_eq!((room.rotation_period_msgs, room.rotation_period_ms), (100_000, 60_000));
+    world.say("A1", "one");
+    world.say("A1", "two");
+    assert_eq!(world.keys_in_use(), 1, "not a key for every message");
+}
+
+#[test]
 fn an_attempt_to_weaken_the_encryption_changes_no_rotation() {
     let mut world = World::new(&["A1", "B1"]);
     let weak = json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 5_000 });

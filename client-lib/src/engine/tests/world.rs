@@ -128,6 +128,21 @@ impl World {
         event_id
     }
 
+    /// The server delivers to a KeyBox, with its next sync, every event once more.
+    pub(super) fn deliver_again(&mut self, name: &str) {
+        self.boxes.get_mut(name).unwrap().position = 0;
+    }
+
+    /// Changes what a KeyBox has stored, and starts it anew.
+    pub(super) fn alter_stored(&mut self, name: &str, record: &str, alter: impl FnOnce(&mut Value)) {
+        let one = self.boxes.get_mut(name).unwrap();
+        let stored = one.stored.get_mut(record).unwrap();
+        let mut json = serde_json::from_slice(stored).unwrap();
+        alter(&mut json);
+        *stored = serde_json::to_vec(&json).unwrap();
+        self.restart(name);
+    }
+
     fn device_keys_changed(&mut self, user_id: &str) {
         for other in self.boxes.values_mut() {
             other.changed.push(user_id.to_owned());
