@@ -296,6 +296,8 @@ mod tests {
             content,
             encrypted,
             verified: false,
+            key_id: None,
+            counter: None,
         }
     }
 

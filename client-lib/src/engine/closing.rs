@@ -280,9 +280,13 @@ impl Engine {
             for wanted in self.exchange.wanted.iter_mut().filter(|wanted| wanted.key.room_id == room_id) {
                 wanted.asked.clear();
                 wanted.refused.clear();
-                (wanted.rounds, wanted.next_at) = (0, 0);
+                (wanted.rounds, wanted.next_at, wanted.told) = (0, 0, None);
             }
             self.changed.insert(RecordName::Exchange);
+        }
+        if self.rooms.get(room_id).is_some_and(|room| self.is_outside(room, &self.own)) {
+            let keybox = self.own.clone();
+            notices.push(Notice::KeyBoxOutside { room_id: room_id.to_owned(), keybox });
         }
     }
 

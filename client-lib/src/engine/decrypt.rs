@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use keystead_keybox::envelope::{Envelope, EnvelopeError};
+use keystead_keybox::key_message::WithheldCode;
 use keystead_keybox::key_set::PublicKeySet;
 use keystead_keybox::replay::Replayed;
+use keystead_keybox::resource_key::ResourceKeyId;
 use keystead_keybox::suite;
 
 use super::{Engine, KeyBoxAddress, KeyRef};
@@ -33,6 +35,12 @@ pub struct Message {
     pub encrypted: bool,
     /// Whether a person has compared the fingerprint of the KeyBox that sent it.
     pub verified: bool,
+    /// What it was sealed with; `None` if it came without encryption.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<ResourceKeyId>,
+    /// How many messages its KeyBox had sealed with that key before; `None` if it came without encryption.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counter: Option<u64>,
 }
 
 impl std::fmt::Debug for Message {
@@ -57,9 +65,14 @@ impl Message {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecryptError {
-    /// The resource key is not here yet.
-    #[error("the resource key {} has not arrived yet", .0.key_id)]
-    MissingKey(KeyRef),
+    /// The resource key is not here.
+    #[error("{}", missing_key(.key, *.told))]
+    MissingKey {
+        /// The key.
+        key: KeyRef,
+        /// Why it is not, as far as that is known: what was last answered, or what this KeyBox knows of the room.
+        told: Option<WithheldCode>,
+    },
     /// Not an encrypted event of this profile.
     #[error("not a message of the KeyBox profile")]
     NotAnEnvelope,
@@ -80,8 +93,26 @@ pub enum DecryptError {
 impl DecryptError {
     /// Whether it may become readable later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::MissingKey(_) | Self::UnknownKeyBox(_))
+        matches!(self, Self::MissingKey { .. } | Self::UnknownKeyBox(_))
     }
+}
+
+fn missing_key(key: &KeyRef, told: Option<WithheldCode>) -> String {
+    let Some(code) = told else { return format!("the resource key {} has not arrived yet", key.key_id) };
+    let why = match code {
+        WithheldCode::AwaitingApproval => "a person who has it must approve this KeyBox first",
+        WithheldCode::Blacklisted => "who was asked gives it to nobody",
+        WithheldCode::NoDeviceKey => "who was asked knows no valid key set of this KeyBox for its suite",
+        WithheldCode::RoomClosed => {
+            "the room is closed, and this KeyBox was not there when that was done: ask a moderator of the room to let it in \
+             (keybox approve-keybox ROOM USER KEYBOX)"
+        }
+        WithheldCode::Unauthorised => "who was asked says that this KeyBox may not read it",
+        WithheldCode::Unavailable => "who was asked does not have it",
+        WithheldCode::Unverified => "who was asked has to verify this KeyBox first",
+        WithheldCode::WrongSuite => "it serves another suite than the message names",
+    };
+    format!("the resource key {} was not given: {why}", key.key_id)
 }
 
 /// Whether an event claims to be encrypted with a suite of this profile.
@@ -101,7 +132,7 @@ impl Engine {
         let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id.clone() };
         let (sender_keys, verified) = self.sender_of(&sender, &key, &envelope)?;
         envelope.check_signature(room_id, &sender_keys).map_err(DecryptError::Refused)?;
-        let open = self.open_key(&key).ok_or_else(|| DecryptError::MissingKey(key.clone()))?;
+        let Some(open) = self.open_key(&key) else { return Err(self.missing_key(key)) };
         // A resource key serves one suite.
         if self.resource_keys.get(&key).is_some_and(|record| record.suite != envelope.algorithm) {
             return Err(DecryptError::WrongSuite);
@@ -118,6 +149,8 @@ impl Engine {
             content: payload.content,
             encrypted: true,
             verified,
+            key_id: Some(key.key_id),
+            counter: Some(envelope.counter),
         })
     }
 
@@ -149,7 +182,7 @@ impl Engine {
         event_id: &str,
     ) -> Result<(), DecryptError> {
         let Some(record) = self.resource_keys.get_mut(key) else {
-            return Err(DecryptError::MissingKey(key.clone()));
+            return Err(self.missing_key(key.clone()));
         };
         let of_user = record.seen.entry(sender.user_id.clone()).or_default();
         let guard = of_user.entry(sender.keybox_id.clone()).or_default();
@@ -166,6 +199,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Why a message whose resource key is not here cannot be read.
+    fn missing_key(&self, key: KeyRef) -> DecryptError {
+        let is_outside = self.rooms.get(&key.room_id).is_some_and(|room| self.is_outside(room, &self.own));
+        let answered = || self.exchange.wanted.iter().find(|wanted| wanted.key == key)?.told;
+        let unasked = || self.exchange.told.iter().find(|(told, _)| *told == key).map(|(_, code)| *code);
+        let told = if is_outside { Some(WithheldCode::RoomClosed) } else { answered().or_else(unasked) };
+        DecryptError::MissingKey { key, told }
+    }
+
     /// A message that came in the clear, to be shown as such.
     pub(super) fn clear_message(room_id: &str, event: &RoomEvent) -> Message {
         Message {
@@ -178,6 +220,8 @@ impl Engine {
             content: event.content.clone(),
             encrypted: false,
             verified: false,
+            key_id: None,
+            counter: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use keystead_keybox::encoding::base64_url;
-use keystead_keybox::key_message::{KeyMessage, KeyMessageError, Recipient, sign};
+use keystead_keybox::key_message::{KeyMessage, KeyMessageError, Recipient, WithheldCode, sign};
 use keystead_keybox::suite::WrapError;
 use keystead_keybox::{CryptoError, Entropy, parallel};
 
@@ -45,6 +45,9 @@ pub(super) struct Exchange {
     pub(super) outbox: Vec<Queued>,
     pub(super) inbox: Vec<Pending>,
     pub(super) wanted: Vec<Wanted>,
+    /// Why resource keys were not sent along, said before anybody asked for them.
+    #[serde(default)]
+    pub(super) told: Vec<(KeyRef, WithheldCode)>,
     /// Questions answered of late, and when: the same one is not answered twice in a row.
     pub(super) answered: BTreeMap<String, u64>,
 }
@@ -80,6 +83,9 @@ pub(super) struct Wanted {
     /// Those where a person has to decide first: the question stays open there.
     #[serde(default)]
     pub(super) awaiting: BTreeSet<KeyBoxAddress>,
+    /// What the last one answered that does not give it.
+    #[serde(default)]
+    pub(super) told: Option<WithheldCode>,
     pub(super) rounds: u32,
     /// When to ask on, in milliseconds since the Unix epoch.
     pub(super) next_at: u64,

@@ -54,6 +54,7 @@ impl Engine {
             asked: Default::default(),
             refused: Default::default(),
             awaiting: Default::default(),
+            told: None,
             rounds: 0,
             next_at: now,
         });
@@ -153,6 +154,7 @@ impl Engine {
         key: &KeyRef,
         entropy: &mut dyn Entropy,
     ) -> Result<(), EngineError> {
+        self.exchange.told.retain(|(told, _)| told != key);
         let Some(index) = self.exchange.wanted.iter().position(|wanted| wanted.key == *key) else {
             return Ok(());
         };
@@ -182,6 +184,12 @@ impl Engine {
             let of_member =
                 room.is_some_and(|room| room.membership_of(&sender.user_id) == Some(Membership::Join));
             if of_member && !self.resource_keys.contains_key(&key) {
+                let told = &mut self.exchange.told;
+                told.retain(|(other, _)| *other != key);
+                told.push((key.clone(), withheld.code));
+                let surplus = told.len().saturating_sub(MAX_WANTED);
+                told.drain(..surplus);
+                self.changed.insert(RecordName::Exchange);
                 notices.push(Notice::KeyWithheld { key, keybox: sender.clone(), code: withheld.code });
             }
             return;
@@ -189,6 +197,7 @@ impl Engine {
         if !wanted.asked.contains(sender) && !wanted.awaiting.contains(sender) {
             return;
         }
+        wanted.told = Some(withheld.code);
         if withheld.code == WithheldCode::AwaitingApproval {
             wanted.awaiting.insert(sender.clone());
         } else {

@@ -14,7 +14,7 @@ use keystead_keybox::replay::ReplayGuard;
 use keystead_keybox::resource_key::ResourceKey;
 use keystead_keybox::{Entropy, suite};
 
-use super::{Engine, KeyBoxAddress, KeyRef, RecordName};
+use super::{Engine, KeyBoxAddress, KeyRef, Message, RecordName};
 use crate::events::RoomEvent;
 
 /// What is kept about a resource key. The key itself is only in `wrap`, encrypted to this KeyBox.
@@ -46,6 +46,9 @@ pub(super) struct KeyRecord {
     pub(super) next_counter: u64,
     /// What was opened with it: by user, by KeyBox.
     pub(super) seen: BTreeMap<String, BTreeMap<String, ReplayGuard>>,
+    /// The counters of the messages that were marked as read: by user, by KeyBox.
+    #[serde(default)]
+    pub(super) read: BTreeMap<String, BTreeMap<String, BTreeSet<u64>>>,
 }
 
 impl KeyRecord {
@@ -74,6 +77,7 @@ impl KeyRecord {
             backed_up: false,
             next_counter: 0,
             seen: BTreeMap::new(),
+            read: BTreeMap::new(),
         }
     }
 
@@ -115,6 +119,12 @@ pub struct MissingMessages {
     pub counters: RangeInclusive<u64>,
 }
 
+/// What an encrypted message is one of: the key, the KeyBox that sealed it, and its counter.
+fn place_of(message: &Message) -> Option<(KeyRef, &str, u64)> {
+    let key = KeyRef { room_id: message.room_id.clone(), key_id: message.key_id.clone()? };
+    Some((key, message.sender_keybox.as_deref()?, message.counter?))
+}
+
 impl Engine {
     /// The messages of a room that are missing, as far as the counters of those that came tell (`profiles/keybox/SPEC.md`, section 6).
     /// That something is missing after the last one that came, no counter tells.
@@ -133,6 +143,26 @@ impl Engine {
             })
         });
         missing.collect()
+    }
+
+    /// Remembers that a message was read. A server that delivers its event again must not make a program act on it twice.
+    pub(super) fn remember_read(&mut self, message: &Message) {
+        let Some((key, keybox_id, counter)) = place_of(message) else { return };
+        let Some(record) = self.resource_keys.get_mut(&key) else { return };
+        let of_user = record.read.entry(message.sender.clone()).or_default();
+        if of_user.entry(keybox_id.to_owned()).or_default().insert(counter) {
+            self.key_changed(&key);
+        }
+    }
+
+    /// Whether a message was read before.
+    pub(super) fn was_read(&self, message: &Message) -> bool {
+        let read = || {
+            let (key, keybox_id, counter) = place_of(message)?;
+            let of_user = self.resource_keys.get(&key)?.read.get(&message.sender)?;
+            Some(of_user.get(keybox_id)?.contains(&counter))
+        };
+        read().unwrap_or_default()
     }
 
     /// The open resource key, unwrapped on first use. `None` if this KeyBox does not have it, or cannot open it any more.

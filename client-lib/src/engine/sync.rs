@@ -115,8 +115,10 @@ impl Engine {
     }
 
     /// Marks messages as read. Do so after they were shown or worked on: what a crash comes before is unread again.
+    /// What was read stays so, even if the server delivers it once more.
     pub fn mark_read(&mut self, messages: &[Message]) {
         for message in messages {
+            self.remember_read(message);
             let Some(room) = self.rooms.get_mut(&message.room_id) else { continue };
             room.unread.retain(|unread| unread.event_id != message.event_id);
             self.changed.insert(RecordName::Room(message.room_id.clone()));
@@ -263,7 +265,7 @@ impl Engine {
         entropy: &mut dyn Entropy,
     ) {
         match error {
-            DecryptError::MissingKey(_) => self.want_key_of(room_id, event, now, entropy),
+            DecryptError::MissingKey { .. } => self.want_key_of(room_id, event, now, entropy),
             DecryptError::UnknownKeyBox(keybox) => {
                 self.directory.mark_outdated(&keybox.user_id);
                 self.changed.insert(RecordName::Directory);
@@ -281,12 +283,13 @@ impl Engine {
         notices: &mut Vec<Notice>,
     ) {
         let own_id = &self.own.keybox_id;
+        let was_read = opened.as_ref().is_ok_and(|message| self.was_read(message));
         let Some(room) = self.rooms.get_mut(room_id) else { return };
         match opened {
             Ok(message) => {
                 let sent_here =
                     message.sender == self.own.user_id && message.sender_keybox.as_ref() == Some(own_id);
-                if sent_here {
+                if sent_here || was_read {
                     return;
                 }
                 room.push_unread(message);
@@ -313,7 +316,7 @@ impl Engine {
         for event in std::mem::take(&mut room.waiting) {
             let opened = self.decrypt(room_id, &event);
             // Only a key is asked for here: an unknown KeyBox was looked up when the event came, and would be for ever.
-            if let Err(DecryptError::MissingKey(_)) = &opened {
+            if let Err(DecryptError::MissingKey { .. }) = &opened {
                 self.want_key_of(room_id, &event, now, entropy);
             }
             self.settle(room_id, &event, opened, notices);

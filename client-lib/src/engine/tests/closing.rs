@@ -87,6 +87,13 @@ fn a_new_keybox_gets_no_key_of_a_closed_room_until_it_is_approved() {
     assert!(matches!(prepared(&mut world, "B2"), Err(EncryptError::NotApproved)));
     let outside = Notice::KeyBoxOutside { room_id: ROOM.to_owned(), keybox: address("B2") };
     assert!(world.notices("A1").contains(&outside));
+    assert!(world.notices("B2").contains(&outside), "its own user is told as well");
+    let sealed: Vec<_> =
+        world.events.iter().filter(|event| event.event_type == "m.room.encrypted").cloned().collect();
+    for event in &sealed {
+        let why = world.boxes.get_mut("B2").unwrap().engine.decrypt(ROOM, event).unwrap_err();
+        assert!(why.is_temporary() && why.to_string().contains("the room is closed"), "{why}");
+    }
     assert_eq!(world.keys_in_use(), 2, "one while it was open, one since");
 
     approve(&mut world, "A1", &address("B2"));
@@ -99,6 +106,30 @@ fn a_new_keybox_gets_no_key_of_a_closed_room_until_it_is_approved() {
     }
     world.say("B2", "thank you");
     assert!(world.texts("C1").contains(&"thank you".to_owned()));
+}
+
+#[test]
+fn a_key_from_outside_is_not_taken_into_a_closed_room() {
+    let mut world = closed(&["A1", "B1"]);
+    world.add("B2");
+    wait(&mut world);
+    // B2 forgets the closing: it makes a key and gives it to all, and the server of this test delivers it.
+    world.alter_stored("B2", &format!("room {ROOM}"), |room| {
+        room["closing"] =
+            json!({ "now": null, "offered": null, "heard": null, "departed": [], "revoked": [] });
+    });
+    world.post("B2", "from outside");
+    assert!(!world.boxes["A1"].queue.is_empty(), "the key is on its way");
+    wait(&mut world);
+    let others =
+        |world: &mut World| ["A1", "B1"].map(|name| world.texts(name).contains(&"from outside".to_owned()));
+    assert_eq!(others(&mut world), [false, false]);
+    world.say("A1", "in the closed room");
+    assert!(!world.texts("B2").contains(&"in the closed room".to_owned()));
+    // A moderator lets it in: what it said before can be read now.
+    approve(&mut world, "A1", &address("B2"));
+    wait(&mut world);
+    assert_eq!(others(&mut world), [true, true]);
 }
 
 #[test]

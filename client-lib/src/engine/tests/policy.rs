@@ -45,6 +45,9 @@ fn only_verified_keyboxes_get_keys_if_the_policy_is_so() {
     assert_eq!(world.texts("B1"), ["secret"]);
     assert!(world.texts("C1").is_empty());
     assert!(told(&world, "C1").contains(&WithheldCode::Unverified));
+    let event = world.events.last().unwrap().clone();
+    let why = world.boxes.get_mut("C1").unwrap().engine.decrypt(ROOM, &event).unwrap_err().to_string();
+    assert!(why.contains("was not given") && why.contains("verify this KeyBox"), "{why}");
     // C is verified, asks again, and reads.
     world.boxes.get_mut("A1").unwrap().engine.set_verified(&address("C1"), true);
     world.restart("A1");
@@ -108,6 +111,9 @@ fn with_ask_each_exchange_waits_for_a_person() {
     world.say("A1", "one");
     assert!(world.texts("B1").is_empty());
     assert!(told(&world, "B1").contains(&WithheldCode::AwaitingApproval));
+    let event = world.events.last().unwrap().clone();
+    let why = world.boxes.get_mut("B1").unwrap().engine.decrypt(ROOM, &event).unwrap_err().to_string();
+    assert!(why.contains("must approve this KeyBox"), "{why}");
     let id = waiting(&world, "A1").unwrap();
     assert!(world.notices("A1").contains(&Notice::ApprovalNeeded {
         id,

@@ -22,6 +22,28 @@ fn a_replayed_message_is_refused() {
 }
 
 #[test]
+fn what_was_read_is_no_news_when_the_server_delivers_it_again() {
+    let mut world = World::new(&["A1", "B1"]);
+    world.say("A1", "pay 100");
+    assert_eq!(world.texts("B1"), ["pay 100"]);
+    world.deliver_again("B1");
+    world.settle();
+    assert!(world.texts("B1").is_empty());
+    // What nobody has read yet is there once.
+    world.say("A1", "and 200");
+    world.deliver_again("B1");
+    world.settle();
+    assert_eq!(world.texts("B1"), ["and 200"]);
+    assert_eq!(refusals(&world, "B1"), 0);
+    // It can be looked at as often as somebody likes.
+    let event = world.events.last().unwrap().clone();
+    assert_eq!(
+        world.boxes.get_mut("B1").unwrap().engine.decrypt(ROOM, &event).unwrap().body(),
+        Some("and 200")
+    );
+}
+
+#[test]
 fn a_message_that_is_held_back_is_missed_and_named() {
     let mut world = World::new(&["A1", "B1"]);
     world.say("A1", "one");
