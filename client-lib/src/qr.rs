@@ -1,8 +1,13 @@
 //! QR codes: a contact code as an image, and back from one.
+//!
+//! A picture may come from anybody. It is looked through in a thread of its own, for a bounded time: what finds codes in pictures may
+//! stumble, and takes very long, over one that was made for that.
 
 use std::io::Cursor;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use image::{GrayImage, ImageFormat, Luma};
+use image::{DynamicImage, GrayImage, ImageDecoder as _, ImageFormat, ImageReader, Luma};
 use qrcode::render::{svg, unicode};
 use qrcode::types::Color;
 use qrcode::{EcLevel, QrCode};
@@ -11,10 +16,17 @@ use qrcode::{EcLevel, QrCode};
 const QUIET_ZONE: u32 = 4;
 /// Pixels of one module's side.
 const MODULE: u32 = 8;
-/// The widest or highest image that is read, in pixels: more than a telephone's camera makes.
-const MAX_SIDE: u32 = 16_384;
+/// The most pixels of an image that is read: more than most telephones' cameras make.
+const MAX_PIXELS: u64 = 64_000_000;
 /// The largest memory that an image may take while it is read.
 const MAX_MEMORY: u64 = 512 << 20;
+/// In pixels; a larger image is made smaller before it is searched. It bounds how much can look like a code's corner, by whose square
+/// the search takes time and memory.
+const SEARCHED_SIDE: u32 = 1_600;
+/// How long an image is searched. One of a code takes a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The name of the thread that reads a picture: what goes wrong in it is the picture's fault, and told as such.
+pub const READER_THREAD: &str = "picture";
 
 /// Why there is no image of a text.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +55,12 @@ pub enum QrReadError {
     /// There are several codes in it.
     #[error("several QR codes are in this image; cut out the one that is meant")]
     Several,
+    /// It has more pixels than are looked at.
+    #[error("the picture is too large; cut out the code")]
+    TooLarge,
+    /// It took too long: so many things in it look like parts of a code.
+    #[error("no QR code was found in this image in time; cut out the code")]
+    TooLong,
 }
 
 fn code_of(text: &str) -> Result<QrCode, QrWriteError> {
@@ -86,24 +104,55 @@ pub fn terminal(text: &str, dark: bool) -> Result<String, QrWriteError> {
     Ok(render.build())
 }
 
-/// The text of the one QR code in an image file.
+/// The text of the one QR code in an image file. Takes 20 seconds and a fraction of a gigabyte of memory at most, whatever is in the file; if
+/// it ends for the time, a thread may still go on for a while.
 pub fn read(file: &[u8]) -> Result<String, QrReadError> {
-    let mut reader = image::ImageReader::new(Cursor::new(file))
-        .with_guessed_format()
-        .map_err(|error| QrReadError::NoImage(error.into()))?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_MEMORY);
-    reader.limits(limits);
-    let image = reader.decode().map_err(QrReadError::NoImage)?.into_luma8();
-    let mut prepared = rqrr::PreparedImage::prepare(image);
+    read_within(file, PATIENCE)
+}
+
+fn read_within(file: &[u8], patience: Duration) -> Result<String, QrReadError> {
+    let (sender, found) = mpsc::channel();
+    let file = file.to_vec();
+    let reading = move || sender.send(find(&file)).unwrap_or_default();
+    if std::thread::Builder::new().name(READER_THREAD.to_owned()).spawn(reading).is_err() {
+        return Err(QrReadError::TooLong);
+    }
+    match found.recv_timeout(patience) {
+        Ok(found) => found,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(QrReadError::TooLong),
+        // It has stumbled.
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(QrReadError::NoCode),
+    }
+}
+
+fn find(file: &[u8]) -> Result<String, QrReadError> {
+    let mut prepared = rqrr::PreparedImage::prepare(decode(file)?);
     let mut texts = prepared.detect_grids().into_iter().filter_map(|grid| grid.decode().ok());
     match (texts.next(), texts.next()) {
         (Some((_, text)), None) => Ok(text),
         (Some(_), Some(_)) => Err(QrReadError::Several),
         (None, _) => Err(QrReadError::NoCode),
     }
+}
+
+/// The image in a file, in grey, of a size that can be searched.
+fn decode(file: &[u8]) -> Result<GrayImage, QrReadError> {
+    let mut reader = ImageReader::new(Cursor::new(file))
+        .with_guessed_format()
+        .map_err(|error| QrReadError::NoImage(error.into()))?;
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(MAX_MEMORY);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(QrReadError::NoImage)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS || decoder.total_bytes() > MAX_MEMORY {
+        return Err(QrReadError::TooLarge);
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(QrReadError::NoImage)?;
+    if width <= SEARCHED_SIDE && height <= SEARCHED_SIDE {
+        return Ok(image.into_luma8());
+    }
+    Ok(DynamicImage::from(image.into_luma8()).thumbnail(SEARCHED_SIDE, SEARCHED_SIDE).into_luma8())
 }
 
 #[cfg(test)]
@@ -145,6 +194,60 @@ mod tests {
         two.write_to(&mut file, ImageFormat::Png).unwrap();
         assert!(matches!(read(&file.into_inner()), Err(QrReadError::Several)));
         assert!(matches!(png(&"x".repeat(4_000)), Err(QrWriteError::TooLong(_))));
+    }
+
+    fn file_of(image: GrayImage) -> Vec<u8> {
+        let mut file = Cursor::new(Vec::new());
+        image.write_to(&mut file, ImageFormat::Png).unwrap();
+        file.into_inner()
+    }
+
+    /// An image with a code's corners (seven modules square) at these places, and nothing else.
+    fn corners(side: u32, module: u32, places: impl Iterator<Item = (u32, u32)>) -> GrayImage {
+        let mut image = GrayImage::from_pixel(side, side, Luma([255]));
+        for (left, top) in places {
+            for (x, y) in (0..7).flat_map(|x| (0..7).map(move |y| (x, y))) {
+                let ring = x == 0 || x == 6 || y == 0 || y == 6;
+                let dark = ring || ((2..5).contains(&x) && (2..5).contains(&y));
+                for pixel in 0..module * module {
+                    let at = (left + x * module + pixel % module, top + y * module + pixel / module);
+                    image.put_pixel(at.0, at.1, Luma([if dark { 0 } else { 255 }]));
+                }
+            }
+        }
+        image
+    }
+
+    #[test]
+    fn what_only_looks_like_a_code_is_survived() {
+        let near = |gap: u32| [(16, 16), (16 + gap, 16), (16, 16 + gap)].into_iter();
+        for gap in [32, 40, 64, 100, 400] {
+            let picture = file_of(corners(512, 4, near(gap)));
+            assert!(matches!(read(&picture), Err(QrReadError::NoCode)), "{gap}");
+        }
+    }
+
+    #[test]
+    fn a_picture_that_was_made_to_take_for_ever_does_not() {
+        let places = (0..100).flat_map(|x| (0..100).map(move |y| (x * 16, y * 16)));
+        let picture = file_of(corners(1_600, 2, places));
+        let refused = read_within(&picture, Duration::from_millis(100));
+        assert!(matches!(refused, Err(QrReadError::TooLong | QrReadError::NoCode)), "{refused:?}");
+        let mut large = Cursor::new(Vec::new());
+        DynamicImage::new_rgb8(10, 10).write_to(&mut large, ImageFormat::Gif).unwrap();
+        // A GIF says its size in the bytes 6 to 9.
+        let mut large = large.into_inner();
+        large[6..10].copy_from_slice(&[0xff; 4]);
+        assert!(matches!(read(&large), Err(QrReadError::TooLarge)));
+    }
+
+    #[test]
+    fn a_large_photograph_is_read() {
+        let code = image::load_from_memory(&png(TEXT).unwrap()).unwrap().into_luma8();
+        let mut photograph = GrayImage::from_pixel(4_000, 3_000, Luma([200]));
+        let code = image::imageops::resize(&code, 900, 900, image::imageops::FilterType::Triangle);
+        image::imageops::replace(&mut photograph, &code, 1_500, 1_100);
+        assert_eq!(read(&file_of(photograph)).unwrap(), TEXT);
     }
 
     #[test]
