@@ -30,7 +30,10 @@ async fn a_scanned_code_verifies_and_adds_a_contact() {
     );
 
     let refused = bob.refused(&["scan", svg]).await;
-    assert!(refused["error"].as_str().is_some_and(|error| error.contains("neither PNG nor JPEG")), "{refused}");
+    assert!(
+        refused["error"].as_str().is_some_and(|error| error.contains("neither PNG nor JPEG")),
+        "{refused}"
+    );
     let refused = bob.refused(&["accept", "@alice:keystead.test"]).await;
     assert!(refused["error"].as_str().is_some_and(|error| error.contains("have not changed")), "{refused}");
     // The code outlives the KeyBox; trust in it does not.

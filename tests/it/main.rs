@@ -16,6 +16,7 @@ mod keybox_key_sets;
 mod keybox_killed;
 mod keybox_lies;
 mod keybox_log;
+mod keybox_operator;
 mod keybox_passphrases;
 mod keybox_permission;
 mod keybox_policy;

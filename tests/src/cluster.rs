@@ -201,6 +201,26 @@ impl TestCluster {
         dumping.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
+    /// Writes into the database past the servers, as who runs it can: all statements or none. The servers end before and start again
+    /// after it, so that they know nothing of before.
+    ///
+    /// # Panics
+    /// When a statement fails.
+    pub async fn tamper(&self, statements: &str) {
+        for replica in 0..self.size() {
+            self.stop(replica).await;
+        }
+        let (url, statements) = (self.database_url.clone(), statements.to_owned());
+        let writing = tokio::task::spawn_blocking(move || match url.strip_prefix("sqlite:") {
+            Some(file) => sqlite(file, &statements),
+            None => postgres::execute(&url, &statements),
+        });
+        writing.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        for replica in 0..self.size() {
+            self.restart(replica).await;
+        }
+    }
+
     /// The folder of this cluster's files, gone with it.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
@@ -234,6 +254,15 @@ impl Drop for TestCluster {
             eprintln!("--- log of replica {number} (newest {} lines)\n{}", newest.len(), newest.join("\n"));
         }
     }
+}
+
+/// Carries out statements in an SQLite file that nobody uses.
+fn sqlite(file: &str, statements: &str) {
+    let script =
+        "import sqlite3, sys\ndatabase = sqlite3.connect(sys.argv[1])\ndatabase.executescript(sys.argv[2])";
+    let script = std::process::Command::new("python3").args(["-c", script, file, statements]).output();
+    let output = script.expect("python3 runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Whether this run tests one process on SQLite.

@@ -21,6 +21,8 @@ enum Task {
     Create,
     /// Give all rows of the database with this URL, as SQL.
     Dump(String),
+    /// Carry out statements in the database with this URL.
+    Execute(String, String),
 }
 
 type Call = (Task, SyncSender<Result<String, String>>);
@@ -39,6 +41,14 @@ pub(crate) fn create_database() -> String {
 /// When that fails.
 pub(crate) fn dump(url: &str) -> String {
     call(Task::Dump(url.to_owned()))
+}
+
+/// Carries out statements in a database that [`create_database`] made, all or none.
+///
+/// # Panics
+/// When that fails.
+pub(crate) fn execute(url: &str, statements: &str) {
+    call(Task::Execute(url.to_owned(), statements.to_owned()));
 }
 
 fn call(task: Task) -> String {
@@ -73,6 +83,7 @@ fn serve(calls: &Receiver<Call>) {
                         server.clone_template(&format!("test_{number}")).await
                     }
                     Task::Dump(url) => server.dump(&url).await,
+                    Task::Execute(url, statements) => server.execute(&url, &statements).await,
                 },
                 Some(Err(error)) => Err(error.clone()),
                 None => Err("not started".to_owned()),
@@ -127,6 +138,12 @@ impl Server {
     async fn dump(&self, url: &str) -> Result<String, String> {
         let (_, name) = url.rsplit_once('/').ok_or("a URL ends with the database's name")?;
         self.run(&["pg_dump", "-U", "postgres", "--inserts", name]).await
+    }
+
+    async fn execute(&self, url: &str, statements: &str) -> Result<String, String> {
+        let (_, name) = url.rsplit_once('/').ok_or("a URL ends with the database's name")?;
+        self.run(&["psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-1", "-d", name, "-c", statements])
+            .await
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {
