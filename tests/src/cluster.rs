@@ -1,7 +1,8 @@
 //! Replicas of the server on one database.
 
 use std::{
-    process::ExitStatus,
+    path::Path,
+    process::{Command, ExitStatus, Output},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -221,6 +222,63 @@ impl TestCluster {
         }
     }
 
+    /// Runs a command of `keystead` with the settings of replica 0 and more, until it ends.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+        let (name, rest) = arguments.split_first().expect("a command");
+        let mut command = self.replica(0).command(name);
+        command.args(rest).envs(settings.iter().copied());
+        let running = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
+        running.await.expect("no panic")
+    }
+
+    /// Runs an SQL statement on PostgreSQL and gives what it returns: a line a row, columns separated by `|`.
+    ///
+    /// # Panics
+    /// When that fails, or the database is SQLite.
+    pub async fn sql(&self, statement: &str) -> String {
+        let (url, statement) = (self.database_url.clone(), statement.to_owned());
+        blocking(move || postgres::run(&url, &statement)).await
+    }
+
+    /// Backs database and media up, as docs/operations/backup.md says, while the replicas serve.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn backup(&self) {
+        let folder = self.folder();
+        if on_sqlite() {
+            let file = folder.join("backup.db").display().to_string();
+            let output = self.run(&["admin", "backup", &file], &[]).await;
+            assert!(output.status.success(), "{output:?}");
+        } else {
+            let url = self.database_url.clone();
+            blocking(move || postgres::backup(&url)).await;
+        }
+        copy_folder(&folder.join("media"), &folder.join("backup-media"));
+    }
+
+    /// Puts database and media back to the backup. The replicas have stopped.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn restore(&self) {
+        let folder = self.folder();
+        if let Some(file) = self.database_url.strip_prefix("sqlite:") {
+            for suffix in ["-wal", "-shm"] {
+                let _it_may_not_be_there = std::fs::remove_file(format!("{file}{suffix}"));
+            }
+            std::fs::copy(folder.join("backup.db"), file).expect("copied");
+        } else {
+            let url = self.database_url.clone();
+            blocking(move || postgres::restore(&url)).await;
+        }
+        std::fs::remove_dir_all(folder.join("media")).expect("removed");
+        copy_folder(&folder.join("backup-media"), &folder.join("media"));
+    }
+
     /// The folder of this cluster's files, gone with it.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
@@ -263,6 +321,16 @@ fn sqlite(file: &str, statements: &str) {
     let script = std::process::Command::new("python3").args(["-c", script, file, statements]).output();
     let output = script.expect("python3 runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let running = tokio::task::spawn_blocking(work);
+    running.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp");
+    assert!(status.success(), "{} to {}", from.display(), to.display());
 }
 
 /// Whether this run tests one process on SQLite.

@@ -23,6 +23,12 @@ enum Task {
     Dump(String),
     /// Carry out statements in the database with this URL.
     Execute(String, String),
+    /// Back the database with this URL up.
+    Backup(String),
+    /// Put the database with this URL back to its backup.
+    Restore(String),
+    /// Run a statement in the database with this URL; give what `psql` prints.
+    Run(String, String),
 }
 
 type Call = (Task, SyncSender<Result<String, String>>);
@@ -49,6 +55,30 @@ pub(crate) fn dump(url: &str) -> String {
 /// When that fails.
 pub(crate) fn execute(url: &str, statements: &str) {
     call(Task::Execute(url.to_owned(), statements.to_owned()));
+}
+
+/// Backs a database up, as an operator would: by pg_dump, while it is in use.
+///
+/// # Panics
+/// When that fails.
+pub(crate) fn backup(url: &str) {
+    call(Task::Backup(url.to_owned()));
+}
+
+/// Puts a database back to what [`backup`] kept of it.
+///
+/// # Panics
+/// When that fails.
+pub(crate) fn restore(url: &str) {
+    call(Task::Restore(url.to_owned()));
+}
+
+/// Runs an SQL statement, and gives what it returns: a line a row, columns separated by `|`.
+///
+/// # Panics
+/// When that fails.
+pub(crate) fn run(url: &str, statement: &str) -> String {
+    call(Task::Run(url.to_owned(), statement.to_owned()))
 }
 
 fn call(task: Task) -> String {
@@ -84,6 +114,9 @@ fn serve(calls: &Receiver<Call>) {
                     }
                     Task::Dump(url) => server.dump(&url).await,
                     Task::Execute(url, statements) => server.execute(&url, &statements).await,
+                    Task::Backup(url) => server.backup(&url).await,
+                    Task::Restore(url) => server.restore(&url).await,
+                    Task::Run(url, statement) => server.run_in(&url, &statement).await,
                 },
                 Some(Err(error)) => Err(error.clone()),
                 None => Err("not started".to_owned()),
@@ -135,8 +168,26 @@ impl Server {
         format!("postgres://postgres:postgres@127.0.0.1:{}/{database}", self.port)
     }
 
+    async fn backup(&self, url: &str) -> Result<String, String> {
+        let name = name(url)?;
+        self.run(&["pg_dump", "-U", "postgres", "-Fc", "-f", &file(name), name]).await
+    }
+
+    async fn restore(&self, url: &str) -> Result<String, String> {
+        let name = name(url)?;
+        self.psql(&format!("DROP DATABASE {name}")).await?;
+        self.psql(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")).await?;
+        self.run(&["pg_restore", "-U", "postgres", "--exit-on-error", "-d", name, &file(name)]).await
+    }
+
+    async fn run_in(&self, url: &str, statement: &str) -> Result<String, String> {
+        let name = name(url)?;
+        self.run(&["psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qAt", "-d", name, "-c", statement])
+            .await
+    }
+
     async fn dump(&self, url: &str) -> Result<String, String> {
-        let (_, name) = url.rsplit_once('/').ok_or("a URL ends with the database's name")?;
+        let name = name(url)?;
         self.run(&["pg_dump", "-U", "postgres", "--inserts", name]).await
     }
 
@@ -161,4 +212,14 @@ impl Server {
             _ => Err(format!("{command:?}: {}", String::from_utf8_lossy(&messages))),
         }
     }
+}
+
+/// The name of the database at the end of its URL.
+fn name(url: &str) -> Result<&str, String> {
+    url.rsplit_once('/').map(|(_, name)| name).ok_or_else(|| "a URL ends with the database's name".to_owned())
+}
+
+/// Where the backup of a database lies, in the container.
+fn file(name: &str) -> String {
+    format!("/tmp/{name}.dump")
 }

@@ -71,16 +71,20 @@ impl Replica {
         Self { port: free_port(), settings, log, child: None }
     }
 
+    /// A command of the program with this replica's settings.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = command(name);
+        command
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .env("KEYSTEAD_SERVER_LISTEN", format!("127.0.0.1:{}", self.port));
+        command
+    }
+
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "already running");
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = command("serve");
-        command
-            .envs(self.settings.iter().map(|(name, value)| (name, value)))
-            .env("KEYSTEAD_SERVER_LISTEN", format!("127.0.0.1:{}", self.port))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log);
+        let mut command = self.command("serve");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", keystead().display()));
         reaper::process_started(child.id());
         self.child = Some(child);

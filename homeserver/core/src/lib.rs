@@ -9,6 +9,7 @@ pub mod filter;
 pub mod json;
 pub mod keybox;
 pub mod keys;
+pub mod lost_positions;
 pub mod password;
 pub mod pdu;
 pub mod push;

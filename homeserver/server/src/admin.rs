@@ -1,9 +1,11 @@
 //! `keystead admin`: what is done to a server from its own machine, beside the running replicas.
 
 mod media;
+mod restore;
 
 use std::{
     io::{self, BufRead as _},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -28,9 +30,10 @@ use crate::{
         passphrases::{self, CannotReseal, Rotated, RotationError},
     },
     media::place::PlaceError,
+    signing_keys,
 };
 
-use self::media::MediaCommand;
+use self::{media::MediaCommand, restore::AfterRestore};
 
 /// Characters of a password that is made up here: 120 random bits.
 const PASSWORD_LENGTH: usize = 24;
@@ -43,6 +46,10 @@ const MAX_TOKEN_LENGTH: usize = 64;
 /// What an administrator may ask for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminCommand {
+    /// Make a database that was restored from a backup fit to serve again; to be run before the first replica starts
+    AfterRestore(AfterRestore),
+    /// Copy the database while it serves; SQLite only (for PostgreSQL there is pg_dump)
+    Backup(restore::Backup),
     /// Make an account; without --password-stdin a password is made up and printed
     CreateUser(CreateUser),
     /// Look after the files that users uploaded
@@ -52,6 +59,9 @@ pub(crate) enum AdminCommand {
     ResetPassword(ResetPassword),
     /// Seal all passphrases that the server keeps under the first of the configured master keys
     RotateMasterKey,
+    /// The key that the server signs events and logs with
+    #[command(subcommand)]
+    SigningKey(SigningKeyCommand),
     /// Tokens with which people may register while registration is closed
     #[command(subcommand)]
     RegistrationToken(TokenCommand),
@@ -82,6 +92,12 @@ pub(crate) struct ResetPassword {
     /// Read the password from standard input
     #[arg(long)]
     password_stdin: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SigningKeyCommand {
+    /// Put a new key in force; the one before is published as an old one. Then restart all replicas
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,12 +133,22 @@ pub(crate) struct ListTokens {
 pub(crate) enum AdminError {
     #[error("standard input cannot be read")]
     Input(#[source] io::Error),
+    #[error("{0} is there already: a backup overwrites nothing")]
+    BackupExists(PathBuf),
+    #[error(
+        "the database is PostgreSQL, which has tools of its own for this (pg_dump, continuous archiving): see docs/operations/backup.md"
+    )]
+    BackupOfPostgres,
     #[error("no medium of this server has the address {0}")]
     NoSuchMedium(String),
     #[error("the passphrases of {0} KeyBox(es) could not be sealed anew: see the list above")]
     NotAllResealed(usize),
     #[error("no such account, or it is closed")]
     NoSuchUser,
+    #[error(
+        "{0} other process(es) of keystead use this database: stop all replicas first, what they remember is of the past before"
+    )]
+    OthersServe(u64),
     #[error(transparent)]
     Place(#[from] PlaceError),
     #[error(transparent)]
@@ -143,10 +169,13 @@ pub(crate) enum AdminError {
 pub(crate) async fn run(settings: Settings, command: AdminCommand) -> Result<(), AdminError> {
     let app = App::start(settings).await?;
     let done = match command {
+        AdminCommand::AfterRestore(args) => restore::after_restore(&app, &args).await,
+        AdminCommand::Backup(args) => restore::backup(&app, &args).await,
         AdminCommand::CreateUser(args) => create_user(&app, &args).await,
         AdminCommand::Media(command) => media::run(&app, command).await,
         AdminCommand::ResetPassword(args) => reset_password(&app, &args).await,
         AdminCommand::RotateMasterKey => rotate_master_key(&app).await,
+        AdminCommand::SigningKey(SigningKeyCommand::Rotate) => rotate_signing_key(&app).await,
         AdminCommand::RegistrationToken(TokenCommand::Create(args)) => create_token(&app, args).await,
         AdminCommand::RegistrationToken(TokenCommand::List(args)) => list_tokens(&app, &args).await,
     };
@@ -208,6 +237,15 @@ async fn rotate_master_key(app: &App) -> Result<(), AdminError> {
     }
     println!("Keep all master keys until this command reports no failure.");
     Err(AdminError::NotAllResealed(failed.len()))
+}
+
+async fn rotate_signing_key(app: &App) -> Result<(), AdminError> {
+    let signing_keys::Rotated { old, new } = signing_keys::rotate(&app.store, app.clock.now()).await?;
+    println!(
+        "The server signs with {new} from now on; {old} is published as an old key (/_matrix/key/v2/server).\n\
+         Restart all replicas now, one after the other: until then they go on with {old}. `keystead doctor` names those that still do."
+    );
+    Ok(())
 }
 
 /// What an administrator can do about a passphrase that could not be sealed anew.

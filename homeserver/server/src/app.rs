@@ -1,14 +1,13 @@
 //! [`App`]: what all endpoints share.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use keystead_core::room::Signer;
-use keystead_store::{Options, Store, settings};
-use ruma::signatures::Ed25519KeyPair;
+use keystead_store::{Options, Store};
 
 use crate::{
     accounts::{
@@ -24,7 +23,9 @@ use crate::{
     lifecycle::Shutdown,
     media::{Media, objects::ObjectsError},
     rate_limits::RateLimits,
+    restores::Restores,
     rooms::Writer,
+    signing_keys::{self, OldKey},
     streams::{Fence, Listener, Tail},
     sync::{Acknowledgements, DeviceCaches, ReaderCaches},
     telemetry::metrics::{Metrics, Queue},
@@ -33,10 +34,6 @@ use crate::{
 
 /// How long a request waits for this replica to see what was written before.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);
-/// The setting of the database that holds the server's signing key: PKCS#8 DER in unpadded base64.
-const SIGNING_KEY: &str = "signing_key";
-/// The setting of the database that holds the server's name, which can never change.
-const SERVER_NAME: &str = "server_name";
 
 /// What all endpoints share, made once when the server starts.
 pub struct App {
@@ -60,6 +57,10 @@ pub struct App {
     pub store: Store,
     /// Signs in the server's name.
     pub signer: Arc<Signer>,
+    /// The keys that signed in the server's name before, by their ids.
+    pub old_signing_keys: BTreeMap<String, OldKey>,
+    /// What restores of the database from a backup have lost.
+    pub restores: Restores,
     /// The files that users upload.
     pub media: Media,
     /// What this replica has read of the streams, and the caches that it keeps right.
@@ -139,7 +140,8 @@ impl App {
         // Replicas that start at once take turns; steps of a newer version leave older replicas able to serve.
         Store::migrate(&options).await?;
         let store = Store::open(options).await?;
-        let signer = Arc::new(signer(&store, &settings).await?);
+        let keys = signing_keys::load(&store, &settings).await?;
+        let signer = Arc::new(keys.signer);
         let (devices, readers) = (Arc::<DeviceCaches>::default(), Arc::<ReaderCaches>::default());
         let sessions = Arc::new(SessionCache::default());
         let published_keys = Arc::<PublishedKeys>::default();
@@ -162,6 +164,8 @@ impl App {
             clock,
             entropy,
             signer,
+            old_signing_keys: keys.old,
+            restores: Restores::load(&store).await?,
             media,
             acknowledgements: GroupCommit::start(
                 Acknowledgements::new(store.clone(), metrics.clone()),
@@ -237,26 +241,4 @@ pub fn store_options(settings: &Settings, metrics: &Metrics) -> Options {
         max_connections: settings.database.max_connections,
         observer: Arc::new(move |report| metrics.transaction(report)),
     }
-}
-
-/// The key that all replicas sign with: made by whichever comes first.
-async fn signer(store: &Store, app_settings: &Settings) -> Result<Signer, StartError> {
-    let new_key = STANDARD_NO_PAD.encode(&*Ed25519KeyPair::generate());
-    let (new_key, name) = (&new_key, &app_settings.server.name);
-    let (key, known_name) = store
-        .write("server_identity", |tx| async move {
-            let known_name = settings::find_or_insert(&tx, SERVER_NAME, name.as_str()).await?;
-            Ok::<_, keystead_store::Error>((
-                settings::find_or_insert(&tx, SIGNING_KEY, new_key).await?,
-                known_name,
-            ))
-        })
-        .await?;
-    if known_name != name.as_str() {
-        return Err(StartError::ServerName(known_name));
-    }
-    let der = STANDARD_NO_PAD.decode(key).map_err(|error| StartError::SigningKey(error.to_string()))?;
-    let key_pair = Ed25519KeyPair::from_der(&der, "1".to_owned())
-        .map_err(|error| StartError::SigningKey(error.to_string()))?;
-    Ok(Signer::new(name.clone(), key_pair))
 }

@@ -11,7 +11,7 @@ use crate::{
     api,
     app::{App, StartError},
     config::{Settings, log::LogFormat},
-    housekeeping,
+    heartbeat, housekeeping,
     http::{
         listener::{ListenError, Listeners},
         service::Service,
@@ -59,6 +59,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     place::check(&app).await?;
     app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
     app.shutdown.tasks().spawn(housekeeping::run(Arc::clone(&app)));
+    app.shutdown.tasks().spawn(heartbeat::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 
     let shutdown = app.shutdown.clone();

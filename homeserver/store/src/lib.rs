@@ -38,6 +38,8 @@ pub mod profiles;
 pub mod pushers;
 pub mod receipts;
 pub mod registration;
+pub mod replicas;
+pub mod restored;
 pub mod room_aliases;
 pub mod room_directory;
 pub mod rooms;

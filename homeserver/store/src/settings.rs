@@ -23,3 +23,16 @@ pub async fn find_or_insert(tx: &WriteTx, name: &str, value: &str) -> Result<Str
     .await?;
     Ok(find(tx, name).await?.unwrap_or_else(|| value.to_owned()))
 }
+
+/// Gives a setting a value, whatever it had before.
+///
+/// # Errors
+/// The database's own.
+pub async fn put(tx: &WriteTx, name: &str, value: &str) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO server_settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        [name.into(), value.into()],
+    )
+    .await?;
+    Ok(())
+}

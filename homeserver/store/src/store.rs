@@ -17,7 +17,7 @@ use crate::{
     connect::{Options, connect},
     error::{Error, TransactionError},
     link::{Connections, Link},
-    migrations::{Migrator, compare_by_bytes, create_shards},
+    migrations::{Migrator, compare_by_bytes, create_shards, lacking},
     stats::with_statement_count,
     tx::{ReadTx, WriteTx, statement, timed, uncancelled},
     wake_bus::{Hint, WakeBus},
@@ -120,7 +120,7 @@ impl Store {
         if reader.get_database_backend() == DbBackend::Postgres {
             check_isolation(&reader).await?;
         }
-        let pending = Migrator::get_pending_migrations_read_only(&reader).await?;
+        let pending = lacking(&reader).await?;
         if !pending.is_empty() {
             return Err(Error::Setup(format!(
                 "The database lacks {} schema step(s). Run `keystead migrate` first.",
@@ -182,8 +182,10 @@ impl Store {
             let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
             transaction.execute_unprepared(&lock).await?;
         }
-        let pending = Migrator::get_pending_migrations(&transaction).await?.len();
-        Migrator::up(&transaction, None).await?;
+        let pending = lacking(&transaction).await?.len();
+        if pending > 0 {
+            Migrator::up(&transaction, None).await?;
+        }
         compare_by_bytes(&transaction).await?;
         create_shards(&transaction).await?;
         transaction.commit().await?;
@@ -402,6 +404,24 @@ impl Store {
             pool_status(connections.as_ref().map(|connections| &connections.reader), Access::Read, readers),
             pool_status(connections.as_ref().map(|connections| &connections.writer), Access::Write, writers),
         ]
+    }
+
+    /// Copies an SQLite database to a new file, as it stands at one moment, while others read and write it.
+    ///
+    /// # Errors
+    /// The database is not SQLite, the file cannot be written, or the database's own.
+    pub async fn copy_to(&self, file: &str) -> Result<(), Error> {
+        if self.is_shared() {
+            return Err(Error::Setup("Only an SQLite database is copied so".to_owned()));
+        }
+        let connections = self.inner.link.connections()?;
+        let sql = format!("VACUUM INTO '{}'", file.replace('\'', "''"));
+        timed(connections.reader.execute_unprepared(&sql)).await?;
+        let written = tokio::fs::File::open(file).await;
+        let synced = async { written?.sync_all().await };
+        synced
+            .await
+            .map_err(|error| Error::Setup(format!("The copy {file} cannot be written through: {error}")))
     }
 
     /// Closes all connections.

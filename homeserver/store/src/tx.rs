@@ -255,6 +255,19 @@ impl WriteTx {
         Ok(cursor.newest)
     }
 
+    /// Leaves out all positions of a shard that [`WriteTx::lock_shards`] has locked up to this one, which counts as taken.
+    ///
+    /// # Errors
+    /// The shard was not locked, which is a defect of the caller.
+    pub(crate) fn skip_to(&self, shard: Shard, position: i64) -> Result<(), Error> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        let cursor = cursors.get_mut(&shard).ok_or_else(|| {
+            Error::Setup(format!("Stream shard {shard} was not locked before it was moved"))
+        })?;
+        cursor.newest = cursor.newest.max(position);
+        Ok(())
+    }
+
     /// Leaves it to the caller to tell this process's own readers what was committed; other replicas are told as always.
     pub fn announce_to_others_only(&self) {
         self.others_only.store(true, Ordering::Relaxed);

@@ -109,7 +109,7 @@ impl SessionCache {
 ///
 /// # Errors
 ///
-/// 401 `M_UNKNOWN_TOKEN`; with `soft_logout` if the token can be refreshed.
+/// 401 `M_UNKNOWN_TOKEN`; with `soft_logout` if the token can be refreshed, or a restore may have lost it.
 pub async fn of_access_token(app: &Arc<App>, token: &str, address: IpAddr) -> Result<Session, ApiError> {
     let hash = hash(token);
     let now = app.clock.now();
@@ -149,7 +149,8 @@ async fn find(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
 
 async fn load(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
     let found = app.store.read_one("session", |tx| async move { sessions::find(&tx, hash).await }).await?;
-    let mut session = found.ok_or_else(|| ApiError::unknown_token(false))?;
+    let lost = || ApiError::unknown_token(app.restores.may_have_lost_sessions(app.clock.now()));
+    let mut session = found.ok_or_else(lost)?;
     if session.unconfirmed {
         let user_id = &*session.user_id;
         app.store
@@ -319,7 +320,10 @@ pub async fn refresh(
                 .await
         })
         .await?;
-    if renewed { Ok(granted) } else { Err(ApiError::unknown_token(false).saying("Unknown refresh token")) }
+    if renewed {
+        return Ok(granted);
+    }
+    Err(ApiError::unknown_token(app.restores.may_have_lost_sessions(now)).saying("Unknown refresh token"))
 }
 
 /// Ends the sessions of a user that `ends` says, with their devices.

@@ -104,7 +104,8 @@ pub(super) async fn get_key_changes(
         SyncToken::parse(token, ctx.app.store.shards().room_shards().count())
             .map_err(|error| ApiError::invalid_param(format!("{name}: {error}")))
     };
-    let from = &parse("from", &request.from)?;
+    let from = parse("from", &request.from)?;
+    let from = &ctx.app.restores.lost.settle(from, ctx.app.store.shards().of_user(user_id)).token;
     // The end is a hint by the specification; that it is a token is checked all the same.
     parse("to", &request.to)?;
     let delta = ctx

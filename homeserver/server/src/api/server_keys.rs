@@ -12,6 +12,7 @@ use crate::{
     app::App,
     context::Ctx,
     http::{error::ApiError, reply::RawJson, router::OwnRequest},
+    signing_keys::OldKey,
 };
 
 /// Where the key is published.
@@ -34,11 +35,22 @@ pub(super) async fn server_keys(ctx: Ctx<()>, _request: OwnRequest) -> Result<Ra
     let mut keys = CanonicalJsonObject::from([
         ("server_name".to_owned(), text(ctx.app.signer.server_name().as_str())),
         ("verify_keys".to_owned(), object([(&key_id, object([("key", text(&key))]))])),
-        ("old_verify_keys".to_owned(), CanonicalJsonValue::Object(BTreeMap::new())),
+        ("old_verify_keys".to_owned(), CanonicalJsonValue::Object(old_keys(&ctx.app))),
         ("valid_until_ts".to_owned(), UInt::new_saturating(valid_until).into()),
     ]);
     sign(&ctx.app, &mut keys)?;
     Ok(RawJson(CanonicalJsonValue::Object(keys).to_string().into()))
+}
+
+/// The keys that signed in the server's name before, each with the time since which it does not.
+fn old_keys(app: &App) -> CanonicalJsonObject {
+    let published = |old: &OldKey| {
+        CanonicalJsonValue::Object(BTreeMap::from([
+            ("expired_ts".to_owned(), UInt::new_saturating(old.expired_ts).into()),
+            ("key".to_owned(), old.key.as_str().into()),
+        ]))
+    };
+    app.old_signing_keys.iter().map(|(id, old)| (id.clone(), published(old))).collect()
 }
 
 /// Signs an object in the server's name.

@@ -34,9 +34,12 @@ pub(super) async fn sync_events(
         }
         Some(_) => return Err(ApiError::invalid_param("filter: neither a filter nor the id of one")),
     };
+    let own_shard = ctx.app.tail.shards().of_user(&ctx.requester.user_id);
+    let since = since.map(|since| ctx.app.restores.lost.settle(since, own_shard));
     let request = SyncRequest {
         session: ctx.requester,
-        since,
+        delivered: since.as_ref().and_then(|since| since.delivered),
+        since: since.map(|since| since.token),
         filter,
         full_state: request.full_state,
         state_after: request.use_state_after,

@@ -150,6 +150,7 @@ impl Sync<'_> {
         upto: &mut SyncToken,
     ) -> Result<ToDevice, ApiError> {
         let since = self.request.since.as_ref().map_or(0, |since| since.user);
+        let since = self.request.delivered.map_or(since, |delivered| delivered.max(since));
         self.acknowledge(since).await?;
         let mut messages = match changes.to_device.take() {
             Some(messages) => messages,

@@ -52,6 +52,8 @@ pub struct SyncRequest {
     pub session: Session,
     /// Where the last sync ended; `None` for the first one.
     pub since: Option<SyncToken>,
+    /// The position up to which the device has its messages, if that is beyond `since`.
+    pub delivered: Option<i64>,
     /// What the client wants of it all.
     pub filter: Arc<FilterDefinition>,
     /// Whether all state is wanted, not only what changed.

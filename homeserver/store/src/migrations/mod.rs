@@ -3,6 +3,8 @@
 //! A step expands first and contracts in a later release, so that replicas of two neighbouring versions can serve
 //! side by side. All pending steps run in one transaction, under a lock.
 
+use std::collections::BTreeSet;
+
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use sea_orm_migration::prelude::*;
 
@@ -16,20 +18,73 @@ pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![
-            step("m0001_streams_and_rooms", include_str!("m0001_streams_and_rooms.sql")),
-            step("m0002_accounts", include_str!("m0002_accounts.sql")),
-            step("m0003_user_data_and_directory", include_str!("m0003_user_data_and_directory.sql")),
-            step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
-            step("m0005_memberships_by_position", include_str!("m0005_memberships_by_position.sql")),
-            step("m0006_signatures_by_signer", include_str!("m0006_signatures_by_signer.sql")),
-            step("m0007_media", include_str!("m0007_media.sql")),
-            step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
-            step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
-            step("m0011_media_care", include_str!("m0011_media_care.sql")),
-            step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
-        ]
+        steps().into_iter().map(|step| Box::new(step) as Box<dyn MigrationTrait>).collect()
     }
+}
+
+/// All steps, in order.
+fn steps() -> Vec<Step> {
+    vec![
+        step("m0001_streams_and_rooms", include_str!("m0001_streams_and_rooms.sql")),
+        step("m0002_accounts", include_str!("m0002_accounts.sql")),
+        step("m0003_user_data_and_directory", include_str!("m0003_user_data_and_directory.sql")),
+        step("m0004_device_keys", include_str!("m0004_device_keys.sql")),
+        step("m0005_memberships_by_position", include_str!("m0005_memberships_by_position.sql")),
+        step("m0006_signatures_by_signer", include_str!("m0006_signatures_by_signer.sql")),
+        step("m0007_media", include_str!("m0007_media.sql")),
+        step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
+        step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
+        step("m0011_media_care", include_str!("m0011_media_care.sql")),
+        step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
+        step("m0014_restores_and_replicas", include_str!("m0014_restores_and_replicas.sql")),
+    ]
+}
+
+/// The names of all steps, in order.
+pub(crate) fn step_names() -> Vec<&'static str> {
+    steps().iter().map(|step| step.name).collect()
+}
+
+/// The names of the steps that a database has taken, in order; none if it is empty.
+pub(crate) async fn taken(connection: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
+    let tables = match connection.get_database_backend() {
+        DbBackend::Postgres => {
+            "SELECT table_name AS name FROM information_schema.tables \
+             WHERE table_schema = current_schema() AND table_name = 'seaql_migrations'"
+        }
+        _ => "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'seaql_migrations'",
+    };
+    if names(connection, tables).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    names(connection, "SELECT version AS name FROM seaql_migrations ORDER BY version").await
+}
+
+/// The names of the steps that a database lacks. That it has taken steps of a newer version is no obstacle: they leave this one able to serve.
+pub(crate) async fn lacking(connection: &impl ConnectionTrait) -> Result<Vec<&'static str>, DbErr> {
+    let taken = taken(connection).await?;
+    Ok(step_names().into_iter().filter(|name| !taken.iter().any(|taken| taken == name)).collect())
+}
+
+/// The column `name` of what a statement returns.
+pub(crate) async fn names(connection: &impl ConnectionTrait, sql: &str) -> Result<Vec<String>, DbErr> {
+    let statement = Statement::from_string(connection.get_database_backend(), sql);
+    connection.query_all_raw(statement).await?.iter().map(|row| row.try_get("", "name")).collect()
+}
+
+/// The names of the indexes that the steps make and leave.
+pub(crate) fn indexes() -> BTreeSet<String> {
+    let mut indexes = BTreeSet::new();
+    for statement in steps().iter().flat_map(Step::statements) {
+        let is_said = |word: &&str| !["UNIQUE", "IF", "NOT", "EXISTS"].contains(word);
+        let mut words = statement.split_whitespace().filter(is_said);
+        match (words.next(), words.next(), words.next()) {
+            (Some("CREATE"), Some("INDEX"), Some(name)) => drop(indexes.insert(name.to_owned())),
+            (Some("DROP"), Some("INDEX"), Some(name)) => drop(indexes.remove(name)),
+            _ => {}
+        }
+    }
+    indexes
 }
 
 /// Cuts the streams of a database that has none yet.
@@ -75,8 +130,17 @@ struct Step {
     statements: &'static str,
 }
 
-fn step(name: &'static str, statements: &'static str) -> Box<dyn MigrationTrait> {
-    Box::new(Step { name, statements })
+fn step(name: &'static str, statements: &'static str) -> Step {
+    Step { name, statements }
+}
+
+impl Step {
+    fn statements(&self) -> Vec<String> {
+        let lines: Vec<&str> = self.statements.lines().filter(|line| !line.starts_with("--")).collect();
+        let statements = lines.join("\n");
+        let statements = statements.split(';').map(str::trim);
+        statements.filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+    }
 }
 
 impl MigrationName for Step {
@@ -88,11 +152,23 @@ impl MigrationName for Step {
 #[async_trait::async_trait]
 impl MigrationTrait for Step {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let lines: Vec<&str> = self.statements.lines().filter(|line| !line.starts_with("--")).collect();
-        for statement in lines.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty())
-        {
-            manager.get_connection().execute_unprepared(statement).await?;
+        for statement in self.statements() {
+            manager.get_connection().execute_unprepared(&statement).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_indexes_of_all_steps_are_known_by_name() {
+        let indexes = indexes();
+        for name in ["events_event_id", "jobs_run_at", "media_reserved", "url_previews_by_age"] {
+            assert!(indexes.contains(name), "{name}: {indexes:?}");
+        }
+        assert!(indexes.len() > 25, "{indexes:?}");
     }
 }
