@@ -3,6 +3,7 @@
 mod architecture;
 mod consistency;
 mod directory;
+mod doctor;
 mod encryption;
 mod hostile;
 mod keybox;

@@ -10,6 +10,7 @@ use crate::{
     api, app,
     config::{ConfigError, Settings, reader::Environment},
     demo::{self, DemoError},
+    doctor::{self, DoctorArgs},
     serve::{self, ServeError},
     telemetry::metrics::Metrics,
 };
@@ -35,6 +36,8 @@ enum Command {
     Serve,
     /// Check the configuration and report every problem
     CheckConfig,
+    /// Look at a running deployment: what is wrong, and what to do. Exit status 1 for warnings, 2 for errors
+    Doctor(DoctorArgs),
     /// Look at and change a server
     #[command(subcommand)]
     Admin(Admin),
@@ -83,11 +86,11 @@ enum CommandError {
     Store(#[from] keystead_store::Error),
 }
 
-/// Does what the arguments of the process say. Exit status 0 on success, 1 on failure, 2 on wrong arguments.
+/// Does what the arguments of the process say. Exit status 0 on success, 1 on failure, 2 on wrong arguments; `doctor` has its own.
 #[must_use]
 pub fn run() -> ExitCode {
     match execute(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(error) => {
             report(&error);
             ExitCode::FAILURE
@@ -95,26 +98,30 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn execute(cli: Cli) -> Result<(), CommandError> {
+fn execute(cli: Cli) -> Result<u8, CommandError> {
     let load = || Settings::load(cli.config.as_deref(), Environment::of_process());
     match cli.command {
-        Command::Migrate => migrate(&load()?),
-        Command::Demo(args) => Ok(runtime()?.block_on(demo::run(args.keep))?),
+        Command::Migrate => migrate(&load()?)?,
+        Command::Demo(args) => runtime()?.block_on(demo::run(args.keep))?,
+        Command::Doctor(args) => {
+            let looking = doctor::run(cli.config.as_deref(), Environment::of_process(), &args);
+            return Ok(runtime()?.block_on(looking));
+        }
         Command::Serve => {
             let settings = load()?;
-            Ok(runtime()?.block_on(serve::run(settings))?)
+            runtime()?.block_on(serve::run(settings))?;
         }
         Command::CheckConfig => {
             load()?;
             println!("The configuration is valid.");
-            Ok(())
         }
         Command::Admin(Admin::Command(command)) => {
             let settings = load()?;
-            Ok(runtime()?.block_on(admin::run(settings, command))?)
+            runtime()?.block_on(admin::run(settings, command))?;
         }
-        Command::Admin(Admin::Routes(args)) => print_routes(args.json),
+        Command::Admin(Admin::Routes(args)) => print_routes(args.json)?,
     }
+    Ok(0)
 }
 
 fn migrate(settings: &Settings) -> Result<(), CommandError> {

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod demo;
+pub mod doctor;
 pub mod entropy;
 pub mod group_commit;
 pub mod heartbeat;

@@ -19,6 +19,8 @@
 //! in ascending order; the locks stand until the commit, so whoever can see a position can see all before it.
 
 pub mod account_data;
+pub mod backlog;
+pub mod checkup;
 mod connect;
 pub mod cross_signing;
 pub mod devices;

@@ -242,6 +242,17 @@ fn bytes(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
+/// The objects of the newest media, at most `limit`.
+///
+/// # Errors
+/// The database's own.
+pub async fn newest_objects(tx: &ReadTx, limit: u32) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "SELECT object FROM media WHERE object IS NOT NULL ORDER BY created_ts DESC, media_id DESC LIMIT {limit}"
+    );
+    tx.query(&sql, []).await?.iter().map(|row| Ok(row.try_get("", "object")?)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::{UInt, user_id};

@@ -58,6 +58,8 @@ pub struct Settings {
     pub registration: RegistrationSettings,
     /// Rooms.
     pub rooms: RoomSettings,
+    /// The files that secrets were read from.
+    pub secret_files: Vec<PathBuf>,
     /// Name, listeners and TLS.
     pub server: ServerSettings,
     /// Whom to ask for help.
@@ -129,7 +131,7 @@ impl Settings {
     fn read(table: toml::Table, environment: Environment) -> Result<Self, Problems> {
         let mut reader = Reader::new(table, environment);
         let data_dir: PathBuf = reader.section("").value("data_dir", || "data".into());
-        let settings = Self {
+        let mut settings = Self {
             auth: AuthSettings::read(&mut reader.section("auth")),
             database: DatabaseSettings::read(&mut reader.section("database")),
             keybox: KeyboxSettings::read(&mut reader.section("keybox")),
@@ -141,8 +143,10 @@ impl Settings {
             server: ServerSettings::read(&mut reader.section("server")),
             support: SupportSettings::read(&mut reader.section("support")),
             url_preview: UrlPreviewSettings::read(&mut reader.section("url_preview")),
+            secret_files: Vec::new(),
             data_dir,
         };
+        settings.secret_files.append(&mut reader.secret_files);
         let problems = reader.finish();
         if problems.is_empty() { Ok(settings) } else { Err(Problems(problems)) }
     }

@@ -50,6 +50,8 @@ pub(super) struct Reader {
     table: Table,
     environment: Environment,
     problems: Vec<Problem>,
+    /// The files that secrets were read from.
+    pub(super) secret_files: Vec<PathBuf>,
 }
 
 /// One section of the settings.
@@ -60,7 +62,7 @@ pub(super) struct Section<'a> {
 
 impl Reader {
     pub(super) fn new(table: Table, environment: Environment) -> Self {
-        Self { table, environment, problems: Vec::new() }
+        Self { table, environment, problems: Vec::new(), secret_files: Vec::new() }
     }
 
     /// A section by its name; the empty name is the top level.
@@ -131,7 +133,10 @@ impl Section<'_> {
                 None
             }
             (None, Some(path)) => match read_secret(&path) {
-                Ok(secret) => Some(secret),
+                Ok(secret) => {
+                    self.reader.secret_files.push(path);
+                    Some(secret)
+                }
                 Err(text) => {
                     self.problem(&file_key, text);
                     None

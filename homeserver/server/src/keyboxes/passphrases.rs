@@ -168,6 +168,15 @@ pub async fn retrieve(
         .await
 }
 
+/// Whether these keys open all that is kept for a KeyBox.
+pub(crate) fn opens(keys: &MasterKeys, kept: &Listed) -> bool {
+    let place = (kept.user_id.as_str(), kept.keybox_id.as_str());
+    [Some(&kept.sealed), kept.previous.as_ref()]
+        .into_iter()
+        .flatten()
+        .all(|sealed| keys.open(place, sealed).is_ok())
+}
+
 /// Seals all passphrases under the first master key. One that cannot be opened does not hold up the others.
 ///
 /// # Errors

@@ -58,6 +58,15 @@ impl Media {
         })
     }
 
+    /// Whether the object of a medium is at its place.
+    ///
+    /// # Errors
+    ///
+    /// The place cannot be asked.
+    pub(crate) async fn has(&self, object: &str) -> Result<bool, ObjectsError> {
+        self.objects.has(object, objects::CONTENT).await
+    }
+
     /// The largest file that may be uploaded, in bytes.
     #[must_use]
     pub fn max_upload_bytes(&self) -> u64 {

@@ -141,6 +141,15 @@ impl Objects {
         Ok(self.store.delete(&mark_path(mark)).await?)
     }
 
+    /// Whether the object of a medium is there.
+    pub(super) async fn has(&self, name: &str, object: &str) -> Result<bool, ObjectsError> {
+        match self.store.head(&path(name, object)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Begins an object of the medium called `name`.
     pub(super) async fn create(&self, name: &str) -> Result<NewObject, ObjectsError> {
         let path = path(name, CONTENT);

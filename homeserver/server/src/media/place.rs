@@ -3,9 +3,9 @@
 //! The place bears a mark, an object whose name is kept in the database. A replica that was given another folder or bucket does not find it there,
 //! and does not start: half of all downloads would fail otherwise, and jobs would count as done that have discarded nothing.
 
-use keystead_store::settings;
+use keystead_store::{Store, settings};
 
-use super::objects::ObjectsError;
+use super::{Media, objects::ObjectsError};
 use crate::app::App;
 
 /// The setting of the database that holds the name of the mark.
@@ -55,6 +55,30 @@ pub async fn check(app: &App) -> Result<(), PlaceError> {
         }
     };
     if objects.has_mark(&mark).await? { Ok(()) } else { Err(PlaceError::Other(mark)) }
+}
+
+/// Whether the media of the database are in this place; so they are if no replica has decided on one yet. Changes nothing.
+///
+/// # Errors
+///
+/// As [`check`].
+pub(crate) async fn is_known(media: &Media, store: &Store) -> Result<bool, PlaceError> {
+    let known = store.read("media_mark", |tx| async move { settings::find(&tx, MARK).await }).await?;
+    match known {
+        Some(mark) => Ok(media.objects.has_mark(&mark).await?),
+        None => Ok(true),
+    }
+}
+
+/// Makes an object in the place, looks for it, and removes it again.
+///
+/// # Errors
+///
+/// The place cannot be written to or read.
+pub(crate) async fn try_out(media: &Media, name: &str) -> Result<(), ObjectsError> {
+    media.objects.set_mark(name).await?;
+    media.objects.has_mark(name).await?;
+    media.objects.remove_mark(name).await
 }
 
 #[cfg(test)]
