@@ -35,6 +35,8 @@ mod push_rules;
 mod restore;
 mod rooms;
 mod routes;
+mod secrets_in_logs;
+mod security;
 mod sessions;
 mod signing_keys;
 mod syncing;
