@@ -11,6 +11,7 @@ use crate::{
     config::{ConfigError, Settings, reader::Environment},
     demo::{self, DemoError},
     doctor::{self, DoctorArgs},
+    health::{self, HealthError},
     serve::{self, ServeError},
     telemetry::metrics::Metrics,
 };
@@ -38,6 +39,8 @@ enum Command {
     CheckConfig,
     /// Look at a running deployment: what is wrong, and what to do. Exit status 1 for warnings, 2 for errors
     Doctor(DoctorArgs),
+    /// Ask a server whether it is ready; status 0 if it is
+    Health(HealthArgs),
     /// Look at and change a server
     #[command(subcommand)]
     Admin(Admin),
@@ -48,6 +51,16 @@ struct DemoArgs {
     /// Leave everything in this folder instead of removing it
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct HealthArgs {
+    /// Ask this server (like http://keystead:8008) instead of the one of the configuration on this machine
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Do not ask who it is: its certificate may be for another name
+    #[arg(long)]
+    insecure: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +87,8 @@ enum CommandError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error(transparent)]
+    Health(#[from] HealthError),
     #[error("the answer cannot be written as JSON")]
     Json(#[source] serde_json::Error),
     #[error("the metrics could not be registered")]
@@ -114,6 +129,10 @@ fn execute(cli: Cli) -> Result<u8, CommandError> {
         Command::CheckConfig => {
             load()?;
             println!("The configuration is valid.");
+        }
+        Command::Health(args) => {
+            let settings = load()?;
+            runtime()?.block_on(health::check(&settings, args.url.as_deref(), args.insecure))?;
         }
         Command::Admin(Admin::Command(command)) => {
             let settings = load()?;

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod doctor;
 pub mod entropy;
 pub mod group_commit;
+pub mod health;
 pub mod heartbeat;
 pub mod housekeeping;
 pub mod http;

@@ -8,13 +8,27 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Tells every part of the server that it is about to stop, and knows which requests are still being answered.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
+    leaving: CancellationToken,
     draining: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Shutdown {
+    /// Says that the soft stop will begin soon: readiness fails and connections are not kept, but requests are still taken, for load
+    /// balancers need a moment to send them elsewhere.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Whether clients and load balancers should go elsewhere.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
     /// Begins the soft stop: readiness fails, long-polls answer, listeners close.
     pub fn begin(&self) {
+        self.leaving.cancel();
         self.draining.cancel();
         self.tasks.close();
     }
@@ -79,7 +93,9 @@ mod tests {
         shutdown.tasks().spawn(async move {
             let _ = wait.await;
         });
-        assert!(!shutdown.is_draining());
+        assert!(!shutdown.is_leaving());
+        shutdown.leave();
+        assert!(shutdown.is_leaving() && !shutdown.is_draining());
         shutdown.begin();
         shutdown.draining().await;
         assert!(shutdown.is_draining());

@@ -44,8 +44,8 @@ pub enum ServeError {
 
 /// Runs the server until a signal stops it.
 ///
-/// The first SIGTERM or SIGINT stops softly: readiness fails, long-polls answer, open requests finish within
-/// `server.stop_grace_seconds`. A second one stops at once.
+/// The first SIGTERM or SIGINT stops softly: readiness fails; after `server.stop_delay_seconds` the listeners close, long-polls
+/// answer, and open requests finish within `server.stop_grace_seconds`. A second one stops at once.
 ///
 /// # Errors
 ///
@@ -54,7 +54,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     log::start(&settings.log)?;
     let mut signals = StopSignals::install().map_err(ServeError::Signals)?;
     let listeners = Listeners::bind(&settings).await?;
-    let grace = settings.server.stop_grace;
+    let (delay, grace) = (settings.server.stop_delay, settings.server.stop_grace);
     let app = App::start(settings).await?;
     place::check(&app).await?;
     app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
@@ -68,15 +68,17 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         () = signals.next() => {}
         _ = &mut serving => {}
     }
-    info!(grace_seconds = grace.as_secs(), "stopping");
-    shutdown.begin();
+    info!(delay_seconds = delay.as_secs(), grace_seconds = grace.as_secs(), "stopping");
+    shutdown.leave();
     let drain = async {
+        tokio::time::sleep(delay).await;
+        shutdown.begin();
         let _ = serving.await;
         shutdown.drained().await;
     };
     tokio::select! {
         () = drain => info!("stopped"),
-        () = tokio::time::sleep(grace) => warn!("some requests did not finish within the grace period"),
+        () = tokio::time::sleep(delay + grace) => warn!("some requests did not finish within the grace period"),
         () = signals.next() => warn!("stopped at once by a second signal"),
     }
     Ok(())

@@ -26,7 +26,7 @@ pub(super) async fn live(_ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson,
 /// cannot keep up with what the other replicas write.
 pub(super) async fn ready(ctx: Ctx<()>, _request: OwnRequest) -> Result<RawJson, ApiError> {
     let not_ready = |why| Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unknown, why));
-    if ctx.app.shutdown.is_draining() {
+    if ctx.app.shutdown.is_leaving() {
         return not_ready("This replica is stopping");
     }
     // The fence asks the database where the streams stand and waits until this replica is there.

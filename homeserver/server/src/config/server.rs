@@ -30,6 +30,9 @@ pub struct ServerSettings {
     pub trusted_proxies: Vec<IpNetwork>,
     /// `server.stop_grace_seconds`: how long a soft stop may take before requests are broken off; default 25.
     pub stop_grace: Duration,
+    /// `server.stop_delay_seconds`: how long before a soft stop the server says that it is not ready and still takes requests, so
+    /// that load balancers hear of it; default 0.
+    pub stop_delay: Duration,
 }
 
 /// The files of the server's TLS identity.
@@ -61,6 +64,7 @@ impl ServerSettings {
             release_fingerprints_file: section.optional("release_fingerprints_file"),
             trusted_proxies: section.value("trusted_proxies", Vec::new),
             stop_grace: section.value("stop_grace_seconds", || Duration::from_secs(25)),
+            stop_delay: section.value("stop_delay_seconds", || Duration::ZERO),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use keystead_store::with_query_stats;
 use ruma::api::error::ErrorCode;
@@ -51,7 +51,7 @@ impl Service {
         let started = Instant::now();
         let _in_flight = self.app.metrics.request_begins();
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
-        let method = request.method().clone();
+        let (method, version) = (request.method().clone(), request.version());
         let record = Arc::new(RequestRecord::default());
         let (route, response) = self.route(request, client.clone(), &record).await;
         let mut response =
@@ -60,6 +60,10 @@ impl Service {
         let took = started.elapsed();
         self.app.metrics.http_request(route, &method, response.status(), took);
         access_log::write(&self.app.metrics, &method, route, &client, &response, &record, took);
+        if self.app.shutdown.is_leaving() && version <= Version::HTTP_11 {
+            // The client's next request comes over a new connection, which the load balancer gives to another replica.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         finish(&method, response)
     }
 

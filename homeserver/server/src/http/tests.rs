@@ -327,6 +327,19 @@ async fn a_soft_stop_fails_readiness_and_closes_connections() {
 }
 
 #[tokio::test]
+async fn before_a_soft_stop_requests_are_taken_but_connections_are_not_kept() {
+    let server = serve(&[]).await;
+    server.app.shutdown.leave();
+    assert_eq!(server.get("/ready").await.status, 503);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
 async fn all_paths_of_an_endpoint_are_listed() {
     let routes = routes(Arc::default()).routes();
     let auth = |path: &str| routes.iter().find(|route| route.path == path).map(|route| route.auth());
