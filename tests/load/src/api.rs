@@ -1,6 +1,12 @@
 //! Requests to the servers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -18,12 +24,16 @@ use crate::Error;
 
 /// Longer than any long-poll of a scenario.
 const TIME_OUT: Duration = Duration::from_secs(120);
+/// How long a client waits before it sends a request again.
+const BEFORE_RETRY: Duration = Duration::from_millis(500);
 
 /// The servers, and connections to them.
 #[derive(Clone)]
 pub struct Api {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     urls: Arc<[String]>,
+    retries: u32,
+    retried: Arc<AtomicU64>,
 }
 
 /// An answer.
@@ -102,7 +112,24 @@ impl Api {
         let connector = HttpsConnector::with_connector(connector, tls)
             .map_err(|error| Error::Usage(format!("TLS: {error}")))?;
         let urls = urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector), urls })
+        Ok(Self {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            urls,
+            retries: 0,
+            retried: Arc::default(),
+        })
+    }
+
+    /// The same, sending a request again so many times to which there was no answer or one with status 5xx, as clients do: with the same
+    /// path, and so the same transaction id.
+    #[must_use]
+    pub fn with_retries(self, retries: u32) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// How many requests were sent again.
+    pub fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
     }
 
     /// The servers.
@@ -143,7 +170,17 @@ impl Api {
     /// # Errors
     /// There was no answer, or another one.
     pub async fn ok(&self, replica: usize, token: Option<&str>, call: &Call) -> Result<Value, Failure> {
-        let answer = self.answer(replica, token, call).await?;
+        let mut answer = self.answer(replica, token, call).await;
+        for number in 1..=self.retries {
+            if answer.as_ref().is_ok_and(|answer| answer.status < 500) {
+                break;
+            }
+            self.retried.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(BEFORE_RETRY).await;
+            let other = replica.saturating_add(usize::try_from(number).unwrap_or_default());
+            answer = self.answer(other, token, call).await;
+        }
+        let answer = answer?;
         let body = answer.json();
         if answer.status == 200 {
             return Ok(body);

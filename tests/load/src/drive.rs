@@ -15,7 +15,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{Error, api::Failure, report::Latencies};
+use crate::{
+    Error,
+    api::Failure,
+    report::{self, Latencies},
+};
 
 /// How many operations of an open loop may be under way: beyond that the generator itself would be what is measured.
 const MOST_IN_FLIGHT: usize = 20_000;
@@ -41,6 +45,8 @@ pub enum End {
 /// What came of it.
 #[derive(Debug)]
 pub struct Outcome {
+    /// When the first began, in seconds since 1970.
+    pub began: f64,
     /// The operations that succeeded.
     pub operations: u64,
     /// The others.
@@ -74,6 +80,7 @@ where
     let operation = Arc::new(operation);
     let start = Instant::now();
     let mut outcome = Outcome {
+        began: report::since_1970().as_secs_f64(),
         operations: 0,
         failures: Vec::new(),
         latencies: Latencies::new()?,

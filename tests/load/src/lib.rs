@@ -21,6 +21,7 @@ pub mod drive;
 pub mod keybox;
 pub mod plot;
 pub mod process;
+pub mod push;
 pub mod reader;
 pub mod report;
 pub mod room;

@@ -1,6 +1,10 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use keystead_load::{
@@ -8,6 +12,7 @@ use keystead_load::{
     drive::{End, Pace},
     plot,
     process::Process,
+    push,
     report::Report,
     scenarios::{Run, Scenario},
 };
@@ -53,15 +58,24 @@ struct RunArgs {
     /// How many operations it has, instead.
     #[arg(long)]
     count: Option<u64>,
+    /// How often a request is sent again, with the same transaction id, to which there was no answer or one with status 5xx.
+    #[arg(long, default_value_t = 0)]
+    retries: u32,
+    /// How many replicas there are, if they are behind one address.
+    #[arg(long)]
+    replicas: Option<usize>,
     /// How long to wait at the end for what has not arrived, in seconds, before it counts as lost.
     #[arg(long, default_value_t = 20)]
     patience: u64,
     /// A name for the server in the results.
     #[arg(long, default_value = "server")]
     label: String,
-    /// Append the result to this file, as a line of JSON.
+    /// Append the result to this file, as a line of JSON; `-` is the standard output, which then has nothing else.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Push the result to this Prometheus Pushgateway.
+    #[arg(long, value_name = "URL")]
+    push: Option<String>,
     #[command(subcommand)]
     scenario: Scenario,
 }
@@ -104,15 +118,27 @@ fn run(args: RunArgs) -> Result<bool, Error> {
         end: args.count.map_or(End::After(Duration::from_secs(args.seconds)), End::Count),
         patience: Duration::from_secs(args.patience),
         label: args.label,
+        retries: args.retries,
+        replicas: args.replicas,
     };
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|source| Error::File { path: "the runtime".to_owned(), source })?;
     let reports = runtime.block_on(args.scenario.run(&run))?;
     for report in &reports {
-        print!("{}", report.to_text());
-        if let Some(path) = &args.json {
-            report.append_to(path)?;
+        match args.json.as_deref() {
+            Some(path) if path == Path::new("-") => {
+                eprint!("{}", report.to_text());
+                println!("{}", report.to_json()?);
+            }
+            Some(path) => {
+                print!("{}", report.to_text());
+                report.append_to(path)?;
+            }
+            None => print!("{}", report.to_text()),
         }
+    }
+    if let Some(gateway) = &args.push {
+        runtime.block_on(push::push(gateway, &reports))?;
     }
     Ok(reports.iter().all(|report| report.check.is_clean()))
 }

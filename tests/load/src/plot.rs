@@ -21,7 +21,10 @@ use crate::{Error, report::Report};
 pub const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 const SIZE: (u32, u32) = (960, 540);
 
-/// Draws for each scenario the latencies (over percentiles, of the last run of each label) and the CPU time of an operation.
+mod ladder;
+
+/// Draws for each scenario the latencies (over percentiles, of the last run of each label) and the CPU time of an operation; and
+/// throughput and latency over the number of replicas, where results tell of several.
 ///
 /// Returns the files.
 ///
@@ -57,6 +60,13 @@ pub fn draw(reports: &[Report], folder: &Path, font: &Path) -> Result<Vec<PathBu
             cpu(&SVGBackend::new(&svg, SIZE).into_drawing_area(), scenario, &runs)?;
             files.extend([png, svg]);
         }
+    }
+    for (scenario, steps) in ladder::ladders(reports) {
+        let path = |extension: &str| folder.join(format!("{scenario}-replicas.{extension}"));
+        let (png, svg) = (path("png"), path("svg"));
+        bitmap(&png, |area| ladder::draw(area, scenario, &steps))?;
+        ladder::draw(&SVGBackend::new(&svg, SIZE).into_drawing_area(), scenario, &steps)?;
+        files.extend([png, svg]);
     }
     Ok(files)
 }

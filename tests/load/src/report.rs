@@ -25,6 +25,9 @@ pub struct Report {
     pub label: String,
     /// When the run ended, in seconds since 1970.
     pub time: u64,
+    /// When the measured part began, in seconds since 1970; it took `seconds`.
+    #[serde(default)]
+    pub began: f64,
     /// The scenario's parameters.
     pub parameters: Value,
     /// How many replicas were asked.
@@ -39,6 +42,9 @@ pub struct Report {
     pub rate: f64,
     /// How often an operation failed, by the reason.
     pub failures: BTreeMap<String, u64>,
+    /// How many requests were sent again, set-up included.
+    #[serde(default)]
+    pub retried: u64,
     /// Latencies by name (`send`, `delivery`, …).
     pub latencies: BTreeMap<String, Latency>,
     /// What the named processes used.
@@ -126,7 +132,12 @@ pub fn count_failures(failures: &[Failure]) -> BTreeMap<String, u64> {
 
 /// Seconds since 1970.
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    since_1970().as_secs()
+}
+
+/// The time since 1970 began.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl Report {
@@ -139,6 +150,14 @@ impl Report {
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
         let line = serde_json::to_string(self).map_err(|error| failed(error.into()))?;
         writeln!(file, "{line}").map_err(failed)
+    }
+
+    /// The line.
+    ///
+    /// # Errors
+    /// A figure is none.
+    pub fn to_json(&self) -> Result<String, Error> {
+        serde_json::to_string(self).map_err(|error| Error::server("the result as JSON", error))
     }
 
     /// Reads all lines of a file.
@@ -173,6 +192,9 @@ impl Report {
                 mib(cost.memory_kib),
                 signed_mib(cost.memory_growth_kib),
             );
+        }
+        if self.retried > 0 {
+            text += &format!("  sent again {} ×\n", self.retried);
         }
         for (failure, count) in &self.failures {
             text += &format!("  failed {count} ×: {failure}\n");

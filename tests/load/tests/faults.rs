@@ -31,6 +31,8 @@ async fn verdict(fault: Fault, scenario: &[&str]) -> Verdict {
         end: End::Count(40),
         patience: Duration::from_secs(3),
         label: "faulty".to_owned(),
+        retries: 0,
+        replicas: None,
     };
     let cli = Cli::parse_from([&["load"], scenario].concat());
     let mut reports = cli.scenario.run(&run).await.expect("the run ends");
@@ -82,6 +84,8 @@ async fn what_comes_after_a_later_one_is_reordered() {
         end: End::Count(40),
         patience: Duration::from_secs(3),
         label: "faulty".to_owned(),
+        retries: 0,
+        replicas: None,
     };
     let reports = Cli::parse_from([&["load"], &FAN_OUT[..]].concat()).scenario.run(&run).await;
     let check = &reports.expect("the run ends")[0].check;

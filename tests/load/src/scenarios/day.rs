@@ -32,6 +32,9 @@ pub struct People {
     /// How many bytes of ciphertext a message has.
     #[arg(long, default_value_t = 400)]
     size: usize,
+    /// How many of a hundred requests give a KeyBox a key, by a message to its device.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(0..=100))]
+    key_share: u32,
 }
 
 /// What one of them does, and how many of a hundred requests are that.
@@ -64,6 +67,7 @@ struct Office {
     board: Arc<Board>,
     filter: String,
     size: usize,
+    key_share: u32,
 }
 
 pub(super) async fn run(stage: &Stage<'_>, args: &People) -> Result<Report, Error> {
@@ -84,7 +88,15 @@ pub(super) async fn run(stage: &Stage<'_>, args: &People) -> Result<Report, Erro
     }
     let filter = json!({ "room": { "timeline": { "limit": 20 } }, "presence": { "types": [] } });
     let filter = encode(&filter.to_string());
-    let office = Arc::new(Office { rooms, keyboxes, suite, board: board.clone(), filter, size: args.size });
+    let office = Arc::new(Office {
+        rooms,
+        keyboxes,
+        suite,
+        board: board.clone(),
+        filter,
+        size: args.size,
+        key_share: args.key_share,
+    });
     let before = stage.usage()?;
     let mut outcome = drive(stage.run.pace, stage.run.end, move |turn| {
         let office = office.clone();
@@ -98,7 +110,7 @@ pub(super) async fn run(stage: &Stage<'_>, args: &People) -> Result<Report, Erro
         scenario: "day",
         operation: "request",
         parameters: json!({
-            "people": args.people, "members": args.members, "size": args.size, "deliveries": journal.deliveries,
+            "people": args.people, "members": args.members, "size": args.size, "key_share": args.key_share, "deliveries": journal.deliveries,
         }),
         operations: outcome.operations,
         outcome,
@@ -110,13 +122,20 @@ pub(super) async fn run(stage: &Stage<'_>, args: &People) -> Result<Report, Erro
     Ok(stage.report(measured))
 }
 
-/// What comes at this point of a hundred.
-fn act(mut point: u32) -> Act {
-    for (act, share) in DAY {
-        if point < share {
-            return act;
+/// What comes at this point of a hundred, of which the first `key_share` are key exchanges. The rest is shared by the others as in [`DAY`].
+fn act(point: f64, key_share: u32) -> Act {
+    let key_share = f64::from(key_share);
+    if point < key_share {
+        return Act::KeyExchange;
+    }
+    let others = DAY.iter().filter(|(act, _)| !matches!(act, Act::KeyExchange));
+    let all: u32 = others.clone().map(|(_, share)| share).sum();
+    let mut point = (point - key_share) / (100.0 - key_share) * f64::from(all);
+    for (act, share) in others {
+        if point < f64::from(*share) {
+            return *act;
         }
-        point -= share;
+        point -= f64::from(*share);
     }
     Act::Message
 }
@@ -128,8 +147,8 @@ impl Office {
         let user = nth(&room.members, turn.lane / count)?;
         let other = nth(&room.members, turn.lane / count + 1)?;
         let keyboxes = nth(&self.keyboxes, turn.lane)?;
-        let point = rand::rng().random_range(0..100);
-        match act(point) {
+        let point = rand::rng().random_range(0.0..100.0);
+        match act(point, self.key_share) {
             Act::Message => self.message(turn, user, room).await,
             Act::KeyExchange => {
                 let (from, to) = (nth(keyboxes, turn.lane / count)?, nth(keyboxes, turn.lane / count + 1)?);
@@ -188,9 +207,15 @@ mod tests {
     #[test]
     fn the_shares_of_a_day_make_a_hundred() {
         assert_eq!(DAY.iter().map(|(_, share)| share).sum::<u32>(), 100);
-        assert!(matches!(act(0), Act::Message));
-        assert!(matches!(act(44), Act::Message));
-        assert!(matches!(act(45), Act::Receipt));
-        assert!(matches!(act(99), Act::Start));
+        let share = |wanted: fn(Act) -> bool, key_share| {
+            (0..1000).filter(|tenth| wanted(act(f64::from(*tenth) / 10.0, key_share))).count()
+        };
+        let is_key = |act| matches!(act, Act::KeyExchange);
+        assert_eq!(share(is_key, 12), 120);
+        assert_eq!(share(is_key, 0), 0);
+        assert_eq!(share(is_key, 100), 1000);
+        assert_eq!(share(|act| matches!(act, Act::Message), 12), 450);
+        assert_eq!(share(|act| matches!(act, Act::Start), 12), 20);
+        assert!(share(|act| matches!(act, Act::Message), 56).abs_diff(225) <= 1);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     check::{Message, Verdict},
     drive::Outcome,
     reader::Board,
-    report::{Latencies, Report},
+    report::{self, Latencies, Report},
     room::{self, MARK, Room},
 };
 
@@ -53,7 +53,7 @@ pub(super) async fn run(stage: &Stage<'_>, args: &Polls) -> Result<Report, Error
     round(&ready, Duration::from_millis(1)).await?;
 
     let before = stage.usage()?;
-    let began = Instant::now();
+    let (began_at, began) = (report::since_1970().as_secs_f64(), Instant::now());
     let wait = Duration::from_secs(args.wait);
     let (latencies, halfway) = tokio::join!(round(&ready, wait), async {
         sleep(wait / 2).await;
@@ -65,7 +65,7 @@ pub(super) async fn run(stage: &Stage<'_>, args: &Polls) -> Result<Report, Error
 
     let (verdict, woken) = wake(&ready, &rooms).await?;
     let operations = latencies.count();
-    let outcome = Outcome { operations, failures: Vec::new(), latencies, elapsed };
+    let outcome = Outcome { began: began_at, operations, failures: Vec::new(), latencies, elapsed };
     let per_poll = |growth: i64| growth * 1024 / i64::try_from(args.polls.max(1)).unwrap_or(i64::MAX);
     let bytes: serde_json::Map<String, Value> =
         memory.iter().map(|(name, cost)| (name.clone(), per_poll(cost.memory_growth_kib).into())).collect();

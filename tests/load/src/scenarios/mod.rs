@@ -42,6 +42,10 @@ pub struct Run {
     pub patience: Duration,
     /// A name for the server in the results.
     pub label: String,
+    /// How often a request is sent again that a server did not answer, or failed at.
+    pub retries: u32,
+    /// How many replicas there are, if not as many as addresses.
+    pub replicas: Option<usize>,
 }
 
 /// The scenarios.
@@ -75,7 +79,7 @@ impl Scenario {
     /// # Errors
     /// The server does not do what the run rests on. Failures under load are part of the reports.
     pub async fn run(&self, run: &Run) -> Result<Vec<Report>, Error> {
-        let stage = Stage { api: Api::new(&run.urls)?, run };
+        let stage = Stage { api: Api::new(&run.urls)?.with_retries(run.retries), run };
         match self {
             Self::Send(rooms) => Ok(vec![messages::send(&stage, rooms).await?]),
             Self::FanOut(rooms) => Ok(vec![messages::fan_out(&stage, rooms).await?]),
@@ -142,8 +146,10 @@ impl Stage<'_> {
             scenario: scenario.to_owned(),
             label: self.run.label.clone(),
             time: report::now(),
+            began: outcome.began,
             parameters,
-            replicas: self.run.urls.len(),
+            replicas: self.run.replicas.unwrap_or(self.run.urls.len()),
+            retried: self.api.retried(),
             operations,
             operation: operation.to_owned(),
             seconds,
