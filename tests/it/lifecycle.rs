@@ -50,6 +50,27 @@ async fn what_was_written_outlives_a_stop_and_a_crash() {
     syncing.until_event(&room, &second).await;
 }
 
+/// Most rooms of a large server are quiet.
+#[tokio::test]
+async fn a_room_that_was_quiet_since_the_start_is_read_from_the_database_once() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await.at(0);
+    let rooms = [alice.create_public_room().await, alice.create_public_room().await];
+    cluster.stop(0).await;
+    cluster.restart(0).await;
+    let loads = || async {
+        let metrics = cluster.send_to(0, get("/metrics")).await.text;
+        let name = "keystead_transactions_total{name=\"load_rooms\",outcome=\"committed\"}";
+        let line = metrics.lines().find(|line| line.starts_with(name)).expect("rooms were read").to_owned();
+        line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok()).expect("a number")
+    };
+    for room in &rooms {
+        let answer = alice.sync_once(None).await;
+        assert!(answer["rooms"]["join"].get(room).is_some(), "{answer}");
+    }
+    assert!((loads().await - 1.0).abs() < 0.5, "both rooms at once, and once: {}", loads().await);
+}
+
 #[tokio::test]
 async fn readiness_and_liveness_are_public() {
     let cluster = TestCluster::start().await;

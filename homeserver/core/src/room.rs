@@ -1,8 +1,8 @@
 //! The current state of one room, and how the next event is built on it.
 
 use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Arc, OnceLock},
 };
 
 use rpds::HashTrieMapSync;
@@ -35,6 +35,9 @@ pub const MAX_PDU_BYTES: usize = 65_535;
 
 /// The greatest length of an event's type and state key, in bytes.
 const MAX_NAME_BYTES: usize = 255;
+
+/// How many members [`RoomState::first_members`] names: those whom the summary of a room shows, and the reader.
+const FIRST_MEMBERS: usize = 6;
 
 /// An event at its position in the stream of its room's shard.
 #[derive(Clone, Debug)]
@@ -87,6 +90,8 @@ pub struct RoomState {
     state: HashTrieMapSync<String, HashTrieMapSync<String, Arc<RoomEvent>>>,
     joined_count: usize,
     invited_count: usize,
+    /// Found when first asked for, once for all clones, and again when one of them changes.
+    first_members: Arc<OnceLock<Vec<OwnedUserId>>>,
 }
 
 impl Signer {
@@ -126,6 +131,7 @@ impl RoomState {
             state: HashTrieMapSync::default(),
             joined_count: 0,
             invited_count: 0,
+            first_members: Arc::default(),
         })
     }
 
@@ -144,6 +150,12 @@ impl RoomState {
         self.state.values().flat_map(|events| events.values())
     }
 
+    /// All state events but those of members, in no particular order.
+    pub fn without_members(&self) -> impl Iterator<Item = &Arc<RoomEvent>> {
+        let others = self.state.iter().filter(|(event_type, _)| *event_type != "m.room.member");
+        others.flat_map(|(_, events)| events.values())
+    }
+
     /// The member events, in no particular order.
     pub fn members(&self) -> impl Iterator<Item = &Arc<RoomEvent>> {
         self.state.get("m.room.member").into_iter().flat_map(|members| members.values())
@@ -157,6 +169,24 @@ impl RoomState {
     /// How many users are invited.
     pub fn invited_count(&self) -> usize {
         self.invited_count
+    }
+
+    /// The first six of those who are joined or invited, by the order of their member events.
+    pub fn first_members(&self) -> &[OwnedUserId] {
+        self.first_members.get_or_init(|| {
+            let mut first = BTreeMap::new();
+            for member in self.members() {
+                if is_present(&membership_of(&member.pdu)) {
+                    first.insert(member.position, member);
+                    if first.len() > FIRST_MEMBERS {
+                        first.pop_last();
+                    }
+                }
+            }
+            let user_id =
+                |event: &Arc<RoomEvent>| OwnedUserId::try_from(event.pdu.state_key.as_deref()?).ok();
+            first.into_values().filter_map(user_id).collect()
+        })
     }
 
     /// What the room's state says of a user; `leave` for somebody it does not know.
@@ -310,6 +340,7 @@ impl RoomState {
                 self.count_member(&membership_of(&before.pdu), false);
             }
             self.count_member(&membership_of(pdu), true);
+            self.check_first_members(state_key);
         }
         of_type.insert_mut(state_key.clone(), event.clone());
         self.state.insert_mut(event_type, of_type);
@@ -321,6 +352,16 @@ impl RoomState {
         let current = self.get(&redacted.pdu.event_type.to_string(), state_key);
         if current.is_some_and(|current| current.pdu.event_id == redacted.pdu.event_id) {
             self.insert_state(redacted);
+        }
+    }
+
+    /// Whoever comes when there are enough is not one of the first.
+    fn check_first_members(&mut self, user_id: &str) {
+        let stay = |first: &Vec<OwnedUserId>| {
+            first.len() == FIRST_MEMBERS && !first.iter().any(|first| first == user_id)
+        };
+        if !self.first_members.get().is_some_and(stay) {
+            self.first_members = Arc::default();
         }
     }
 
@@ -427,6 +468,10 @@ pub fn membership_of(pdu: &Pdu) -> MembershipState {
     RoomMemberEvent::new(pdu).membership().unwrap_or(MembershipState::Leave)
 }
 
+fn is_present(membership: &MembershipState) -> bool {
+    matches!(membership, MembershipState::Join | MembershipState::Invite)
+}
+
 fn check_names(draft: &Draft) -> Result<(), Refusal> {
     if draft.event_type.to_string().len() > MAX_NAME_BYTES {
         return Err(Refusal::TooLarge("The event's type is longer than 255 bytes"));
@@ -464,4 +509,50 @@ pub fn room_id_from_parts(
     server_name: &OwnedServerName,
 ) -> Result<OwnedRoomId, ruma::IdParseError> {
     RoomId::parse(format!("!{localpart}:{server_name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{OwnedEventId, owned_room_id};
+    use serde_json::json;
+
+    use super::*;
+
+    fn member(room: &mut RoomState, user_id: &str, membership: &str) {
+        let position = room.position + 1;
+        let event_id = OwnedEventId::try_from(format!("$e{position}")).unwrap();
+        let json = json!({
+            "type": "m.room.member", "state_key": user_id, "sender": user_id, "content": { "membership": membership },
+            "origin_server_ts": 1, "prev_events": [], "auth_events": [], "depth": 1,
+        });
+        let pdu = Pdu::from_json(event_id, room.room_id.clone(), &json.to_string()).unwrap();
+        room.apply(&Arc::new(RoomEvent { position, pdu: Arc::new(pdu) }));
+    }
+
+    #[test]
+    fn the_first_members_are_those_who_have_been_here_longest() {
+        let mut room = RoomState::empty(owned_room_id!("!r:x"), RoomVersionId::V12).unwrap();
+        for user_id in ["@a:x", "@b:x", "@c:x", "@d:x"] {
+            member(&mut room, user_id, "join");
+        }
+        assert_eq!(room.first_members(), ["@a:x", "@b:x", "@c:x", "@d:x"]);
+        for (user_id, membership) in [("@e:x", "invite"), ("@f:x", "knock"), ("@g:x", "join")] {
+            member(&mut room, user_id, membership);
+        }
+        assert_eq!(room.first_members(), ["@a:x", "@b:x", "@c:x", "@d:x", "@e:x", "@g:x"]);
+        member(&mut room, "@h:x", "join");
+        assert_eq!(room.first_members().len(), FIRST_MEMBERS);
+        let before = room.clone();
+        member(&mut room, "@b:x", "leave");
+        assert_eq!(room.first_members(), ["@a:x", "@c:x", "@d:x", "@e:x", "@g:x", "@h:x"]);
+        member(&mut room, "@b:x", "join");
+        assert_eq!(room.first_members(), ["@a:x", "@c:x", "@d:x", "@e:x", "@g:x", "@h:x"]);
+        member(&mut room, "@a:x", "join");
+        assert_eq!(
+            room.first_members(),
+            ["@c:x", "@d:x", "@e:x", "@g:x", "@h:x", "@b:x"],
+            "a new name counts anew"
+        );
+        assert_eq!(before.first_members().first().unwrap(), "@a:x", "a clone keeps its own");
+    }
 }

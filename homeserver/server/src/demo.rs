@@ -143,7 +143,7 @@ async fn talk(app: &App, alice: &Person<'_>, bob: &Person<'_>) -> Result<(), Dem
     let user = ruma::UserId::parse(&bob_id)
         .map_err(|error| DemoError::Store(keystead_store::Error::Setup(error.to_string())))?;
     let joined = app.tail.rooms_of(&user).await?;
-    for room_id in joined.keys() {
+    for (room_id, _) in joined.iter() {
         show_stored_events(app, room_id).await?;
     }
     println!(

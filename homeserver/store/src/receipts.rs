@@ -2,17 +2,20 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#receipts>
 
+use std::collections::HashMap;
+
 use keystead_core::shard::Shard;
-use ruma::{RoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
+use sea_orm::Value;
 
-use crate::{Error, ReadTx, WriteTx, streams, streams::Receipt};
-
-/// The receipt type that only its reader sees.
-const PRIVATE: &str = "m.read.private";
+use crate::{
+    Error, ReadTx, WriteTx, streams,
+    streams::{PRIVATE_RECEIPT as PRIVATE, Receipt},
+};
 
 /// The shard that a receipt belongs to.
 pub fn shard_of(tx: &ReadTx, receipt: &Receipt) -> Shard {
-    if receipt.receipt_type == PRIVATE {
+    if receipt.is_private() {
         tx.shards().of_user(&receipt.user_id)
     } else {
         tx.shards().of_room(&receipt.room_id)
@@ -104,15 +107,29 @@ pub async fn private_changed(
     rows.iter().map(streams::receipt).collect()
 }
 
-/// The position up to which a reader has read a room, by any receipt that is not for another thread than the main one.
+/// The positions up to which a reader has read rooms, by any receipt that is not for another thread than the main one; rooms
+/// without such a receipt are left out.
 ///
 /// # Errors
-/// The database's own.
-pub async fn read_position(tx: &ReadTx, room_id: &RoomId, reader: &UserId) -> Result<Option<i64>, Error> {
-    let sql = "SELECT MAX(e.position) AS position FROM receipts r JOIN events e ON e.event_id = r.event_id \
-        WHERE r.room_id = $1 AND r.user_id = $2 AND r.thread_id IN ('', 'main')";
-    let rows = tx.query(sql, [room_id.as_str().into(), reader.as_str().into()]).await?;
-    Ok(rows.first().map(|row| row.try_get("", "position")).transpose()?.flatten())
+/// The database's own, or a row that cannot be read.
+pub async fn read_positions(
+    tx: &ReadTx,
+    room_ids: &[&RoomId],
+    reader: &UserId,
+) -> Result<HashMap<OwnedRoomId, i64>, Error> {
+    let mut positions = HashMap::new();
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (rooms, values) = tx.list(2, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql = format!(
+            "SELECT r.room_id, MAX(e.position) AS position FROM receipts r JOIN events e ON e.event_id = r.event_id \
+             WHERE r.room_id IN ({rooms}) AND r.user_id = $1 AND r.thread_id IN ('', 'main') GROUP BY r.room_id"
+        );
+        let reader = std::iter::once(Value::from(reader.as_str()));
+        for row in tx.query(&sql, reader.chain(values)).await? {
+            positions.insert(streams::room_id(&row, "receipts")?, row.try_get("", "position")?);
+        }
+    }
+    Ok(positions)
 }
 
 #[cfg(test)]

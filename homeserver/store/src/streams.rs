@@ -68,6 +68,16 @@ pub struct Receipt {
     pub ts: MilliSecondsSinceUnixEpoch,
 }
 
+/// The type of the receipts that only their reader sees.
+pub(crate) const PRIVATE_RECEIPT: &str = "m.read.private";
+
+impl Receipt {
+    /// Whether only its reader sees it: it then stands in the reader's own shard.
+    pub fn is_private(&self) -> bool {
+        self.receipt_type == PRIVATE_RECEIPT
+    }
+}
+
 /// A message to one device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ToDeviceMessage {

@@ -367,7 +367,7 @@ fn publish(context: &Context, shard: Shard, writes: Vec<Queued>, committed: Comm
         context.tail.offer(shard, committed.before, entries, &committed.redacted);
     }
     for state in committed.states.into_values() {
-        context.tail.keep_room(state);
+        context.tail.keep_room(state, committed.before);
     }
     for (write, result) in writes.into_iter().zip(committed.results) {
         answer(write, result);

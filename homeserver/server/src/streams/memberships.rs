@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use keystead_core::room::{RoomEvent, membership_of};
+use keystead_core::{
+    room::{RoomEvent, membership_of},
+    shard::{Shard, Shards},
+};
 use keystead_store::rooms;
 use lru::LruCache;
 use ruma::{
@@ -28,8 +31,98 @@ pub struct RoomMembership {
     pub forgotten: bool,
 }
 
-/// The rooms of one user.
-pub type RoomsOfUser = HashMap<OwnedRoomId, RoomMembership>;
+/// The rooms that one user is, was or is invited to be in, by shard.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RoomsOfUser {
+    cut: Shards,
+    shards: Vec<RoomsInShard>,
+}
+
+/// Those of them whose streams lie in one shard.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RoomsInShard {
+    rooms: HashMap<OwnedRoomId, RoomMembership>,
+    newest: i64,
+}
+
+impl RoomsOfUser {
+    fn none(cut: Shards) -> Self {
+        Self { cut, shards: cut.room_shards().map(|_| RoomsInShard::default()).collect() }
+    }
+
+    /// What the user is to a room.
+    pub fn get(&self, room_id: &RoomId) -> Option<&RoomMembership> {
+        self.get_key_value(room_id).map(|(_, membership)| membership)
+    }
+
+    /// As [`RoomsOfUser::get`], with the room's id as it is kept here.
+    pub fn get_key_value(&self, room_id: &RoomId) -> Option<(&OwnedRoomId, &RoomMembership)> {
+        self.in_shard(self.cut.of_room(room_id))?.rooms.get_key_value(room_id)
+    }
+
+    /// Whether the user is joined to a room.
+    pub fn is_joined(&self, room_id: &RoomId) -> bool {
+        self.get(room_id).is_some_and(|room| room.membership == MembershipState::Join)
+    }
+
+    /// Those of one shard; `None` for a number that is not a shard's of rooms.
+    pub fn in_shard(&self, shard: Shard) -> Option<&RoomsInShard> {
+        self.shards.get(usize::try_from(shard).ok()?)
+    }
+
+    /// All, with their shards.
+    pub fn by_shard(&self) -> impl Iterator<Item = (Shard, &RoomsInShard)> {
+        self.cut.room_shards().zip(&self.shards)
+    }
+
+    /// All, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&OwnedRoomId, &RoomMembership)> {
+        self.shards.iter().flat_map(RoomsInShard::iter)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(RoomsInShard::count).sum()
+    }
+
+    /// Whether the user shares a room with the user whose rooms the others are: is joined to one that the other is
+    /// joined or invited to.
+    pub fn share_with(&self, others: &Self) -> bool {
+        let is_there = |room: &RoomMembership| {
+            matches!(room.membership, MembershipState::Join | MembershipState::Invite)
+        };
+        if self.count() <= others.count() {
+            let mut joined = self.iter().filter(|(_, room)| room.membership == MembershipState::Join);
+            return joined.any(|(room_id, _)| others.get(room_id).is_some_and(is_there));
+        }
+        others.iter().any(|(room_id, room)| is_there(room) && self.is_joined(room_id))
+    }
+
+    fn insert(&mut self, room_id: OwnedRoomId, membership: RoomMembership) {
+        let shard = usize::try_from(self.cut.of_room(&room_id)).unwrap_or_default();
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.newest = shard.newest.max(membership.position);
+            shard.rooms.insert(room_id, membership);
+        }
+    }
+}
+
+impl RoomsInShard {
+    /// All, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&OwnedRoomId, &RoomMembership)> {
+        self.rooms.iter()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// The position of the membership that changed last; 0 if there is none.
+    pub fn newest(&self) -> i64 {
+        self.newest
+    }
+}
 
 /// The memberships of users, by user and by room.
 #[derive(Debug)]
@@ -39,6 +132,7 @@ pub struct Memberships {
 
 #[derive(Debug)]
 struct Inner {
+    cut: Shards,
     users: LruCache<OwnedUserId, Cached>,
     /// The users of `users` who are joined to or invited to a room: whom an event of the room concerns here.
     rooms: HashMap<OwnedRoomId, HashSet<OwnedUserId>>,
@@ -59,14 +153,13 @@ struct Cached {
     since: Load,
 }
 
-impl Default for Memberships {
-    fn default() -> Self {
-        let inner = Inner { users: LruCache::new(CAPACITY), rooms: HashMap::new(), loads: 0 };
+impl Memberships {
+    /// Knows of nobody yet.
+    pub fn new(cut: Shards) -> Self {
+        let inner = Inner { cut, users: LruCache::new(CAPACITY), rooms: HashMap::new(), loads: 0 };
         Self { inner: Mutex::new(inner) }
     }
-}
 
-impl Memberships {
     /// The rooms of a user, if they are here.
     pub fn get(&self, user_id: &UserId) -> Option<Arc<RoomsOfUser>> {
         self.lock().users.get(user_id).filter(|cached| cached.complete).map(|cached| cached.rooms.clone())
@@ -80,7 +173,8 @@ impl Memberships {
         }
         inner.loads += 1;
         let since = Load(inner.loads);
-        inner.put(user_id.to_owned(), Cached { rooms: Arc::default(), complete: false, since });
+        let rooms = Arc::new(RoomsOfUser::none(inner.cut));
+        inner.put(user_id.to_owned(), Cached { rooms, complete: false, since });
         since
     }
 
@@ -95,7 +189,10 @@ impl Memberships {
         let mut inner = self.lock();
         let is_kept = inner.users.peek(user_id).is_some_and(|cached| cached.since == load);
         let cached = if is_kept { inner.users.pop(user_id) } else { None };
-        let mut rooms = cached.map(|cached| cached.rooms).unwrap_or_default();
+        let mut rooms = match cached {
+            Some(cached) => cached.rooms,
+            None => Arc::new(RoomsOfUser::none(inner.cut)),
+        };
         let map = Arc::make_mut(&mut rooms);
         for row in loaded {
             let membership = RoomMembership {
@@ -180,7 +277,7 @@ impl Inner {
     }
 
     fn unindex(&mut self, user_id: &UserId, rooms: &RoomsOfUser) {
-        for room_id in rooms.keys() {
+        for (room_id, _) in rooms.iter() {
             self.unindex_room(user_id, room_id);
         }
     }
@@ -205,13 +302,44 @@ mod tests {
         rooms::Membership { room_id: room_id!("!r:x").to_owned(), membership, position: 5, forgotten: false }
     }
 
+    fn rooms(rooms: &[(&str, MembershipState)]) -> RoomsOfUser {
+        let mut of_user = RoomsOfUser::none(Shards { rooms: 2 });
+        for (room_id, membership) in rooms {
+            let membership = RoomMembership { membership: membership.clone(), position: 1, forgotten: false };
+            of_user.insert(OwnedRoomId::try_from(*room_id).unwrap(), membership);
+        }
+        of_user
+    }
+
+    #[test]
+    fn who_is_joined_shares_a_room_with_whoever_is_joined_or_invited() {
+        use MembershipState::{Invite, Join, Leave};
+        let mine = rooms(&[("!a:x", Join), ("!b:x", Invite), ("!c:x", Leave), ("!d:x", Join)]);
+        assert!(mine.share_with(&rooms(&[("!a:x", Join)])));
+        assert!(mine.share_with(&rooms(&[("!a:x", Invite)])));
+        assert!(!mine.share_with(&rooms(&[("!a:x", Leave)])));
+        assert!(!mine.share_with(&rooms(&[("!b:x", Join), ("!c:x", Join)])), "the reader is not in there");
+        let many = ["!e:x", "!f:x", "!g:x", "!h:x", "!a:x"].map(|room| (room, Join));
+        assert!(mine.share_with(&rooms(&many)), "whoever has more rooms");
+        assert!(!mine.share_with(&rooms(&many[..4])));
+    }
+
+    #[test]
+    fn the_newest_membership_of_a_shard_is_known() {
+        let mut of_user = rooms(&[("!a:x", MembershipState::Join)]);
+        let left = RoomMembership { membership: MembershipState::Leave, position: 7, forgotten: false };
+        of_user.insert(room_id!("!a:x").to_owned(), left);
+        assert_eq!(of_user.count(), 1);
+        assert_eq!(of_user.by_shard().map(|(_, rooms)| rooms.newest()).max(), Some(7));
+    }
+
     #[test]
     fn what_is_read_while_the_user_is_dropped_is_not_kept() {
-        let memberships = Memberships::default();
+        let memberships = Memberships::new(Shards { rooms: 2 });
         let user = user_id!("@a:x");
         let load = memberships.begin_load(user);
         memberships.forget_user(user);
-        assert_eq!(memberships.finish_load(user, load, vec![row(MembershipState::Join)]).len(), 1);
+        assert_eq!(memberships.finish_load(user, load, vec![row(MembershipState::Join)]).count(), 1);
         assert!(memberships.get(user).is_none());
 
         let newer = memberships.begin_load(user);
@@ -219,6 +347,6 @@ mod tests {
         assert!(memberships.get(user).is_none(), "an older load does not end a newer one");
         memberships.finish_load(user, newer, vec![row(MembershipState::Leave)]);
         let known = memberships.get(user).unwrap();
-        assert_eq!(known[room_id!("!r:x")].membership, MembershipState::Leave);
+        assert_eq!(known.get(room_id!("!r:x")).unwrap().membership, MembershipState::Leave);
     }
 }

@@ -16,8 +16,8 @@ mod waiters;
 
 pub use self::{
     fence::Fence,
-    memberships::{RoomMembership, RoomsOfUser},
-    ring::{Entry, Item},
+    memberships::{RoomMembership, RoomsInShard, RoomsOfUser},
+    ring::{Entry, Item, Whose},
     tail::{Listener, Tail},
     typing::Typing,
     waiters::Waiter,

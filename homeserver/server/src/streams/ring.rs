@@ -1,15 +1,20 @@
 //! The newest rows of one shard, in memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use keystead_core::room::RoomEvent;
 use keystead_store::streams::{AccountData, Receipt, ToDeviceMessage, UserChange};
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+
+use super::memberships::RoomsInShard;
 
 /// What a ring holds at most, in bytes of the rows' texts and a guess at what each costs besides.
 const MAX_BYTES: usize = 16 << 20;
-/// What an entry costs besides its texts: ids, pointers, the allocator's rounding.
-const ENTRY_OVERHEAD: usize = 400;
+/// What an entry costs besides its texts: ids, pointers, its place in the index, the allocator's rounding.
+const ENTRY_OVERHEAD: usize = 450;
 
 /// A row of a stream.
 #[derive(Clone, Debug)]
@@ -41,7 +46,26 @@ pub struct Ring {
     floor: i64,
     position: i64,
     entries: VecDeque<Entry>,
+    index: Index,
     bytes: usize,
+}
+
+/// Where the rows of each room and user stand, oldest first: one that was away for long finds its own without looking at
+/// everybody else's.
+#[derive(Debug, Default)]
+struct Index {
+    rooms: HashMap<OwnedRoomId, VecDeque<i64>>,
+    users: HashMap<OwnedUserId, VecDeque<i64>>,
+    device_lists: VecDeque<i64>,
+}
+
+/// Whose rows are asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Whose<'a> {
+    /// Those of these rooms, in a shard of rooms.
+    Rooms(&'a RoomsInShard),
+    /// Those of this user, in a shard of users.
+    User(&'a UserId),
 }
 
 impl Ring {
@@ -56,7 +80,7 @@ impl Ring {
     }
 
     /// The rows after one position and up to another, oldest first; `None` if the ring does not reach back so far.
-    pub fn between(&self, after: i64, upto: i64) -> Option<impl DoubleEndedIterator<Item = &Entry>> {
+    fn between(&self, after: i64, upto: i64) -> Option<impl ExactSizeIterator<Item = &Entry>> {
         if after < self.floor {
             return None;
         }
@@ -65,12 +89,65 @@ impl Ring {
         Some(self.entries.range(first..end))
     }
 
+    /// Shows `each` the rows that are asked for, and all changes of device lists, after one position and up to another: those
+    /// of one room or user oldest first. It may be shown others' rows too, where looking at all is less work.
+    ///
+    /// Returns false, having shown nothing, if the ring does not reach back so far.
+    pub fn visit(&self, after: i64, upto: i64, whose: Whose<'_>, mut each: impl FnMut(&Entry)) -> bool {
+        let Some(all) = self.between(after, upto) else { return false };
+        let subjects = match whose {
+            Whose::Rooms(rooms) => rooms.count(),
+            Whose::User(_) => 1,
+        };
+        if all.len() <= subjects {
+            all.for_each(each);
+            return true;
+        }
+        let mut show = |positions: &VecDeque<i64>| {
+            let first = positions.partition_point(|position| *position <= after);
+            positions
+                .range(first..)
+                .take_while(|position| **position <= upto)
+                .filter_map(|position| self.at(*position))
+                .for_each(&mut each);
+        };
+        show(&self.index.device_lists);
+        match whose {
+            Whose::Rooms(rooms) => {
+                rooms.iter().filter_map(|(room_id, _)| self.index.rooms.get(room_id)).for_each(show);
+            }
+            Whose::User(user_id) => self.index.users.get(user_id).into_iter().for_each(show),
+        }
+        true
+    }
+
+    /// The events of a room after a position, oldest first; `None` if the ring does not reach back so far.
+    pub fn events_after(&self, room_id: &RoomId, after: i64) -> Option<Vec<Arc<RoomEvent>>> {
+        if after < self.floor {
+            return None;
+        }
+        let Some(positions) = self.index.rooms.get(room_id) else { return Some(Vec::new()) };
+        let first = positions.partition_point(|position| *position <= after);
+        let event_of = |entry: &Entry| match &entry.item {
+            Item::Event(event) => Some(event.clone()),
+            _ => None,
+        };
+        let entries = positions.range(first..).filter_map(|position| self.at(*position));
+        Some(entries.filter_map(event_of).collect())
+    }
+
+    fn at(&self, position: i64) -> Option<&Entry> {
+        let index = self.entries.partition_point(|entry| entry.position < position);
+        self.entries.get(index).filter(|entry| entry.position == position)
+    }
+
     /// Takes in what was read: rows in order, complete up to `upto`. Rows that it has already are passed over.
     pub fn extend(&mut self, entries: Vec<Entry>, upto: i64) {
         for entry in entries {
             if entry.position > self.position {
                 self.position = entry.position;
                 self.bytes += size(&entry);
+                self.index.push(&entry);
                 self.entries.push_back(entry);
             }
         }
@@ -79,6 +156,7 @@ impl Ring {
             && let Some(oldest) = self.entries.pop_front()
         {
             self.bytes -= size(&oldest);
+            self.index.pop(&oldest);
             self.floor = oldest.position;
         }
     }
@@ -96,6 +174,59 @@ impl Ring {
     }
 }
 
+impl Index {
+    /// Adds the newest row.
+    fn push(&mut self, entry: &Entry) {
+        let positions = match entry.subject() {
+            Subject::Room(room_id) => self.rooms.entry(room_id.clone()).or_default(),
+            Subject::User(user_id) => self.users.entry(user_id.clone()).or_default(),
+            Subject::DeviceLists => &mut self.device_lists,
+        };
+        positions.push_back(entry.position);
+    }
+
+    /// Takes out the oldest row.
+    fn pop(&mut self, entry: &Entry) {
+        fn pop_of<K: std::hash::Hash + Eq>(map: &mut HashMap<K, VecDeque<i64>>, key: &K) {
+            if let Some(positions) = map.get_mut(key) {
+                positions.pop_front();
+                if positions.is_empty() {
+                    map.remove(key);
+                }
+            }
+        }
+        match entry.subject() {
+            Subject::Room(room_id) => pop_of(&mut self.rooms, room_id),
+            Subject::User(user_id) => pop_of(&mut self.users, user_id),
+            Subject::DeviceLists => drop(self.device_lists.pop_front()),
+        }
+    }
+}
+
+/// Who looks for a row.
+enum Subject<'a> {
+    /// Who is in this room.
+    Room(&'a OwnedRoomId),
+    /// This user alone.
+    User(&'a OwnedUserId),
+    /// Who shares a room with a user, whichever it is.
+    DeviceLists,
+}
+
+impl Entry {
+    fn subject(&self) -> Subject<'_> {
+        match &self.item {
+            Item::Event(event) => Subject::Room(&event.pdu.room_id),
+            Item::Receipt(receipt) if receipt.is_private() => Subject::User(&receipt.user_id),
+            Item::Receipt(receipt) => Subject::Room(&receipt.room_id),
+            Item::UserChange(_, UserChange::DeviceList) => Subject::DeviceLists,
+            Item::UserChange(user_id, _) => Subject::User(user_id),
+            Item::ToDevice(message) => Subject::User(&message.user_id),
+            Item::AccountData(data) => Subject::User(&data.user_id),
+        }
+    }
+}
+
 fn size(entry: &Entry) -> usize {
     ENTRY_OVERHEAD
         + match &entry.item {
@@ -109,7 +240,7 @@ fn size(entry: &Entry) -> usize {
 #[cfg(test)]
 mod tests {
     use keystead_store::streams::UserChange;
-    use ruma::owned_user_id;
+    use ruma::{owned_user_id, user_id};
 
     use super::*;
 
@@ -119,6 +250,44 @@ mod tests {
 
     fn positions(ring: &Ring, after: i64, upto: i64) -> Option<Vec<i64>> {
         ring.between(after, upto).map(|entries| entries.map(|entry| entry.position).collect())
+    }
+
+    fn of_user(position: i64, user_id: &UserId) -> Entry {
+        Entry { position, item: Item::UserChange(user_id.to_owned(), UserChange::Sessions) }
+    }
+
+    fn seen_by(ring: &Ring, user_id: &UserId, after: i64, upto: i64) -> Option<Vec<i64>> {
+        let mut seen = Vec::new();
+        ring.visit(after, upto, Whose::User(user_id), |entry| seen.push(entry.position)).then_some(seen)
+    }
+
+    #[test]
+    fn who_was_away_is_shown_its_own_rows_and_all_device_lists() {
+        let (reader, other) = (user_id!("@a:x"), user_id!("@b:x"));
+        let mut ring = Ring::starting_at(0);
+        let mut entries: Vec<_> = (1..=100).map(|position| of_user(position, other)).collect();
+        entries[9] = of_user(10, reader);
+        entries[49] = of_user(50, reader);
+        entries[29].item = Item::UserChange(other.to_owned(), UserChange::DeviceList);
+        ring.extend(entries, 100);
+        assert_eq!(seen_by(&ring, reader, 0, 100), Some(vec![30, 10, 50]));
+        assert_eq!(seen_by(&ring, reader, 10, 49), Some(vec![30]));
+        assert_eq!(seen_by(&ring, reader, 49, 50), Some(vec![50]));
+        assert_eq!(seen_by(&ring, user_id!("@c:x"), 30, 100), Some(vec![]));
+    }
+
+    #[test]
+    fn what_has_gone_is_in_no_index() {
+        let mut ring = Ring::starting_at(0);
+        let count = i64::try_from(MAX_BYTES / ENTRY_OVERHEAD).unwrap() + 10;
+        let reader = user_id!("@reader:x");
+        ring.extend(vec![of_user(1, reader), of_user(2, reader)], 2);
+        ring.extend((3..=count).map(entry).collect(), count);
+        assert_eq!(seen_by(&ring, reader, 0, count), None);
+        assert_eq!(seen_by(&ring, reader, 20, count), Some(vec![]));
+        assert!(!ring.index.users.contains_key(reader));
+        let kept = ring.index.users.values().map(VecDeque::len).sum::<usize>();
+        assert_eq!(kept, ring.entries.len());
     }
 
     #[test]

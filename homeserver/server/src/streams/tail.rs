@@ -26,13 +26,15 @@ use tokio::{
 use super::{
     freshness::Freshness,
     memberships::{Memberships, RoomsOfUser},
-    ring::{Entry, Item, Ring},
+    ring::{Entry, Item, Ring, Whose},
     room_states::RoomStates,
     timelines::Timelines,
     typing::Typing,
     waiters::{Waiter, Waiters},
 };
 
+/// How many rooms are read from the database at once.
+const ROOMS_AT_ONCE: usize = 100;
 /// How often the tail looks for itself, in case a hint was lost.
 const RECHECK_EVERY: Duration = Duration::from_secs(2);
 
@@ -52,6 +54,14 @@ pub struct Tail {
     waiters: Arc<Waiters>,
     listeners: Vec<Listener>,
     freshness: Mutex<Freshness>,
+}
+
+/// Whom new rows concern.
+#[derive(Default)]
+struct Concerned {
+    /// All who are in these rooms.
+    rooms: HashSet<OwnedRoomId>,
+    users: HashSet<OwnedUserId>,
 }
 
 struct ShardTail {
@@ -82,11 +92,11 @@ impl Tail {
         let tail = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             shards: store.shards(),
+            memberships: Memberships::new(store.shards()),
             store,
             tails,
             rooms: RoomStates::default(),
             timelines: Timelines::default(),
-            memberships: Memberships::default(),
             typing: Typing::default(),
             waiters: Arc::default(),
             listeners,
@@ -145,14 +155,16 @@ impl Tail {
         let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
     }
 
-    /// Shows `each` the rows of a shard after one position and up to another, oldest first, if they are all in memory;
-    /// returns whether they are.
-    pub fn visit_recent(&self, shard: Shard, after: i64, upto: i64, mut each: impl FnMut(&Entry)) -> bool {
-        let Some(tail) = self.tail(shard) else { return false };
-        let ring = tail.ring();
-        let Some(entries) = ring.between(after, upto) else { return false };
-        entries.for_each(&mut each);
-        true
+    /// Shows `each` the rows of a shard after one position and up to another that are asked for, all changes of device lists,
+    /// and perhaps others, if they are all in memory; returns whether they are. Those of one room or user come oldest first.
+    pub fn visit_recent(
+        &self,
+        shard: Shard,
+        (after, upto): (i64, i64),
+        whose: Whose<'_>,
+        each: impl FnMut(&Entry),
+    ) -> bool {
+        self.tail(shard).is_some_and(|tail| tail.ring().visit(after, upto, whose, each))
     }
 
     /// The current state of a room, from memory or the database. `None` for a room that the server does not know.
@@ -162,27 +174,48 @@ impl Tail {
     /// # Errors
     /// The database's own.
     pub async fn room(&self, room_id: &RoomId) -> Result<Option<RoomState>, Error> {
-        if let Some(state) = self.rooms.get(room_id) {
-            return Ok(Some(state));
-        }
-        let state = self.store.read("load_room", |tx| async move { rooms::load(&tx, room_id).await }).await?;
-        if let Some(state) = &state {
-            self.keep_room(state.clone());
-        }
-        Ok(state)
+        Ok(self.rooms(&[room_id]).await?.pop())
     }
 
-    /// Takes in a room's state that was read from the database or has been committed to it.
-    pub fn keep_room(&self, state: RoomState) {
+    /// [`Tail::room`] for several rooms; those that the server does not know are left out.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn rooms(&self, room_ids: &[&RoomId]) -> Result<Vec<RoomState>, Error> {
+        let mut states = Vec::with_capacity(room_ids.len());
+        let mut missing = Vec::new();
+        for room_id in room_ids {
+            match self.rooms.get(room_id) {
+                Some(state) => states.push(state),
+                None => missing.push((*room_id, self.position(self.shards.of_room(room_id)))),
+            }
+        }
+        for chunk in missing.chunks(ROOMS_AT_ONCE) {
+            let room_ids: Vec<_> = chunk.iter().map(|(room_id, _)| *room_id).collect();
+            let room_ids = &room_ids;
+            let read = self
+                .store
+                .read("load_rooms", |tx| async move { rooms::load_several(&tx, room_ids).await })
+                .await?;
+            for state in &read {
+                // What the tail had read before is in what was read now.
+                let before = chunk.iter().find(|(room_id, _)| *room_id == state.room_id);
+                self.keep_room(state.clone(), before.map_or(0, |(_, position)| *position));
+            }
+            states.extend(read);
+        }
+        Ok(states)
+    }
+
+    /// Takes in a room's state that was read from the database or has been committed to it. It holds whatever happened in the
+    /// room up to its own position, and up to `as_of` in the shard.
+    pub fn keep_room(&self, state: RoomState, as_of: i64) {
         let shard = self.shards.of_room(&state.room_id);
-        let (room_id, position) = (state.room_id.clone(), state.position);
+        let (room_id, position) = (state.room_id.clone(), state.position.max(as_of));
         // The ring is locked before the rooms, as where rows are taken in: the other way round, the two would wait for
         // each other for ever.
         let ring = self.tail(shard).map(ShardTail::ring);
-        self.rooms.insert(state, || {
-            let missed = ring.as_ref()?.between(position, i64::MAX)?;
-            Some(missed.filter_map(|entry| event_of(entry, &room_id)).cloned().collect())
-        });
+        self.rooms.insert(state, || ring.as_ref()?.events_after(&room_id, position));
     }
 
     /// The newest events of rooms, newest first: of each at most `limit` within its bounds, from memory or the database.
@@ -215,8 +248,7 @@ impl Tail {
                 read.remove(&room_id).unwrap_or_default().into_iter().map(Arc::new).collect();
             let ring = self.tail(self.shards.of_room(&room_id)).map(ShardTail::ring);
             self.timelines.insert(&room_id, bounds, limit, &newest, || {
-                let missed = ring.as_ref()?.between(bounds.upto, i64::MAX)?;
-                Some(missed.filter_map(|entry| event_of(entry, &room_id)).cloned().collect())
+                ring.as_ref()?.events_after(&room_id, bounds.upto)
             });
             timelines.insert(room_id, newest);
         }
@@ -237,6 +269,11 @@ impl Tail {
             .read_one("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
             .await?;
         Ok(self.memberships.finish_load(user_id, load, loaded))
+    }
+
+    /// Whether a user is known to share a room with the user of these rooms; `None` if the user's rooms are not in memory.
+    pub fn share_room(&self, rooms: &RoomsOfUser, user_id: &UserId) -> Option<bool> {
+        self.memberships.get(user_id).map(|others| rooms.share_with(&others))
     }
 
     /// Drops what is known of a user's rooms, after a change that is no event (a room was forgotten).
@@ -283,7 +320,7 @@ impl Tail {
 
     /// Brings the caches up to rows that are new, then wakes whom they concern. Rows that came before are passed over.
     fn take(&self, tail: &ShardTail, entries: Vec<Entry>, upto: i64, redacted: &[Arc<RoomEvent>]) {
-        let mut concerned = HashSet::new();
+        let mut concerned = Concerned::default();
         let mut ring = tail.ring.write().unwrap_or_else(PoisonError::into_inner);
         let before = ring.position();
         let new: Vec<Entry> = entries.into_iter().filter(|entry| entry.position > before).collect();
@@ -316,30 +353,32 @@ impl Tail {
         tail.position
             .send_if_modified(|position| std::mem::replace(position, reached.max(*position)) < reached);
         tail.aim(reached);
-        for user_id in &concerned {
-            self.waiters.wake(user_id);
-        }
+        concerned.rooms.iter().for_each(|room_id| self.wake_room(room_id));
+        concerned.users.iter().for_each(|user_id| self.waiters.wake(user_id));
     }
 
-    /// Whom a row concerns, of the users that this replica serves.
-    fn concerned(&self, item: &Item, users: &mut HashSet<OwnedUserId>) {
+    /// Whom a row concerns.
+    fn concerned(&self, item: &Item, concerned: &mut Concerned) {
+        let Concerned { rooms, users } = concerned;
         match item {
             Item::Event(event) => {
-                self.add_users_of(&event.pdu.room_id, users);
+                rooms.insert(event.pdu.room_id.clone());
                 if event.pdu.event_type == TimelineEventType::RoomMember {
                     users
                         .extend(event.pdu.state_key.as_deref().and_then(|id| OwnedUserId::try_from(id).ok()));
                 }
             }
             Item::Receipt(receipt) => {
-                self.add_users_of(&receipt.room_id, users);
+                if !receipt.is_private() {
+                    rooms.insert(receipt.room_id.clone());
+                }
                 users.insert(receipt.user_id.clone());
             }
             Item::UserChange(user_id, change) => {
                 users.insert(user_id.clone());
                 if *change == UserChange::DeviceList {
                     match self.memberships.get(user_id) {
-                        Some(rooms) => rooms.keys().for_each(|room_id| self.add_users_of(room_id, users)),
+                        Some(of_user) => rooms.extend(of_user.iter().map(|(room_id, _)| room_id.clone())),
                         None => self.wake_contacts_later(user_id.clone()),
                     }
                 }
@@ -349,18 +388,12 @@ impl Tail {
         }
     }
 
-    fn add_users_of(&self, room_id: &RoomId, users: &mut HashSet<OwnedUserId>) {
-        self.memberships.for_each_user_of(room_id, |user_id| {
-            users.insert(user_id.to_owned());
-        });
-    }
-
     /// Wakes those who share a room with a user whose rooms are not in memory, once they are.
     fn wake_contacts_later(&self, user_id: OwnedUserId) {
         let Some(tail) = self.this.upgrade() else { return };
         tokio::spawn(async move {
             match tail.rooms_of(&user_id).await {
-                Ok(rooms) => rooms.keys().for_each(|room_id| tail.wake_room(room_id)),
+                Ok(rooms) => rooms.iter().for_each(|(room_id, _)| tail.wake_room(room_id)),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell who shares a room");
                 }
@@ -480,14 +513,6 @@ fn entry(row: StreamRow) -> Result<Entry, Error> {
         StreamItem::AccountData(data) => Item::AccountData(Arc::new(data)),
     };
     Ok(Entry { position: row.position, item })
-}
-
-/// The event of an entry, if it is one of this room.
-pub(super) fn event_of<'a>(entry: &'a Entry, room_id: &OwnedRoomId) -> Option<&'a Arc<RoomEvent>> {
-    match &entry.item {
-        Item::Event(event) if event.pdu.room_id == *room_id => Some(event),
-        _ => None,
-    }
 }
 
 /// The room, the redaction and the event that it redacts.

@@ -9,6 +9,8 @@ use std::{
 
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedUserId, RoomId, UserId};
 
+use super::RoomsOfUser;
+
 /// The users who type, by room, and until when each counts as typing.
 #[derive(Debug, Default)]
 pub struct Typing {
@@ -34,11 +36,27 @@ impl Typing {
         }
     }
 
-    /// The users who type in a room at this time, in order of their ids.
-    pub fn in_room(&self, room_id: &RoomId, now: MilliSecondsSinceUnixEpoch) -> Vec<OwnedUserId> {
+    /// The rooms that a user is joined to where somebody types at this time, with who does, in order of their ids.
+    pub fn in_rooms(
+        &self,
+        joined: &RoomsOfUser,
+        now: MilliSecondsSinceUnixEpoch,
+    ) -> Vec<(OwnedRoomId, Vec<OwnedUserId>)> {
         let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(users) = rooms.get(room_id) else { return Vec::new() };
-        users.iter().filter(|(_, until)| **until > u64::from(now.0)).map(|(user, _)| user.clone()).collect()
+        let typing = |room_id: &OwnedRoomId, users: &BTreeMap<OwnedUserId, u64>| {
+            let users: Vec<_> = users
+                .iter()
+                .filter(|(_, until)| **until > u64::from(now.0))
+                .map(|(user, _)| user.clone())
+                .collect();
+            (!users.is_empty() && joined.is_joined(room_id)).then(|| (room_id.clone(), users))
+        };
+        // Whichever is less: in most rooms nobody types, and most people are in few rooms.
+        if rooms.len() <= joined.count() {
+            return rooms.iter().filter_map(|(room_id, users)| typing(room_id, users)).collect();
+        }
+        let here = joined.iter().filter_map(|(room_id, _)| rooms.get_key_value(room_id));
+        here.filter_map(|(room_id, users)| typing(room_id, users)).collect()
     }
 
     /// Removes those whose time has run out; returns the rooms where that changed something.

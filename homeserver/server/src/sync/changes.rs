@@ -5,17 +5,24 @@ use std::{
     sync::Arc,
 };
 
-use keystead_core::{room::RoomEvent, shard::Shard};
+use keystead_core::{
+    room::{RoomEvent, membership_of},
+    shard::Shard,
+};
 use keystead_store::{
+    keys::DeviceListDelta,
     receipts, rooms,
     streams::{AccountData, Receipt, ToDeviceMessage, UserChange},
 };
-use ruma::{OwnedRoomId, events::room::member::MembershipState};
+use ruma::{
+    OwnedRoomId, OwnedUserId, UserId,
+    events::{TimelineEventType, room::member::MembershipState},
+};
 
 use super::{Sync, load_account_data};
 use crate::{
     http::error::ApiError,
-    streams::{Entry, Item},
+    streams::{Entry, Item, RoomsInShard, Whose},
 };
 
 /// The news, as far as it is known without looking at rooms.
@@ -27,10 +34,24 @@ pub(super) struct Changes {
     pub(super) account_data: Vec<Arc<AccountData>>,
     /// The messages to this device with their positions, if they are all in memory.
     pub(super) to_device: Option<Vec<(i64, Arc<ToDeviceMessage>)>>,
-    /// Whether somebody's device list may have changed, or whose devices the user has to know.
-    pub(super) device_lists_changed: bool,
+    /// Whose devices changed, or came to be or ceased to be of interest.
+    pub(super) device_lists: DeviceLists,
     /// Whether the user's one-time keys or sessions changed.
     pub(super) own_account_changed: bool,
+}
+
+/// Whose devices the client has to ask for again, and whose it need not follow any longer.
+pub(super) enum DeviceLists {
+    /// These, and no others.
+    Known(DeviceListDelta),
+    /// The database has to be asked.
+    Unknown,
+}
+
+impl Default for DeviceLists {
+    fn default() -> Self {
+        Self::Known(DeviceListDelta::default())
+    }
 }
 
 /// The news of one room.
@@ -52,17 +73,18 @@ impl Changes {
         };
         let shards = sync.app.tail.shards();
         let bounds = since.rooms.iter().zip(&sync.upto.rooms);
-        for (shard, (after, upto)) in shards.room_shards().zip(bounds) {
-            if !changes.collect_recent(sync, shard, *after, *upto) {
+        for ((shard, rooms), (after, upto)) in sync.rooms.by_shard().zip(bounds) {
+            if !changes.collect_recent(sync, shard, (*after, *upto), Whose::Rooms(rooms)) {
                 changes.collect_old_rooms(sync, shard, *after, *upto).await?;
             }
         }
         changes.to_device = Some(Vec::new());
         let own_shard = shards.of_user(sync.user_id());
-        if !changes.collect_recent(sync, own_shard, since.user, sync.upto.user) {
+        let own = Whose::User(sync.user_id());
+        if !changes.collect_recent(sync, own_shard, (since.user, sync.upto.user), own) {
             changes.to_device = None;
             changes.own_account_changed = true;
-            changes.device_lists_changed = true;
+            changes.device_lists = DeviceLists::Unknown;
             changes.account_data = load_account_data(sync, Some(since.user)).await?;
             changes.collect_old_private_receipts(sync, since.user).await?;
         }
@@ -70,35 +92,38 @@ impl Changes {
     }
 
     /// From the tail's memory; false if it does not reach back so far.
-    fn collect_recent(&mut self, sync: &Sync<'_>, shard: Shard, after: i64, upto: i64) -> bool {
-        after >= upto || sync.app.tail.visit_recent(shard, after, upto, |entry| self.take(sync, entry))
+    fn collect_recent(
+        &mut self,
+        sync: &Sync<'_>,
+        shard: Shard,
+        (after, upto): (i64, i64),
+        whose: Whose<'_>,
+    ) -> bool {
+        after >= upto
+            || sync.app.tail.visit_recent(shard, (after, upto), whose, |entry| self.take(sync, shard, entry))
     }
 
-    fn take(&mut self, sync: &Sync<'_>, entry: &Entry) {
+    fn take(&mut self, sync: &Sync<'_>, shard: Shard, entry: &Entry) {
         let (user_id, device_id) = (sync.user_id(), &sync.request.session.device_id);
-        let is_joined = |room_id| {
-            sync.rooms.get(room_id).is_some_and(|membership| membership.membership == MembershipState::Join)
-        };
         match &entry.item {
-            Item::Event(event) if is_joined(&event.pdu.room_id) => {
-                self.device_lists_changed |=
-                    event.pdu.event_type == ruma::events::TimelineEventType::RoomMember;
+            Item::Event(event) if sync.rooms.is_joined(&event.pdu.room_id) => {
+                self.take_member(sync, event);
                 let room = self.rooms.entry(event.pdu.room_id.clone()).or_default();
                 room.events.get_or_insert_default().push(event.clone());
             }
             // Leaving a room ends the need to know the devices of those who are in it.
             Item::Event(event) if event.pdu.state_key.as_deref() == Some(user_id.as_str()) => {
-                self.device_lists_changed = true;
+                self.device_lists = DeviceLists::Unknown;
             }
-            Item::Receipt(receipt) if is_joined(&receipt.room_id) => {
-                let is_private = receipt.receipt_type == "m.read.private";
-                if !is_private || receipt.user_id == *user_id {
-                    let room = self.rooms.entry(receipt.room_id.clone()).or_default();
-                    room.events.get_or_insert_default();
-                    room.receipts.push(receipt.clone());
-                }
+            Item::Receipt(receipt)
+                if sync.rooms.is_joined(&receipt.room_id)
+                    && (!receipt.is_private() || receipt.user_id == *user_id) =>
+            {
+                let room = self.rooms.entry(receipt.room_id.clone()).or_default();
+                room.events.get_or_insert_default();
+                room.receipts.push(receipt.clone());
             }
-            Item::UserChange(_, UserChange::DeviceList) => self.device_lists_changed = true,
+            Item::UserChange(changed, UserChange::DeviceList) => self.take_device_list(sync, shard, changed),
             Item::UserChange(changed, _) => self.own_account_changed |= changed == user_id,
             Item::ToDevice(message) if message.user_id == *user_id && message.device_id == *device_id => {
                 if let Some(messages) = &mut self.to_device {
@@ -106,6 +131,54 @@ impl Changes {
                 }
             }
             Item::AccountData(data) if data.user_id == *user_id => self.account_data.push(data.clone()),
+            _ => {}
+        }
+    }
+
+    /// What the change of a user's devices, noted in this shard, means to the reader.
+    fn take_device_list(&mut self, sync: &Sync<'_>, shard: Shard, changed: &UserId) {
+        let DeviceLists::Known(delta) = &mut self.device_lists else { return };
+        if changed == sync.user_id() {
+            // It stands in the own shard whatever rooms there are.
+            if !sync.app.tail.shards().is_room_shard(shard) {
+                delta.changed.insert(changed.to_owned());
+            }
+            return;
+        }
+        match sync.app.tail.share_room(&sync.rooms, changed) {
+            Some(true) => drop(delta.changed.insert(changed.to_owned())),
+            Some(false) => {}
+            None => self.device_lists = DeviceLists::Unknown,
+        }
+    }
+
+    /// What an event of a room that the reader is in means for whose devices it has to know.
+    fn take_member(&mut self, sync: &Sync<'_>, event: &RoomEvent) {
+        let DeviceLists::Known(delta) = &mut self.device_lists else { return };
+        let (TimelineEventType::RoomMember, Some(member)) = (&event.pdu.event_type, &event.pdu.state_key)
+        else {
+            return;
+        };
+        let Ok(member) = OwnedUserId::try_from(member.as_str()) else { return };
+        if member == *sync.user_id() {
+            self.device_lists = DeviceLists::Unknown;
+            return;
+        }
+        match membership_of(&event.pdu) {
+            MembershipState::Join => {
+                delta.left.remove(&member);
+                delta.changed.insert(member);
+            }
+            MembershipState::Leave | MembershipState::Ban => {
+                match sync.app.tail.share_room(&sync.rooms, &member) {
+                    Some(true) => {}
+                    Some(false) => {
+                        delta.changed.remove(&member);
+                        delta.left.insert(member);
+                    }
+                    None => self.device_lists = DeviceLists::Unknown,
+                }
+            }
             _ => {}
         }
     }
@@ -121,11 +194,10 @@ impl Changes {
         let user_id = sync.user_id();
         let of_shard: Vec<OwnedRoomId> = sync
             .rooms
-            .iter()
-            .filter(|(room_id, membership)| {
-                membership.membership == MembershipState::Join
-                    && sync.app.tail.shards().of_room(room_id) == shard
-            })
+            .in_shard(shard)
+            .into_iter()
+            .flat_map(RoomsInShard::iter)
+            .filter(|(_, membership)| membership.membership == MembershipState::Join)
             .map(|(room_id, _)| room_id.clone())
             .collect();
         let of_shard = &of_shard;
@@ -139,14 +211,11 @@ impl Changes {
                 Ok::<_, keystead_store::Error>((changed, moved))
             })
             .await?;
-        self.device_lists_changed = true;
+        self.device_lists = DeviceLists::Unknown;
         for room_id in changed {
             self.rooms.entry(room_id).or_default().events = None;
         }
-        self.add_receipts(
-            moved.into_iter().filter(|receipt| receipt.receipt_type != "m.read.private"),
-            false,
-        );
+        self.add_receipts(moved.into_iter().filter(|receipt| !receipt.is_private()), false);
         Ok(())
     }
 

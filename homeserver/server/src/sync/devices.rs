@@ -25,7 +25,10 @@ use ruma::{
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Sync, changes::Changes};
+use super::{
+    Sync,
+    changes::{Changes, DeviceLists},
+};
 use crate::{http::error::ApiError, streams::Item};
 
 /// How many messages one answer takes; the next sync goes on.
@@ -219,18 +222,18 @@ impl Sync<'_> {
     /// Whose devices the client has to ask for again, and whose it need not follow any longer.
     pub(super) async fn device_lists(
         &self,
-        changes: &Changes,
+        changes: &mut Changes,
         response: &mut Response,
     ) -> Result<(), ApiError> {
-        let Some(since) = self.request.since.as_ref().filter(|_| changes.device_lists_changed) else {
-            return Ok(());
-        };
+        let Some(since) = self.request.since.as_ref() else { return Ok(()) };
         let user_id = self.user_id();
-        let delta = self
-            .app
-            .store
-            .read("sync_device_lists", |tx| async move { keys::device_list_delta(&tx, user_id, since).await })
-            .await?;
+        let delta = match std::mem::take(&mut changes.device_lists) {
+            DeviceLists::Known(delta) => delta,
+            DeviceLists::Unknown => {
+                let delta = |tx| async move { keys::device_list_delta(&tx, user_id, since).await };
+                self.app.store.read("sync_device_lists", delta).await?
+            }
+        };
         response.device_lists.changed = delta.changed.into_iter().collect();
         response.device_lists.left = delta.left.into_iter().collect();
         Ok(())

@@ -96,21 +96,27 @@ impl Sync<'_> {
     /// it knows after this answer.
     pub(super) fn typing(&self) -> (HashMap<OwnedRoomId, Vec<OwnedUserId>>, Vec<TypingSeen>) {
         let known = self.request.since.as_ref().map(|since| since.typing.as_slice()).unwrap_or_default();
+        let mut typing = self.app.tail.typing().in_rooms(&self.rooms, self.now);
+        let has_ended = |seen: &&TypingSeen| !typing.iter().any(|(room_id, _)| seen.is_about(room_id));
+        let ended: Vec<_> = known.iter().filter(has_ended).collect();
+        if !ended.is_empty() {
+            let joined = self.rooms.iter().filter(|(_, room)| room.membership == MembershipState::Join);
+            let rooms = joined.filter(|(room_id, _)| ended.iter().any(|seen| seen.is_about(room_id)));
+            typing.extend(rooms.map(|(room_id, _)| (room_id.clone(), Vec::new())));
+        }
         let mut news = HashMap::new();
         let mut seen = Vec::new();
-        for (room_id, membership) in self.wanted_rooms() {
-            if membership.membership != MembershipState::Join {
+        for (room_id, users) in typing {
+            if !filter::includes_room(&self.filter().room, &room_id) {
                 continue;
             }
-            let users = self.app.tail.typing().in_room(room_id, self.now);
-            let before = known.iter().find(|seen| seen.is_about(room_id));
-            let after = TypingSeen::new(room_id, users.iter().map(AsRef::as_ref));
+            let before = known.iter().find(|seen| seen.is_about(&room_id));
+            let after = TypingSeen::new(&room_id, users.iter().map(AsRef::as_ref));
             if !users.is_empty() && seen.len() < TYPING_REMEMBERED {
                 seen.push(after);
             }
-            let is_news = before.map_or(!users.is_empty(), |before| *before != after);
-            if is_news {
-                news.insert(room_id.clone(), users);
+            if before.map_or(!users.is_empty(), |before| *before != after) {
+                news.insert(room_id, users);
             }
         }
         seen.sort_unstable_by_key(|seen| seen.room);

@@ -11,7 +11,7 @@ use ruma::{
 
 use super::{
     Sync,
-    state::{Span, Wanted},
+    state::{Span, Wanted, lazy_load},
 };
 use crate::{http::error::ApiError, rooms::RoomView, streams::RoomMembership};
 
@@ -76,7 +76,7 @@ impl Sync<'_> {
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
         }
-        let missing = self.lazy_load(wanted, timeline, &[], &mut events);
+        let missing = lazy_load(self.speakers(wanted, timeline, &[]), timeline, &mut events);
         events.extend(self.members_when_left(room_id, missing, span.end()).await?);
         self.write_section(events).await
     }

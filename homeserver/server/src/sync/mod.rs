@@ -106,6 +106,8 @@ async fn answer(
         };
         // The next pass need not look again at what this one has seen.
         let since = SyncToken { typing: since.typing.clone(), ..sync.upto };
+        // What was known of the rooms may change while nobody holds on to it.
+        drop(sync.rooms);
         let (waiting, began) = (app.metrics.sync_waits(), Instant::now());
         let has_ended = tokio::select! {
             () = news => false,
@@ -151,10 +153,9 @@ impl<'a> Sync<'a> {
         let shards = app.tail.shards();
         let mut rooms = app.tail.rooms_of(user_id).await?;
         loop {
-            for (room_id, membership) in rooms.iter() {
-                let shard = shards.of_room(room_id);
-                if app.tail.position(shard) < membership.position {
-                    app.tail.reached(shard, membership.position).await;
+            for (shard, rooms) in rooms.by_shard() {
+                if app.tail.position(shard) < rooms.newest() {
+                    app.tail.reached(shard, rooms.newest()).await;
                 }
             }
             let upto = SyncToken {
@@ -183,19 +184,18 @@ impl<'a> Sync<'a> {
         response.to_device = to_device;
         response.account_data.events = self.global_account_data(&changes)?;
         response.rooms.join = self.joined_rooms(&mut changes, typing).await?;
-        for (room_id, membership) in self.wanted_rooms() {
-            let news = self.since_in(room_id).is_none_or(|since| membership.position > since);
+        for (room_id, membership) in self.moved() {
             match membership.membership {
-                MembershipState::Invite if news => {
+                MembershipState::Invite => {
                     if let Some(invited) = self.invited_room(room_id).await? {
                         response.rooms.invite.insert(room_id.clone(), invited);
                     }
                 }
-                MembershipState::Knock if news => {
+                MembershipState::Knock => {
                     let knocked = self.knocked_room(room_id).await?;
                     response.rooms.knock.insert(room_id.clone(), knocked);
                 }
-                MembershipState::Leave | MembershipState::Ban if news && self.wants_left(membership) => {
+                MembershipState::Leave | MembershipState::Ban if self.wants_left(membership) => {
                     if let Some(left) = self.left_room(room_id, membership).await? {
                         response.rooms.leave.insert(room_id.clone(), left);
                     }
@@ -203,7 +203,7 @@ impl<'a> Sync<'a> {
                 _ => {}
             }
         }
-        self.device_lists(&changes, &mut response).await?;
+        self.device_lists(&mut changes, &mut response).await?;
         self.key_counts(&mut response).await?;
         let is_news = changes.own_account_changed
             || !response.rooms.is_empty()
@@ -240,6 +240,22 @@ impl<'a> Sync<'a> {
         shard.and_then(|shard| self.upto.rooms.get(shard)).copied().unwrap_or_default()
     }
 
+    /// The rooms that the filter lets through where the user's membership is news.
+    fn moved(&self) -> impl Iterator<Item = (&OwnedRoomId, &RoomMembership)> {
+        let since = |shard| match &self.request.since {
+            Some(since) => usize::try_from(shard).ok().and_then(|shard| since.rooms.get(shard)).copied(),
+            None => None,
+        };
+        self.rooms
+            .by_shard()
+            .map(move |(shard, rooms)| (since(shard), rooms))
+            .filter(|(since, rooms)| since.is_none_or(|since| rooms.newest() > since))
+            .flat_map(|(since, rooms)| {
+                rooms.iter().filter(move |(_, room)| since.is_none_or(|since| room.position > since))
+            })
+            .filter(|(room_id, _)| filter::includes_room(&self.filter().room, room_id))
+    }
+
     /// The rooms that the filter lets through.
     fn wanted_rooms(&self) -> impl Iterator<Item = (&OwnedRoomId, &RoomMembership)> {
         self.rooms.iter().filter(|(room_id, _)| filter::includes_room(&self.filter().room, room_id))
@@ -251,9 +267,7 @@ impl<'a> Sync<'a> {
     }
 
     async fn room_state(&self, room_id: &RoomId) -> Result<RoomState, ApiError> {
-        let missing =
-            || ApiError::internal(Refusal::BadEvent(format!("The room {room_id} has a member but no state")));
-        self.app.tail.room(room_id).await?.ok_or_else(missing)
+        self.app.tail.room(room_id).await?.ok_or_else(|| missing_state(room_id))
     }
 
     fn global_account_data(
@@ -276,6 +290,10 @@ impl<'a> Sync<'a> {
             .map(ephemeral::account_data_event)
             .collect()
     }
+}
+
+fn missing_state(room_id: &RoomId) -> ApiError {
+    ApiError::internal(Refusal::BadEvent(format!("The room {room_id} has a member but no state")))
 }
 
 /// The entries of a room or of none: of what changed twice the newest.

@@ -3,7 +3,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     num::NonZeroUsize,
     sync::{
@@ -19,11 +19,11 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, Store, account_data, receipts,
-    rooms::{self, Bounds, Direction},
+    rooms::{self, Bounds},
 };
 use lru::LruCache;
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId,
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
     events::{
         ignored_user_list::{IgnoredUser, IgnoredUserListEventContent},
@@ -41,7 +41,9 @@ use crate::{http::error::ApiError, push_rules, streams::Item};
 /// The account data that names the users whom a reader ignores.
 const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 /// How far back events are counted: a number beyond it tells a person nothing more.
-const COUNTED_EVENTS: u64 = 200;
+const COUNTED_EVENTS: u64 = 100;
+/// How many rooms' unread events are in memory at once.
+const ROOMS_COUNTED_AT_ONCE: usize = 50;
 /// How many users' rules, and how many rooms' counts, are kept.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
 /// How many events are kept as push rules look at them, and how large their contents may be, in bytes.
@@ -186,18 +188,56 @@ impl Sync<'_> {
     }
 
     async fn count_stored(&self, room: &RoomState, upto: i64) -> Result<Count, ApiError> {
-        let (user_id, room_id) = (self.user_id(), &room.room_id);
-        let joined_at = self.rooms.get(room_id).map_or(upto, |membership| membership.position);
+        let unread = self.stored_unread(&[(&room.room_id, upto)]).await?.remove(&room.room_id);
+        let unread = unread.unwrap_or_default();
+        self.count(room, &Vec::from_iter(&unread), Count { upto, ..Count::default() }).await
+    }
+
+    /// Counts what is unread in rooms of which nothing is known yet, many at a time: a first sync asks for all of them.
+    pub(super) async fn count_ahead(&self, rooms: &[&RoomState]) -> Result<(), ApiError> {
+        let caches = &self.app.readers;
+        let key = |room: &RoomState| (self.user_id().to_owned(), room.room_id.clone());
+        let is_unknown = |room: &&&RoomState| !lock(&caches.counts).contains(&key(room));
+        let unknown: Vec<&RoomState> = rooms.iter().filter(is_unknown).copied().collect();
+        for chunk in unknown.chunks(ROOMS_COUNTED_AT_ONCE) {
+            let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
+            let wanted: Vec<_> =
+                chunk.iter().map(|room| (&*room.room_id, self.upto_in(&room.room_id))).collect();
+            let mut unread = self.stored_unread(&wanted).await?;
+            for (room, (_, upto)) in chunk.iter().zip(wanted) {
+                let events = unread.remove(&room.room_id).unwrap_or_default();
+                let count = Count { upto, ..Count::default() };
+                let count = self.count(room, &Vec::from_iter(&events), count).await?;
+                if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
+                    lock(&caches.counts).put(key(room), count);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest unread events of rooms up to a position of each.
+    async fn stored_unread(
+        &self,
+        rooms: &[(&RoomId, i64)],
+    ) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, ApiError> {
+        let user_id = self.user_id();
         let unread = self
             .app
             .store
             .read("sync_unread", |tx| async move {
-                let after = receipts::read_position(&tx, room_id, user_id).await?.unwrap_or(joined_at);
-                let bounds = Bounds { after, upto };
-                rooms::events_between(&tx, room_id, bounds, Direction::Backward, COUNTED_EVENTS).await
+                let room_ids: Vec<_> = rooms.iter().map(|(room_id, _)| *room_id).collect();
+                let read = receipts::read_positions(&tx, &room_ids, user_id).await?;
+                let bounds = |(room_id, upto): &(&RoomId, i64)| {
+                    let joined_at = || self.rooms.get(room_id).map_or(*upto, |room| room.position);
+                    let after = read.get(*room_id).copied().unwrap_or_else(joined_at);
+                    ((*room_id).to_owned(), Bounds { after, upto: *upto })
+                };
+                let bounds: Vec<_> = rooms.iter().map(bounds).collect();
+                rooms::timelines(&tx, &bounds, COUNTED_EVENTS).await
             })
             .await?;
-        self.count(room, &Vec::from_iter(&unread), Count { upto, ..Count::default() }).await
+        Ok(unread)
     }
 
     async fn count(

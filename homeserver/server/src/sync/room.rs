@@ -26,12 +26,13 @@ use serde_json::value::RawValue;
 use super::{
     Sync,
     changes::{Changes, RoomChanges},
-    ephemeral,
+    ephemeral, missing_state,
     state::{Span, Wanted},
 };
 use crate::{
     http::error::ApiError,
     rooms::{Form, Reader, RoomView, client_event, client_events, client_state},
+    streams::RoomMembership,
 };
 
 /// How many events of a timeline an answer has if the client does not say, and at most.
@@ -71,6 +72,13 @@ impl Sync<'_> {
     ) -> Result<BTreeMap<OwnedRoomId, JoinedRoom>, ApiError> {
         let candidates = self.candidates(changes, &typing).await?;
         let mut stored = self.stored_timelines(&candidates).await?;
+        let states = self.states_of(&candidates).await?;
+        let unknown: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| candidate.is_new)
+            .filter_map(|candidate| states.get(candidate.room_id))
+            .collect();
+        self.count_ahead(&unknown).await?;
         let mut joined = BTreeMap::new();
         for mut candidate in candidates {
             let events = candidate.changes.events.take().filter(|_| !candidate.is_new);
@@ -79,7 +87,8 @@ impl Sync<'_> {
                 None => stored.remove(candidate.room_id).unwrap_or_default().into_iter().rev().collect(),
             };
             let room_typing = typing.remove(candidate.room_id);
-            let room = self.joined_room(&candidate, timeline, room_typing, changes).await?;
+            let state = states.get(candidate.room_id).ok_or_else(|| missing_state(candidate.room_id))?;
+            let room = self.joined_room(&candidate, state, timeline, (room_typing, changes)).await?;
             if candidate.is_new || self.request.full_state || !room.is_empty() {
                 joined.insert(candidate.room_id.clone(), room);
             }
@@ -94,7 +103,7 @@ impl Sync<'_> {
         typing: &HashMap<OwnedRoomId, Vec<OwnedUserId>>,
     ) -> Result<Vec<Candidate<'s>>, ApiError> {
         let mut candidates = Vec::new();
-        for (room_id, membership) in self.wanted_rooms() {
+        for (room_id, membership) in self.rooms_to_look_at(changes, typing) {
             if membership.membership != MembershipState::Join {
                 continue;
             }
@@ -119,6 +128,24 @@ impl Sync<'_> {
             }
         }
         Ok(candidates)
+    }
+
+    /// The rooms that may have something to tell; all of them only if the client wants to know of all.
+    fn rooms_to_look_at<'s>(
+        &'s self,
+        changes: &Changes,
+        typing: &HashMap<OwnedRoomId, Vec<OwnedUserId>>,
+    ) -> HashMap<&'s OwnedRoomId, &'s RoomMembership> {
+        if self.request.since.is_none() || self.request.full_state {
+            return self.wanted_rooms().collect();
+        }
+        let with_data = changes.account_data.iter().filter_map(|data| data.room_id.as_ref());
+        let with_news = changes.rooms.keys().chain(typing.keys()).chain(with_data);
+        with_news
+            .filter(|room_id| filter::includes_room(&self.filter().room, room_id))
+            .filter_map(|room_id| self.rooms.get_key_value(room_id))
+            .chain(self.moved())
+            .collect()
     }
 
     async fn was_joined(&self, room_id: &RoomId, position: i64) -> Result<bool, ApiError> {
@@ -150,6 +177,15 @@ impl Sync<'_> {
         Ok(self.app.tail.timelines(wanted, self.timeline_limit() + 1).await?)
     }
 
+    async fn states_of(
+        &self,
+        candidates: &[Candidate<'_>],
+    ) -> Result<HashMap<OwnedRoomId, RoomState>, ApiError> {
+        let room_ids: Vec<&RoomId> = candidates.iter().map(|candidate| candidate.room_id.as_ref()).collect();
+        let states = self.app.tail.rooms(&room_ids).await?;
+        Ok(states.into_iter().map(|state| (state.room_id.clone(), state)).collect())
+    }
+
     pub(super) fn timeline_limit(&self) -> usize {
         filter::limit(self.filter().room.timeline.limit, TIMELINE_LIMIT, TIMELINE_MOST)
     }
@@ -157,12 +193,11 @@ impl Sync<'_> {
     async fn joined_room(
         &self,
         candidate: &Candidate<'_>,
+        state: &RoomState,
         mut timeline: Vec<Arc<RoomEvent>>,
-        typing: Option<Vec<OwnedUserId>>,
-        changes: &Changes,
+        (typing, changes): (Option<Vec<OwnedUserId>>, &Changes),
     ) -> Result<JoinedRoom, ApiError> {
         let room_id = candidate.room_id;
-        let state = self.room_state(room_id).await?;
         let end = self.upto_in(room_id);
         let all_new = timeline.clone();
         let limited = self.cut(&mut timeline);
@@ -182,15 +217,15 @@ impl Sync<'_> {
             let members_changed =
                 limited || all_new.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
             if whole || members_changed {
-                room.summary = self.summary(&state);
+                room.summary = self.summary(state);
             }
-            room.state = self.state_section(&state, wanted, &span, &timeline, &room.summary.heroes).await?;
+            room.state = self.state_section(state, wanted, &span, &timeline, &room.summary.heroes).await?;
             room.timeline = self.timeline(&timeline, limited, &span).await?;
         }
         room.account_data.events = self.room_account_data(room_id, changes)?;
         room.ephemeral = self.ephemeral(candidate, typing)?;
         if has_news || !candidate.changes.receipts.is_empty() {
-            room.unread_notifications = self.unread(&state, &all_new, candidate.after).await?;
+            room.unread_notifications = self.unread(state, &all_new, candidate.after).await?;
         }
         Ok(room)
     }
@@ -314,19 +349,20 @@ impl Sync<'_> {
 
     /// The first members by the order of their joining or being invited; those who left only if nobody else is there.
     fn heroes(&self, room: &RoomState) -> Vec<OwnedUserId> {
-        let of = |memberships: &[MembershipState]| {
-            let mut members: Vec<_> = room
-                .members()
-                .filter(|event| event.pdu.state_key.as_deref() != Some(self.user_id().as_str()))
-                .filter(|event| memberships.contains(&membership_of(&event.pdu)))
-                .collect();
-            members.sort_unstable_by_key(|event| event.position);
-            let user_id =
-                |event: &Arc<RoomEvent>| OwnedUserId::try_from(event.pdu.state_key.as_deref()?).ok();
-            members.into_iter().filter_map(user_id).take(HEROES).collect::<Vec<_>>()
-        };
-        let present = of(&[MembershipState::Join, MembershipState::Invite]);
-        if present.is_empty() { of(&[MembershipState::Leave, MembershipState::Ban]) } else { present }
+        let is_other = |user_id: &&OwnedUserId| *user_id != self.user_id();
+        let present: Vec<_> = room.first_members().iter().filter(is_other).take(HEROES).cloned().collect();
+        if !present.is_empty() {
+            return present;
+        }
+        let mut gone: Vec<_> = room
+            .members()
+            .filter(|event| {
+                matches!(membership_of(&event.pdu), MembershipState::Leave | MembershipState::Ban)
+            })
+            .collect();
+        gone.sort_unstable_by_key(|event| event.position);
+        let user_id = |event: &Arc<RoomEvent>| OwnedUserId::try_from(event.pdu.state_key.as_deref()?).ok();
+        gone.into_iter().filter_map(user_id).filter(|id| is_other(&id)).take(HEROES).collect()
     }
 
     fn ephemeral(

@@ -93,15 +93,16 @@ impl Sync<'_> {
         heroes: &[OwnedUserId],
     ) -> Result<State, ApiError> {
         let until = if self.request.state_after { span.end + 1 } else { span.start };
+        let speakers = self.speakers(wanted, timeline, heroes);
         let mut events = match wanted {
-            Wanted::Whole => self.state_before(room, until).await?,
+            Wanted::Whole => self.state_before(room, until, speakers.as_ref()).await?,
             Wanted::Since(since) if since + 1 >= until => Vec::new(),
             Wanted::Since(since) => self.state_between(&room.room_id, since, until).await?,
         };
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
         }
-        let missing = self.lazy_load(wanted, timeline, heroes, &mut events);
+        let missing = lazy_load(speakers, timeline, &mut events);
         events.extend(missing.iter().filter_map(|user_id| room.get("m.room.member", user_id).cloned()));
         self.write_section(events).await
     }
@@ -113,14 +114,22 @@ impl Sync<'_> {
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
     }
 
-    /// The state that was in force just before a position.
+    /// The state that was in force just before a position; of the members perhaps only these, if some are named.
     pub(super) async fn state_before(
         &self,
         room: &RoomState,
         before: i64,
+        members: Option<&HashSet<String>>,
     ) -> Result<Vec<Arc<RoomEvent>>, ApiError> {
+        let now: Vec<_> = match members {
+            None => room.iter().cloned().collect(),
+            Some(members) => {
+                let members = members.iter().filter_map(|user_id| room.get("m.room.member", user_id));
+                room.without_members().chain(members).cloned().collect()
+            }
+        };
         let (mut events, newer): (Vec<_>, Vec<_>) =
-            room.iter().cloned().partition(|event| event.position < before);
+            now.into_iter().partition(|event| event.position < before);
         if !newer.is_empty() {
             let room_id = &room.room_id;
             let older = self
@@ -155,36 +164,25 @@ impl Sync<'_> {
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
-    /// With lazy loading, of the members only those who speak in the timeline or stand for the room's name, and the user.
-    /// Returns who of them is missing because nothing about them has changed: the client may not have been told of them.
+    /// With lazy loading, the only members that the state names: those who speak in the timeline or stand for the room's
+    /// name, and the user. `None` if all are wanted.
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members>
-    pub(super) fn lazy_load(
+    pub(super) fn speakers(
         &self,
         wanted: Wanted,
         timeline: &[Arc<RoomEvent>],
         heroes: &[OwnedUserId],
-        events: &mut Vec<Arc<RoomEvent>>,
-    ) -> Vec<String> {
+    ) -> Option<HashSet<String>> {
         if matches!(self.filter().room.state.lazy_load_options, LazyLoadOptions::Disabled) {
-            return Vec::new();
+            return None;
         }
-        let mut speakers: HashSet<&str> = timeline.iter().map(|event| event.pdu.sender.as_str()).collect();
-        speakers.extend(heroes.iter().map(|user_id| user_id.as_str()));
+        let senders = timeline.iter().map(|event| event.pdu.sender.to_string());
+        let mut speakers: HashSet<_> = senders.chain(heroes.iter().map(ToString::to_string)).collect();
         if wanted == Wanted::Whole {
-            speakers.insert(self.user_id().as_str());
+            speakers.insert(self.user_id().to_string());
         }
-        events.retain(|event| {
-            event.pdu.event_type != TimelineEventType::RoomMember
-                || event.pdu.state_key.as_deref().is_some_and(|user_id| speakers.contains(user_id))
-        });
-        let shown: HashSet<&str> = events
-            .iter()
-            .chain(timeline)
-            .filter(|event| event.pdu.event_type == TimelineEventType::RoomMember)
-            .filter_map(|event| event.pdu.state_key.as_deref())
-            .collect();
-        speakers.difference(&shown).map(|user_id| (*user_id).to_owned()).collect()
+        Some(speakers)
     }
 
     fn wants_state(&self, event: &RoomEvent) -> bool {
@@ -193,4 +191,26 @@ impl Sync<'_> {
             Facts { event_type: &event_type, sender: Some(&event.pdu.sender), content: &event.pdu.content };
         filter::matches_in_room(&self.filter().room.state, &event.pdu.room_id, facts)
     }
+}
+
+/// Leaves of the members only those who are wanted, if not all are. Returns who of them is missing because nothing about them has
+/// changed: the client may not have been told of them.
+pub(super) fn lazy_load(
+    speakers: Option<HashSet<String>>,
+    timeline: &[Arc<RoomEvent>],
+    events: &mut Vec<Arc<RoomEvent>>,
+) -> Vec<String> {
+    let Some(mut missing) = speakers else { return Vec::new() };
+    events.retain(|event| {
+        event.pdu.event_type != TimelineEventType::RoomMember
+            || event.pdu.state_key.as_deref().is_some_and(|user_id| missing.contains(user_id))
+    });
+    for event in events.iter().chain(timeline) {
+        if event.pdu.event_type == TimelineEventType::RoomMember
+            && let Some(user_id) = &event.pdu.state_key
+        {
+            missing.remove(user_id);
+        }
+    }
+    missing.into_iter().collect()
 }

@@ -35,6 +35,7 @@ fn steps() -> Vec<Step> {
         step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
         step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
         step("m0011_media_care", include_str!("m0011_media_care.sql")),
+        step("m0012_replaced_state", include_str!("m0012_replaced_state.sql")),
         step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
         step("m0014_restores_and_replicas", include_str!("m0014_restores_and_replicas.sql")),
     ]

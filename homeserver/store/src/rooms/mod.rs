@@ -4,7 +4,10 @@ mod append;
 mod state;
 mod timeline;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use keystead_core::{
     pdu::{ClientSend, Pdu},
@@ -120,15 +123,17 @@ pub async fn head(tx: &ReadTx, room_id: &RoomId) -> Result<Option<RoomHead>, Err
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn heads(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomHead>, Error> {
-    if room_ids.is_empty() {
-        return Ok(Vec::new());
+    let mut heads = Vec::with_capacity(room_ids.len());
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
+        let sql = format!(
+            "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({wanted})"
+        );
+        for row in tx.query(&sql, values).await? {
+            heads.push(read_head(&row)?);
+        }
     }
-    let (wanted, values) = tx.list(1, room_ids.iter().map(|id| id.as_str()));
-    let sql = format!(
-        "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({wanted})"
-    );
-    let rows = tx.query(&sql, values).await?;
-    rows.iter().map(read_head).collect()
+    Ok(heads)
 }
 
 /// Everything that the next event of a room is built on. `None` for a room that the server does not know.
@@ -136,16 +141,35 @@ pub async fn heads(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomHead>, E
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn load(tx: &ReadTx, room_id: &RoomId) -> Result<Option<RoomState>, Error> {
-    let Some(head) = head(tx, room_id).await? else { return Ok(None) };
-    let corrupt = || Error::corrupt("rooms", "version", room_id.as_str(), "the room version is unknown");
-    let mut room = RoomState::empty(head.room_id, head.version).ok_or_else(corrupt)?;
-    for row in tx.query(CURRENT_STATE, [room_id.as_str().into()]).await? {
-        room.insert_state(&std::sync::Arc::new(StoredEvent::from_row(&row)?.into_room_event()?));
+    Ok(load_several(tx, &[room_id]).await?.pop())
+}
+
+/// [`load`] for several rooms; those that the server does not know are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn load_several(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomState>, Error> {
+    let mut rooms = HashMap::new();
+    for head in heads(tx, room_ids).await? {
+        let corrupt =
+            || Error::corrupt("rooms", "version", head.room_id.as_str(), "the room version is unknown");
+        let mut room = RoomState::empty(head.room_id.clone(), head.version.clone()).ok_or_else(corrupt)?;
+        room.position = head.position;
+        room.depth = head.depth;
+        room.extremities = head.extremities;
+        rooms.insert(head.room_id, room);
     }
-    room.position = head.position;
-    room.depth = head.depth;
-    room.extremities = head.extremities;
-    Ok(Some(room))
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql = format!("{CURRENT_STATE} WHERE s.room_id IN ({wanted}) AND s.replaced_at IS NULL");
+        for row in tx.query(&sql, values).await? {
+            let event = Arc::new(StoredEvent::from_row(&row)?.into_room_event()?);
+            if let Some(room) = rooms.get_mut(&event.pdu.room_id) {
+                room.insert_state(&event);
+            }
+        }
+    }
+    Ok(rooms.into_values().collect())
 }
 
 /// The rooms that a user is, was or is invited to be in.
@@ -233,8 +257,7 @@ pub async fn forget(tx: &WriteTx, user_id: &UserId, room_id: &RoomId) -> Result<
 }
 
 const CURRENT_STATE: &str = "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
-    FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
-    WHERE s.room_id = $1 AND s.replaced_at IS NULL";
+    FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position";
 
 fn read_head(row: &QueryResult) -> Result<RoomHead, Error> {
     let room_id = streams::room_id(row, "rooms")?;
