@@ -36,6 +36,10 @@ pub const MAX_PDU_BYTES: usize = 65_535;
 /// The greatest length of an event's type and state key, in bytes.
 const MAX_NAME_BYTES: usize = 255;
 
+/// How many events one event follows at most: of a room that several replicas write to at once, more may be open for a moment.
+/// The specification allows 20.
+const MAX_PREV_EVENTS: usize = 10;
+
 /// How many members [`RoomState::first_members`] names: those whom the summary of a room shows, and the reader.
 const FIRST_MEMBERS: usize = 6;
 
@@ -407,7 +411,7 @@ impl RoomState {
             state_key: draft.state_key,
             content: draft.content,
             origin_server_ts: draft.origin_server_ts,
-            prev_events: self.extremities.clone(),
+            prev_events: self.extremities.iter().rev().take(MAX_PREV_EVENTS).rev().cloned().collect(),
             auth_events: auth_events.into_iter().collect(),
             depth: self.depth + 1,
             redacts,
@@ -554,5 +558,26 @@ mod tests {
             "a new name counts anew"
         );
         assert_eq!(before.first_members().first().unwrap(), "@a:x", "a clone keeps its own");
+    }
+
+    fn message(room: &mut RoomState, position: i64, follows: &[&str]) {
+        let event_id = OwnedEventId::try_from(format!("$m{position}")).unwrap();
+        let json = json!({
+            "type": "m.room.message", "sender": "@a:x", "content": {}, "origin_server_ts": 1, "prev_events": follows,
+            "auth_events": [], "depth": 1,
+        });
+        let pdu = Pdu::from_json(event_id, room.room_id.clone(), &json.to_string()).unwrap();
+        room.apply(&Arc::new(RoomEvent { position, pdu: Arc::new(pdu) }));
+    }
+
+    #[test]
+    fn what_was_written_at_once_stays_open_until_something_follows_both() {
+        let mut room = RoomState::empty(owned_room_id!("!r:x"), RoomVersionId::V12).unwrap();
+        message(&mut room, 1, &[]);
+        message(&mut room, 2, &["$m1"]);
+        message(&mut room, 3, &["$m1"]);
+        assert_eq!(room.extremities, ["$m2", "$m3"]);
+        message(&mut room, 4, &["$m2", "$m3"]);
+        assert_eq!(room.extremities, ["$m4"]);
     }
 }

@@ -112,7 +112,7 @@ mod tests {
             .read("test", |tx| async move {
                 let account = find(&tx, user, None, "m.x").await?;
                 let room = find(&tx, user, Some(room_id!("!r:x")), "m.x").await?;
-                let rows = streams::read_shard(&tx, shard, 0).await?;
+                let rows = streams::read_shards(&tx, &[(shard, 0)]).await?.remove(&shard).unwrap_or_default();
                 Ok::<_, Error>((account, room, of_user(&tx, user).await?.len(), rows))
             })
             .await

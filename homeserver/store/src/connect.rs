@@ -67,8 +67,10 @@ async fn open(options: &Options, lazy: bool) -> Result<(DatabaseConnection, Data
     // What every reading transaction is, said once a connection instead of once a transaction.
     const READING: &[(&str, &str)] =
         &[("default_transaction_isolation", "repeatable read"), ("default_transaction_read_only", "on")];
+    // Statements that write look again at a row that was changed while they waited for it.
+    const WRITING: &[(&str, &str)] = &[("default_transaction_isolation", "read committed")];
     let mut reader = postgres_options(&options.url, readers, READING);
-    let mut writer = postgres_options(&options.url, writers, &[]);
+    let mut writer = postgres_options(&options.url, writers, WRITING);
     let reader = Database::connect(reader.connect_lazy(lazy).clone()).await?;
     let writer = Database::connect(writer.connect_lazy(lazy).clone()).await?;
     Ok((reader, writer))
@@ -103,9 +105,15 @@ fn postgres_options(
 ) -> ConnectOptions {
     // A statement's plan is made once a connection, often while its tables are still small and nothing is known of them. All
     // statements here look up a few rows by an index; a plan that reads whole tables would be kept while they grow. Where there
-    // is no index, PostgreSQL takes such a plan for so costly that it would compile it, each time for longer than it runs.
-    const BY_INDEX: &[(&str, &str)] =
-        &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("jit", "off")];
+    // is no index, PostgreSQL takes such a plan for so costly that it would compile it, each time for longer than it runs. Left to
+    // itself it plans anew for each array, since it takes arrays that it does not see for long ones.
+    const BY_INDEX: &[(&str, &str)] = &[
+        ("enable_seqscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("jit", "off"),
+        ("plan_cache_mode", "force_generic_plan"),
+    ];
     let mut connect = ConnectOptions::new(url.to_owned());
     connect
         .max_connections(connections)

@@ -231,21 +231,20 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("", "shard")?, row.try_get("", "position")?))).collect()
     }
 
-    /// Runs one statement that is a transaction of itself. If it returns a row, it has appended to a shard, up to `reached`,
-    /// and the other replicas are told. Returns whether it has.
+    /// Runs one statement that writes and is a transaction of itself.
     pub(crate) async fn append_alone(
         &self,
         name: &'static str,
         (sql, values): (&str, &[Value]),
-        reached: (Shard, i64),
-    ) -> Result<bool, Error> {
+    ) -> Result<Vec<QueryResult>, Error> {
         let alone =
             |connections: Arc<Connections>| async move { self.ask(&connections.writer, sql, values).await };
-        let rows = self.alone(name, Access::Write, alone).await?;
-        if !rows.is_empty() {
-            self.inner.wake_bus.send(Hint::Positions(vec![reached]), true);
-        }
-        Ok(!rows.is_empty())
+        self.alone(name, Access::Write, alone).await
+    }
+
+    /// Tells the other replicas that a shard has reached a position.
+    pub(crate) fn announce(&self, shard: Shard, position: i64) {
+        self.inner.wake_bus.send(Hint::Positions(vec![(shard, position)]), true);
     }
 
     async fn ask(

@@ -1,12 +1,16 @@
 //! Reading the streams: where each shard stands, and the rows of a shard between two positions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use keystead_core::shard::Shard;
+use keystead_core::{pdu::ClientSend, shard::Shard};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::QueryResult;
 
-use crate::{Error, ReadTx, WriteTx, rooms::StoredEvent, tx::Insert};
+use crate::{
+    Error, ReadTx, WriteTx,
+    rooms::{StoredEvent, parse_event_id},
+    tx::Insert,
+};
 
 /// A row at a position of a shard's stream.
 #[derive(Clone, Debug)]
@@ -123,7 +127,7 @@ impl UserChange {
     }
 }
 
-/// All rows of a shard after a position, in order, up to where the shard stands in this transaction's view.
+/// All rows of some shards, each after a position of its own, in order: one statement, and so one view of the database.
 ///
 /// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own
 /// position. This is why there is no upper bound: whoever stopped before the newer one would hear of neither, and believe
@@ -131,44 +135,95 @@ impl UserChange {
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn read_shard(tx: &ReadTx, shard: Shard, after: i64) -> Result<Vec<StreamRow>, Error> {
-    let bounds = || [Value::from(shard), Value::from(after)];
-    let mut rows = Vec::new();
-    if tx.shards().is_room_shard(shard) {
-        for row in tx.query(EVENTS, bounds()).await? {
-            let event = StoredEvent::from_row(&row)?;
-            rows.push(StreamRow { position: event.position, item: StreamItem::Event(Box::new(event)) });
+pub async fn read_shards(
+    tx: &ReadTx,
+    after: &[(Shard, i64)],
+) -> Result<BTreeMap<Shard, Vec<StreamRow>>, Error> {
+    let mut shards: BTreeMap<Shard, Vec<StreamRow>> = BTreeMap::new();
+    if after.is_empty() {
+        return Ok(shards);
+    }
+    let wanted = after.iter().map(|(shard, after)| vec![(*shard).into(), (*after).into()]).collect();
+    let (wanted, values) = tx.rows(1, wanted);
+    let sources = SOURCES.map(|(source, columns)| {
+        format!(
+            "SELECT w.shard, s.position, '{source}' AS source, {columns} FROM wanted w \
+             JOIN {source} s ON s.shard = w.shard AND s.position > w.after"
+        )
+    });
+    let sql = format!("WITH wanted (shard, after) AS ({wanted}) {}", sources.join(" UNION ALL "));
+    for row in tx.query(&sql, values).await? {
+        let (shard, position) = (row.try_get("", "shard")?, row.try_get("", "position")?);
+        if let Some(item) = item(&row)? {
+            shards.entry(shard).or_default().push(StreamRow { position, item });
         }
-    } else {
-        for row in tx.query(TO_DEVICE, bounds()).await? {
-            rows.push(StreamRow {
+    }
+    shards.values_mut().for_each(|rows| rows.sort_unstable_by_key(|row| row.position));
+    Ok(shards)
+}
+
+/// The tables that have rows in streams, and what is read of each: the same columns of all, since they are read together.
+const SOURCES: [(&str, &str); 5] = [
+    (
+        "events",
+        "s.room_id, NULL AS user_id, s.device_id, s.event_id, s.transaction_id AS name, s.redacted_by AS extra, \
+         s.json AS content, CAST(0 AS BIGINT) AS ts",
+    ),
+    ("receipts", "s.room_id, s.user_id, NULL, s.event_id, s.receipt_type, s.thread_id, NULL, s.ts"),
+    ("user_changes", "NULL, s.user_id, NULL, NULL, s.kind, NULL, NULL, 0"),
+    ("to_device", "NULL, s.user_id, s.device_id, NULL, s.message_type, s.sender, s.content, 0"),
+    ("account_data", "s.room_id, s.user_id, NULL, NULL, s.data_type, NULL, s.content, 0"),
+];
+
+/// The item of a row with the columns of [`SOURCES`]; `None` for one that a newer version of this program has written.
+fn item(row: &QueryResult) -> Result<Option<StreamItem>, Error> {
+    let source: String = row.try_get("", "source")?;
+    let text = |column: &str| row.try_get::<Option<String>>("", column).map(Option::unwrap_or_default);
+    Ok(Some(match source.as_str() {
+        "events" => {
+            let optional = |column: &str| row.try_get::<Option<String>>("", column);
+            let sent_by = optional("device_id")?.zip(optional("name")?);
+            StreamItem::Event(Box::new(StoredEvent {
                 position: row.try_get("", "position")?,
-                item: StreamItem::ToDevice(to_device(&row)?),
-            });
+                room_id: room_id(row, "events")?,
+                event_id: parse_event_id("event_id", &text("event_id")?)?,
+                json: text("content")?,
+                redacted_by: optional("extra")?.map(|id| parse_event_id("redacted_by", &id)).transpose()?,
+                sent_by: sent_by.map(|(device_id, transaction_id)| ClientSend {
+                    device_id: device_id.as_str().into(),
+                    transaction_id,
+                }),
+            }))
         }
-        for row in tx.query(ACCOUNT_DATA, bounds()).await? {
-            let item = StreamItem::AccountData(account_data(&row)?);
-            rows.push(StreamRow { position: row.try_get("", "position")?, item });
+        "receipts" => StreamItem::Receipt(Receipt {
+            room_id: room_id(row, "receipts")?,
+            user_id: user_id(row, "receipts", "user_id")?,
+            receipt_type: text("name")?,
+            thread_id: text("extra")?,
+            event_id: parse_event_id("event_id", &text("event_id")?)?,
+            ts: milliseconds(row.try_get("", "ts")?),
+        }),
+        "to_device" => StreamItem::ToDevice(ToDeviceMessage {
+            user_id: user_id(row, "to_device", "user_id")?,
+            device_id: text("device_id")?.as_str().into(),
+            sender: parse_user_id("to_device", "sender", &text("extra")?)?,
+            message_type: text("name")?,
+            content: text("content")?,
+        }),
+        "account_data" => {
+            let room = text("room_id")?;
+            StreamItem::AccountData(AccountData {
+                user_id: user_id(row, "account_data", "user_id")?,
+                room_id: if room.is_empty() { None } else { Some(room_id(row, "account_data")?) },
+                data_type: text("name")?,
+                content: text("content")?,
+            })
         }
-    }
-    for row in tx.query(RECEIPTS, bounds()).await? {
-        rows.push(StreamRow {
-            position: row.try_get("", "position")?,
-            item: StreamItem::Receipt(receipt(&row)?),
-        });
-    }
-    for row in tx.query(USER_CHANGES, bounds()).await? {
-        let user_id = user_id(&row, "user_changes", "user_id")?;
-        let name: String = row.try_get("", "kind")?;
-        // A replica of a newer version may note what this one does not know.
-        let Some(kind) = UserChange::parse(&name) else { continue };
-        rows.push(StreamRow {
-            position: row.try_get("", "position")?,
-            item: StreamItem::UserChange { user_id, kind },
-        });
-    }
-    rows.sort_unstable_by_key(|row| row.position);
-    Ok(rows)
+        _ => match UserChange::parse(&text("name")?) {
+            Some(kind) => StreamItem::UserChange { user_id: user_id(row, "user_changes", "user_id")?, kind },
+            None => return Ok(None),
+        },
+    }))
 }
 
 /// Notes that something about a user changed, at the next position of a shard that is locked.
@@ -230,17 +285,6 @@ pub(crate) fn insert_user_changes(
     })
 }
 
-const EVENTS: &str = "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-    WHERE shard = $1 AND position > $2 ORDER BY position";
-const TO_DEVICE: &str = "SELECT position, user_id, device_id, sender, message_type, content FROM to_device \
-    WHERE shard = $1 AND position > $2";
-const ACCOUNT_DATA: &str = "SELECT position, user_id, room_id, data_type, content FROM account_data \
-    WHERE shard = $1 AND position > $2";
-const RECEIPTS: &str = "SELECT position, room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts \
-    WHERE shard = $1 AND position > $2";
-const USER_CHANGES: &str = "SELECT position, user_id, kind FROM user_changes \
-    WHERE shard = $1 AND position > $2";
-
 pub(crate) fn to_device(row: &QueryResult) -> Result<ToDeviceMessage, Error> {
     let device_id: String = row.try_get("", "device_id")?;
     Ok(ToDeviceMessage {
@@ -283,7 +327,11 @@ pub(crate) fn user_id(
     column: &'static str,
 ) -> Result<OwnedUserId, Error> {
     let id: String = row.try_get("", column)?;
-    OwnedUserId::try_from(id.as_str()).map_err(|error| Error::corrupt(table, column, &id, error))
+    parse_user_id(table, column, &id)
+}
+
+fn parse_user_id(table: &'static str, column: &'static str, id: &str) -> Result<OwnedUserId, Error> {
+    OwnedUserId::try_from(id).map_err(|error| Error::corrupt(table, column, id, error))
 }
 
 /// A room id out of a row.

@@ -1,19 +1,21 @@
 //! One transaction of the writer: everything that has queued for a shard.
 //!
-//! The events are built on the rooms' states in memory before the transaction begins. Messages, if nobody else has appended
-//! to the shard, are then a single statement. Else, under the lock of the shard, rooms that another replica has written to
+//! The events are built on the rooms' states in memory before the transaction begins. Messages, to rooms whose state nobody has
+//! changed meanwhile, are then a single statement; messages of other replicas to the same room are no obstacle, they stand beside
+//! these in the room's graph. Anything else is done under the lock of the shard: rooms that another replica has written to
 //! meanwhile are brought up to date and their events built again, so there is nothing to retry, and two replicas that write
 //! to one room cannot keep each other from it.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use keystead_core::{
     pdu::SignedPdu,
     redaction,
-    room::{Refusal, RoomState},
+    room::{Refusal, RoomEvent, RoomState},
     shard::Shard,
 };
 use keystead_store::{
@@ -28,6 +30,9 @@ use super::{
     writer::{Context, Queued, WriteError, Written},
 };
 use crate::streams::{Entry, Item};
+
+/// How long a batch waits for this replica to have read the one before.
+const SIGHT: Duration = Duration::from_secs(1);
 
 /// Why the transaction was rolled back.
 enum BatchError {
@@ -68,7 +73,12 @@ async fn commit(context: &Context, shard: Shard, mut writes: Vec<Queued>, known:
         check_used |= writes.iter().zip(&built).any(may_have_been_done);
         let batch = Batch { context, shard, writes: &writes, known, built: &built, check_used };
         let done = match batch.append_messages().await {
-            Ok(Some(committed)) => Ok(committed),
+            Ok(Some(appended)) => {
+                writes = publish_messages(context, shard, writes, appended).await;
+                // The others are in rooms whose state has changed, or have been written before.
+                check_used = true;
+                continue;
+            }
             Ok(None) => context.tail.store().write("append_events", |tx| batch.append(tx)).await,
             Err(error) => Err(error),
         };
@@ -135,6 +145,13 @@ async fn load_states(context: &Context, shard: Shard, writes: Vec<Queued>) -> (V
     (known, Ground { states, position, ..Ground::default() })
 }
 
+/// Messages of which some were appended, each write one.
+struct AppendedMessages {
+    appended: rooms::Appended,
+    /// By how many positions each comes after where the shard stood.
+    events: Vec<(i64, SignedPdu)>,
+}
+
 struct Batch<'a> {
     context: &'a Context,
     shard: Shard,
@@ -147,9 +164,8 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Appends messages in a single statement, if it is only messages and nobody else has appended to the shard; `None` if
-    /// it has to be done under the lock.
-    async fn append_messages(&self) -> Result<Option<Committed>, BatchError> {
+    /// Appends messages in a single statement, if it is only messages; `None` if it has to be done under the lock.
+    async fn append_messages(&self) -> Result<Option<AppendedMessages>, BatchError> {
         let is_message = |event: &SignedPdu| event.pdu.state_key.is_none() && event.pdu.redacts.is_none();
         let plain = self.writes.iter().zip(self.built).all(|(write, built)| {
             write.alongside.is_none()
@@ -159,15 +175,21 @@ impl Batch<'_> {
         if !plain || self.check_used {
             return Ok(None);
         }
-        let mut positions = self.known.position + 1..;
-        let next = || positions.next().ok_or_else(|| Error::Setup("The shard is full".to_owned()));
-        let (committed, placed) =
-            place((self.writes, self.built), &self.context.signer, self.known.clone(), next)?;
-        let heads = self.heads_after(&committed, &placed);
-        let is_appended =
-            rooms::append_messages(self.context.tail.store(), &self.rows(&committed, &placed, &heads))
-                .await?;
-        Ok(is_appended.then_some(committed))
+        // Positions after where the shard will stand, which nobody knows yet.
+        let events: Vec<_> = (1..).zip(self.built.iter().flatten().flatten().cloned()).collect();
+        let known = &self.known.states;
+        let done = self.writes.iter().zip(&events).filter_map(|(write, (_, event))| {
+            write.transaction.clone().map(|key| (key, event.pdu.event_id.to_string()))
+        });
+        let messages = rooms::Messages {
+            shard: self.shard,
+            events: &events,
+            known: &known.iter().map(|(room_id, state)| (room_id.clone(), state.position)).collect(),
+            done: done.collect(),
+            now: self.writes.iter().map(|write| write.now).max().unwrap_or_else(no_time),
+        };
+        let appended = rooms::append_messages(self.context.tail.store(), messages).await?;
+        Ok(appended.map(|appended| AppendedMessages { appended, events }))
     }
 
     async fn append(&self, tx: WriteTx) -> Result<Committed, BatchError> {
@@ -332,7 +354,7 @@ impl Batch<'_> {
 
     /// What the clients' transaction ids have done, and when the newest of them came.
     fn done(&self, committed: &Committed) -> (Vec<(ClientTransaction, String)>, MilliSecondsSinceUnixEpoch) {
-        let mut now = MilliSecondsSinceUnixEpoch(0_u32.into());
+        let mut now = no_time();
         let mut done = Vec::new();
         for (write, result) in self.writes.iter().zip(&committed.results) {
             if let (Some(key), Ok(Written { event_id, position: Some(_), .. })) = (&write.transaction, result)
@@ -354,6 +376,45 @@ fn head(shard: Shard, state: &RoomState) -> RoomHead {
         depth: state.depth,
         extremities: state.extremities.clone(),
     }
+}
+
+fn no_time() -> MilliSecondsSinceUnixEpoch {
+    MilliSecondsSinceUnixEpoch(0_u32.into())
+}
+
+/// Lets this replica's readers see the messages that were appended, and answers; returns the writes whose messages were not.
+///
+/// Ends when this replica has read all that came before them, so that the next batch is built on it.
+async fn publish_messages(
+    context: &Context,
+    shard: Shard,
+    writes: Vec<Queued>,
+    AppendedMessages { appended, events }: AppendedMessages,
+) -> Vec<Queued> {
+    let (mut entries, mut answers, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    for (write, (after, event)) in writes.into_iter().zip(events) {
+        if !appended.rooms.contains(&write.room_id) {
+            left.push(write);
+            continue;
+        }
+        let position = appended.before + after;
+        let written = Written {
+            room_id: write.room_id.clone(),
+            event_id: event.pdu.event_id.clone(),
+            position: Some(position),
+        };
+        entries.push(Entry { position, item: Item::Event(Arc::new(RoomEvent { position, pdu: event.pdu })) });
+        answers.push((write, written));
+    }
+    (context.observe)(answers.len(), entries.len());
+    let reached = entries.last().map_or(appended.before, |entry| entry.position);
+    context.tail.offer(shard, appended.before, entries, &[]);
+    for (write, written) in answers {
+        answer(write, Ok(written));
+    }
+    // Where that takes long the next batch is built on what there is: its events stand beside the ones that it does not know.
+    let _ = tokio::time::timeout(SIGHT, context.tail.reached(shard, reached)).await;
+    left
 }
 
 /// Lets this replica's readers see what was committed, then answers.

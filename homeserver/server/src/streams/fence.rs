@@ -11,7 +11,7 @@ use tokio::{
 use super::Tail;
 
 /// The least time from one look at the database to the next: a busy replica looks once for many requests.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LOOK_EVERY: Duration = Duration::from_millis(4);
 
 /// Makes requests wait until this replica has read everything that was committed before they came.
 #[derive(Debug)]

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedUserId, RoomId, UserId, events::TimelineEventType,
 };
 use tokio::{
-    sync::{broadcast::error::RecvError, watch},
+    sync::{Notify, broadcast::error::RecvError, watch},
     time::Instant,
 };
 
@@ -33,6 +36,10 @@ use super::{
     waiters::{Waiter, Waiters},
 };
 
+/// The least time from one reading to the next: if a request waits for it, if long-polls may be concerned, and if neither is so.
+const AWAITED_PACE: Duration = Duration::from_millis(2);
+const WATCHED_PACE: Duration = Duration::from_millis(5);
+const UNWATCHED_PACE: Duration = Duration::from_millis(100);
 /// How many rooms are read from the database at once.
 const ROOMS_AT_ONCE: usize = 100;
 /// How often the tail looks for itself, in case a hint was lost.
@@ -54,6 +61,10 @@ pub struct Tail {
     waiters: Arc<Waiters>,
     listeners: Vec<Listener>,
     freshness: Mutex<Freshness>,
+    /// Told when there is something to read.
+    behind: Arc<Notify>,
+    /// Told when somebody waits for it to be read.
+    awaited: Arc<Notify>,
 }
 
 /// Whom new rows concern.
@@ -69,7 +80,7 @@ struct ShardTail {
     /// How far the shard has been read: what the fence and readers wait for.
     position: watch::Sender<i64>,
     /// How far it is known to reach.
-    target: watch::Sender<i64>,
+    target: AtomicI64,
 }
 
 impl Tail {
@@ -86,7 +97,7 @@ impl Tail {
             .map(|(_, position)| ShardTail {
                 ring: RwLock::new(Ring::starting_at(position)),
                 position: watch::Sender::new(position),
-                target: watch::Sender::new(position),
+                target: AtomicI64::new(position),
             })
             .collect();
         let tail = Arc::new_cyclic(|this| Self {
@@ -101,11 +112,10 @@ impl Tail {
             waiters: Arc::default(),
             listeners,
             freshness: Mutex::new(Freshness::new(asked)),
+            behind: Arc::default(),
+            awaited: Arc::default(),
         });
-        for shard in tail.shards.all() {
-            let target = tail.shard(shard)?.target.subscribe();
-            tokio::spawn(follow(Arc::downgrade(&tail), shard, target));
-        }
+        tokio::spawn(follow(Arc::downgrade(&tail), tail.behind.clone(), tail.awaited.clone()));
         tokio::spawn(hear(Arc::downgrade(&tail), hints));
         Ok(tail)
     }
@@ -132,13 +142,12 @@ impl Tail {
 
     /// How far this replica has read a shard.
     pub fn position(&self, shard: Shard) -> i64 {
-        self.tail(shard).map_or(0, |tail| *tail.position.borrow())
+        self.tail(shard).map_or(0, ShardTail::position)
     }
 
     /// How many positions this replica is known to be behind, in the shard where it is most.
     pub fn lag(&self) -> i64 {
-        let behind = |tail: &ShardTail| *tail.target.borrow() - *tail.position.borrow();
-        self.tails.iter().map(behind).max().unwrap_or_default().max(0)
+        self.tails.iter().map(|tail| tail.target() - tail.position()).max().unwrap_or_default().max(0)
     }
 
     /// How long ago this replica was last known to have read everything that was committed.
@@ -150,7 +159,11 @@ impl Tail {
     /// Waits until this replica has read a shard up to a position that is known to be committed.
     pub async fn reached(&self, shard: Shard, position: i64) {
         let Some(tail) = self.tail(shard) else { return };
-        tail.aim(position);
+        if tail.position() >= position {
+            return;
+        }
+        self.aim(tail, position);
+        self.awaited.notify_one();
         // The sender lives as long as `self`.
         let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
     }
@@ -286,36 +299,63 @@ impl Tail {
     pub fn offer(&self, shard: Shard, before: i64, entries: Vec<Entry>, redacted: &[Arc<RoomEvent>]) {
         let Some(tail) = self.tail(shard) else { return };
         let upto = entries.last().map_or(before, |entry| entry.position);
-        if *tail.position.borrow() == before {
+        if tail.position() == before {
             self.take(tail, entries, upto, redacted);
         } else {
-            tail.aim(upto);
+            self.aim(tail, upto);
         }
     }
 
-    /// Reads what is new in a shard, up to `upto` at least.
-    async fn catch_up(&self, shard: Shard, upto: i64) -> Result<(), Error> {
-        let Some(tail) = self.tail(shard) else { return Ok(()) };
-        let after = *tail.position.borrow();
-        if after >= upto {
-            return Ok(());
+    /// Notes how far a shard is known to reach.
+    fn aim(&self, tail: &ShardTail, position: i64) {
+        if tail.target.fetch_max(position, Ordering::SeqCst) < position && tail.position() < position {
+            self.behind.notify_one();
         }
-        let (entries, redacted) = self
-            .store
-            .read("tail", |tx| async move {
-                let rows = streams::read_shard(&tx, shard, after).await?;
-                let entries = rows.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
-                let mut redacted = Vec::new();
-                for (room_id, redaction, target) in entries.iter().filter_map(redaction_of) {
-                    let event = rooms::event(&tx, room_id, target).await?;
-                    redacted
-                        .extend(event.filter(|event| event.pdu.redacted_by.as_deref() == Some(redaction)));
-                }
-                Ok::<_, Error>((entries, redacted.into_iter().map(Arc::new).collect::<Vec<_>>()))
-            })
-            .await?;
-        self.take(tail, entries, upto, &redacted);
+    }
+
+    /// The least time from one reading to the next, if nobody waits for it. A replica without clients reads for its caches alone.
+    fn pace(&self) -> Duration {
+        if self.waiters.is_empty() { UNWATCHED_PACE } else { WATCHED_PACE }
+    }
+
+    /// The shards that reach further than they have been read: how far they have been read, and how far they reach.
+    fn behind(&self) -> Vec<(Shard, i64, i64)> {
+        let shards = self.shards.all().zip(&self.tails);
+        let bounds = shards.map(|(shard, tail)| (shard, tail.position(), tail.target()));
+        bounds.filter(|(_, position, target)| position < target).collect()
+    }
+
+    /// Reads what is new in these shards, up to their targets at least.
+    async fn catch_up(&self, behind: &[(Shard, i64, i64)]) -> Result<(), Error> {
+        let after: Vec<_> = behind.iter().map(|(shard, position, _)| (*shard, *position)).collect();
+        let after = &after;
+        let mut rows =
+            self.store.read_one("tail", |tx| async move { streams::read_shards(&tx, after).await }).await?;
+        for (shard, _, upto) in behind {
+            let rows = rows.remove(shard).unwrap_or_default();
+            let entries = rows.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
+            let redacted = self.redacted_by(&entries).await?;
+            self.take(self.shard(*shard)?, entries, *upto, &redacted);
+        }
         Ok(())
+    }
+
+    /// The events that redactions among these rows have emptied.
+    async fn redacted_by(&self, entries: &[Entry]) -> Result<Vec<Arc<RoomEvent>>, Error> {
+        let redactions: Vec<_> = entries.iter().filter_map(redaction_of).collect();
+        if redactions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let redactions = &redactions;
+        let read = |tx| async move {
+            let mut redacted = Vec::new();
+            for (room_id, redaction, target) in redactions {
+                let event = rooms::event(&tx, room_id, target).await?;
+                redacted.extend(event.filter(|event| event.pdu.redacted_by.as_deref() == Some(*redaction)));
+            }
+            Ok::<_, Error>(redacted.into_iter().map(Arc::new).collect())
+        };
+        self.store.read("tail_redacted", read).await
     }
 
     /// Brings the caches up to rows that are new, then wakes whom they concern. Rows that came before are passed over.
@@ -352,7 +392,7 @@ impl Tail {
         drop(ring);
         tail.position
             .send_if_modified(|position| std::mem::replace(position, reached.max(*position)) < reached);
-        tail.aim(reached);
+        tail.target.fetch_max(reached, Ordering::SeqCst);
         concerned.rooms.iter().for_each(|room_id| self.wake_room(room_id));
         concerned.users.iter().for_each(|user_id| self.waiters.wake(user_id));
     }
@@ -414,7 +454,7 @@ impl Tail {
             Hint::Positions(positions) => {
                 for (shard, position) in positions {
                     if let Some(tail) = self.tail(shard) {
-                        tail.aim(position);
+                        self.aim(tail, position);
                     }
                 }
             }
@@ -453,9 +493,20 @@ impl Tail {
     }
 }
 
+impl Drop for Tail {
+    fn drop(&mut self) {
+        // Whoever reads for it has nothing left to do.
+        self.behind.notify_one();
+    }
+}
+
 impl ShardTail {
-    fn aim(&self, position: i64) {
-        self.target.send_if_modified(|target| std::mem::replace(target, position.max(*target)) < position);
+    fn position(&self) -> i64 {
+        *self.position.borrow()
+    }
+
+    fn target(&self) -> i64 {
+        self.target.load(Ordering::SeqCst)
     }
 
     fn ring(&self) -> RwLockReadGuard<'_, Ring> {
@@ -463,21 +514,28 @@ impl ShardTail {
     }
 }
 
-/// Reads a shard whenever it is known to reach further than it has been read.
-async fn follow(tail: Weak<Tail>, shard: Shard, mut target: watch::Receiver<i64>) {
-    while target.changed().await.is_ok() {
-        loop {
-            let upto = *target.borrow_and_update();
-            let Some(tail) = tail.upgrade() else { return };
-            if tail.position(shard) >= upto {
-                break;
-            }
-            if let Err(error) = tail.catch_up(shard, upto).await {
-                tracing::warn!(shard, error = &error as &dyn std::error::Error, "cannot read a stream");
-                drop(tail);
-                // The database is away; asking again at once would only keep it busy.
-                tokio::time::sleep(RECHECK_EVERY / 4).await;
-            }
+/// Reads the shards that are known to reach further than they have been read, all in one go, and no more often than is of use.
+async fn follow(tail: Weak<Tail>, behind: Arc<Notify>, awaited: Arc<Notify>) {
+    let mut read_at = Instant::now();
+    loop {
+        behind.notified().await;
+        let Some(pace) = tail.upgrade().map(|tail| tail.pace()) else { return };
+        tokio::select! {
+            () = tokio::time::sleep_until(read_at + pace) => {}
+            () = awaited.notified() => tokio::time::sleep_until(read_at + AWAITED_PACE).await,
+        }
+        let Some(tail) = tail.upgrade() else { return };
+        read_at = Instant::now();
+        let shards = tail.behind();
+        if shards.is_empty() {
+            continue;
+        }
+        if let Err(error) = tail.catch_up(&shards).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the streams");
+            drop(tail);
+            // The database is away; asking again at once would only keep it busy.
+            tokio::time::sleep(RECHECK_EVERY / 4).await;
+            behind.notify_one();
         }
     }
 }

@@ -31,6 +31,11 @@ impl Waiters {
         Waiter { waiters: self.clone(), user_id: user_id.to_owned(), notify: notify.clone() }
     }
 
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Wakes the syncs of a user.
     pub fn wake(&self, user_id: &UserId) {
         let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);

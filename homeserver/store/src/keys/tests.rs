@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Store, devices,
     store::tests::store,
-    streams::{StreamItem, UserChange, read_shard},
+    streams::{StreamItem, UserChange, read_shards},
 };
 
 fn new_key(key_id: &str, json: &str) -> NewKey {
@@ -136,7 +136,9 @@ async fn a_claim_wakes_the_owner() {
     upload(&store, vec![new_key("alg:a", "1")], vec![]).await.unwrap();
     claim_one(&store, "D").await;
     let shard = store.shards().of_user(user_id!("@a:x"));
-    let rows = store.read("test", |tx| async move { read_shard(&tx, shard, 1).await }).await.unwrap();
+    let mut rows =
+        store.read("test", |tx| async move { read_shards(&tx, &[(shard, 1)]).await }).await.unwrap();
+    let rows = rows.remove(&shard).unwrap_or_default();
     assert_eq!(rows.len(), 1);
     assert!(matches!(&rows[0].item, StreamItem::UserChange { kind: UserChange::OneTimeKeys, .. }));
 }

@@ -34,6 +34,7 @@ fn steps() -> Vec<Step> {
         step("m0007_media", include_str!("m0007_media.sql")),
         step("m0008_keybox_log", include_str!("m0008_keybox_log.sql")),
         step("m0009_keybox_passphrases", include_str!("m0009_keybox_passphrases.sql")),
+        step("m0010_state_positions", include_str!("m0010_state_positions.sql")),
         step("m0011_media_care", include_str!("m0011_media_care.sql")),
         step("m0012_replaced_state", include_str!("m0012_replaced_state.sql")),
         step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),

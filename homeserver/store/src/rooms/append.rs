@@ -1,6 +1,6 @@
 //! Appending events to the rooms of one shard.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use keystead_core::{
     pdu::{Pdu, SignedPdu},
@@ -8,14 +8,14 @@ use keystead_core::{
     shard::Shard,
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId,
     events::{TimelineEventType, room::member::MembershipState},
 };
 use sea_orm::{DbBackend, Value};
 
 use super::RoomHead;
 use crate::{
-    Error, Store, WriteTx, keys, rows,
+    Error, Store, WriteTx, keys, rows, streams,
     transactions::{self, ClientTransaction},
     tx::Insert,
 };
@@ -46,13 +46,15 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
     upsert_memberships(tx, append.events).await?;
     let expected = append.done.len();
     let inserts = vec![
-        Insert { table: "events", columns: EVENT, rows: event_rows(&append), suffix: "" },
+        Insert { table: "events", columns: EVENT, rows: event_rows(append.shard, append.events), suffix: "" },
         Insert {
             table: "rooms",
             columns: HEAD,
-            rows: head_rows(append.heads)?,
+            rows: head_rows(&append)?,
             suffix: "ON CONFLICT (room_id) DO UPDATE SET \
-                     position = excluded.position, depth = excluded.depth, extremities = excluded.extremities",
+                     position = excluded.position, depth = excluded.depth, extremities = excluded.extremities, \
+                     state_position = CASE WHEN excluded.state_position > rooms.state_position \
+                     THEN excluded.state_position ELSE rooms.state_position END",
         },
         Insert {
             table: "client_transactions",
@@ -69,61 +71,128 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// [`append`] of messages, in a single statement that is a transaction of itself, if the shard still stands where their
-/// positions begin and none of their transaction ids has been used; else nothing is written. Returns which it was.
+/// Messages that are appended to the rooms of one shard, each with its client's transaction id.
+pub struct Messages<'a> {
+    /// The shard.
+    pub shard: Shard,
+    /// The events, none of them state or a redaction, by how many positions each comes after where the shard will stand.
+    pub events: &'a [(i64, SignedPdu)],
+    /// Up to which position each room of `events` was known when they were built.
+    pub known: &'a HashMap<OwnedRoomId, i64>,
+    /// The transaction id that each event came with, and what it has done.
+    pub done: Vec<(ClientTransaction, String)>,
+    /// When the newest of those requests came.
+    pub now: MilliSecondsSinceUnixEpoch,
+}
+
+/// What became of [`Messages`].
+pub struct Appended {
+    /// The position that the shard stood at before.
+    pub before: i64,
+    /// The rooms whose messages were appended.
+    pub rooms: HashSet<OwnedRoomId>,
+}
+
+/// Appends messages in a single statement that is a transaction of itself: to those rooms whose state has not changed since they
+/// were known, and where none of the transaction ids has been used. To the others nothing is written; `None` if that is all.
 ///
-/// `events` hold no state. Nothing is ever written so on SQLite, which has no such statement, nor what came without a
-/// transaction id.
+/// Messages that other replicas have appended meanwhile are no obstacle: the new ones stand beside them in the room's graph, and
+/// the next event follows both.
+///
+/// Nothing is ever written so on SQLite, which has no such statement and no other replicas.
 ///
 /// # Errors
-/// As [`append`].
-pub async fn append_messages(store: &Store, append: &Append<'_>) -> Result<bool, Error> {
-    let (Some((first, _)), Some((last, _))) = (append.events.first(), append.events.last()) else {
-        return Ok(false);
-    };
-    if append.done.len() != append.events.len() || !store.is_shared() {
-        return Ok(false);
+/// [`Error::Conflict`] if a transaction id is used at the same time through another replica; the database's own.
+pub async fn append_messages(store: &Store, messages: Messages<'_>) -> Result<Option<Appended>, Error> {
+    let Some((count, _)) = messages.events.last() else { return Ok(None) };
+    if messages.done.len() != messages.events.len() || !store.is_shared() {
+        return Ok(None);
     }
-    let mut values: Vec<Value> = vec![append.shard.into(), (first - 1).into(), (*last).into()];
+    let (shard, count) = (messages.shard, *count);
+    let mut values: Vec<Value> = vec![shard.into(), count.into()];
     let mut given = |rows: Vec<Vec<Value>>| {
         let (sql, mut more) = rows::rows(DbBackend::Postgres, values.len() + 1, rows);
         values.append(&mut more);
         sql
     };
-    let done = given(transactions::rows(append.done.clone(), append.now));
-    let events = given(event_rows(append));
-    let heads = given(head_rows(append.heads)?);
-    let (transaction, event, head) = (transactions::COLUMNS.join(", "), EVENT.join(", "), HEAD.join(", "));
-    // Whoever else appends to the shard holds its row until the commit; the update waits for that and then sees that the shard
-    // has moved. Transaction ids of a room are written with the shard's row held, so that none can come in between.
+    let heads = given(message_heads(&messages)?);
+    let events = given(event_rows(shard, messages.events));
+    let mut done = transactions::rows(messages.done, messages.now);
+    for (row, (_, event)) in done.iter_mut().zip(messages.events) {
+        row.push(event.pdu.room_id.as_str().into());
+    }
+    let done = given(done);
+    let (transaction, event) = (transactions::COLUMNS.join(", "), EVENT.join(", "));
+    // Whoever appends to the shard holds its row until the commit. The statement waits for that, too, and then finds the rooms as
+    // they were left, which is what the conditions on a row that is updated are about; all else is seen as of its beginning.
     let sql = format!(
-        "WITH done ({transaction}) AS MATERIALIZED ({done}), \
-         heads ({head}) AS MATERIALIZED ({heads}), \
-         moved AS (UPDATE stream_shards SET position = $3 WHERE shard = $1 AND position = $2 AND NOT EXISTS ( \
-             SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
-             AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id) \
-             RETURNING stream_shards.shard), \
-         event AS (INSERT INTO events ({event}) {events}, moved), \
-         head AS (UPDATE rooms SET position = heads.position, depth = heads.depth, \
-             extremities = heads.extremities FROM heads, moved WHERE rooms.room_id = heads.room_id), \
-         noted AS (INSERT INTO client_transactions ({transaction}) SELECT done.* FROM done, moved) \
-         SELECT shard FROM moved"
+        "WITH heads (room_id, known, last, depth, consumed, tips) AS MATERIALIZED ({heads}), \
+         done ({transaction}, room_id) AS MATERIALIZED ({done}), \
+         moved AS (UPDATE stream_shards SET position = position + $2 WHERE shard = $1 RETURNING position - $2 AS before), \
+         room AS (UPDATE rooms SET position = moved.before + heads.last, depth = GREATEST(rooms.depth, heads.depth), \
+             extremities = (COALESCE((SELECT jsonb_agg(tip) FROM jsonb_array_elements_text(rooms.extremities::jsonb) AS now (tip) \
+                 WHERE NOT jsonb_exists(heads.consumed::jsonb, tip)), '[]') || heads.tips::jsonb)::text \
+             FROM heads, moved WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known AND NOT EXISTS ( \
+                 SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
+                 AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id \
+                 WHERE done.room_id = heads.room_id) \
+             RETURNING rooms.room_id, moved.before), \
+         event AS (INSERT INTO events ({event}) \
+             SELECT e.shard, room.before + e.position, e.room_id, e.event_id, e.json, e.device_id, e.transaction_id \
+             FROM ({events}) AS e ({event}), room WHERE e.room_id = room.room_id), \
+         noted AS (INSERT INTO client_transactions ({transaction}) \
+             SELECT done.user_id, done.device_id, done.kind, done.transaction_id, done.result, done.created_ts \
+             FROM done, room WHERE done.room_id = room.room_id) \
+         SELECT room_id, before FROM room"
     );
-    match store.append_alone("append_messages", (&sql, &values), (append.shard, *last)).await {
+    let rows = match store.append_alone("append_messages", (&sql, &values)).await {
         // The connection was gone before the statement, as all are after a restart of the database; and if it was not, the
         // transaction ids tell.
-        Err(error) if error.is_stale_connection() => Ok(false),
-        result => result,
+        Err(error) if error.is_stale_connection() => return Ok(None),
+        result => result?,
+    };
+    let Some(first) = rows.first() else { return Ok(None) };
+    let before: i64 = first.try_get("", "before")?;
+    store.announce(shard, before + count);
+    let rooms = rows.iter().map(|row| streams::room_id(row, "rooms")).collect::<Result<_, Error>>()?;
+    Ok(Some(Appended { before, rooms }))
+}
+
+/// What appending does to where the rooms stand: up to which position each must not have changed, the last event's position,
+/// the greatest depth, which events are followed now, and by which.
+fn message_heads(messages: &Messages<'_>) -> Result<Vec<Vec<Value>>, Error> {
+    let mut rooms: BTreeMap<&OwnedRoomId, Vec<&(i64, SignedPdu)>> = BTreeMap::new();
+    for event in messages.events {
+        rooms.entry(&event.1.pdu.room_id).or_default().push(event);
     }
+    let row = |(room_id, events): (&OwnedRoomId, Vec<&(i64, SignedPdu)>)| {
+        let consumed: BTreeSet<&OwnedEventId> =
+            events.iter().flat_map(|(_, event)| &event.pdu.prev_events).collect();
+        let ids = events.iter().map(|(_, event)| &event.pdu.event_id);
+        let tips: Vec<_> = ids.filter(|event_id| !consumed.contains(event_id)).collect();
+        let text = |ids: serde_json::Result<String>| {
+            ids.map_err(|error| Error::corrupt("rooms", "extremities", room_id.as_str(), error))
+        };
+        let depth = events.iter().map(|(_, event)| event.pdu.depth).max().unwrap_or_default();
+        Ok(vec![
+            room_id.as_str().into(),
+            messages.known.get(room_id).copied().unwrap_or_default().into(),
+            events.last().map(|(position, _)| *position).unwrap_or_default().into(),
+            i64::try_from(depth).unwrap_or(i64::MAX).into(),
+            text(serde_json::to_string(&consumed))?.into(),
+            text(serde_json::to_string(&tips))?.into(),
+        ])
+    };
+    rooms.into_iter().map(row).collect()
 }
 
 const EVENT: &[&str] = &["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
-const HEAD: &[&str] = &["room_id", "shard", "version", "position", "depth", "extremities"];
+const HEAD: &[&str] = &["room_id", "shard", "version", "position", "depth", "extremities", "state_position"];
 
-fn event_rows(append: &Append<'_>) -> Vec<Vec<Value>> {
+fn event_rows(shard: Shard, events: &[(i64, SignedPdu)]) -> Vec<Vec<Value>> {
     let row = |(position, event): &(i64, SignedPdu)| {
         vec![
-            append.shard.into(),
+            shard.into(),
             (*position).into(),
             event.pdu.room_id.as_str().into(),
             event.pdu.event_id.as_str().into(),
@@ -132,7 +201,7 @@ fn event_rows(append: &Append<'_>) -> Vec<Vec<Value>> {
             event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
         ]
     };
-    append.events.iter().map(row).collect()
+    events.iter().map(row).collect()
 }
 
 async fn append_state(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
@@ -215,20 +284,25 @@ async fn upsert_memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result
     .await
 }
 
-fn head_rows(heads: &[RoomHead]) -> Result<Vec<Vec<Value>>, Error> {
-    heads
-        .iter()
-        .map(|head| {
-            let extremities = serde_json::to_string(&head.extremities)
-                .map_err(|error| Error::corrupt("rooms", "extremities", head.room_id.as_str(), error))?;
-            Ok(vec![
-                head.room_id.as_str().into(),
-                head.shard.into(),
-                head.version.as_str().into(),
-                head.position.into(),
-                i64::try_from(head.depth).unwrap_or(i64::MAX).into(),
-                extremities.into(),
-            ])
-        })
-        .collect()
+fn head_rows(append: &Append<'_>) -> Result<Vec<Vec<Value>>, Error> {
+    let mut state_changed: HashMap<&OwnedRoomId, i64> = HashMap::new();
+    for (position, event) in append.events {
+        if event.pdu.state_key.is_some() || event.pdu.redacts.is_some() {
+            state_changed.insert(&event.pdu.room_id, *position);
+        }
+    }
+    let row = |head: &RoomHead| {
+        let extremities = serde_json::to_string(&head.extremities)
+            .map_err(|error| Error::corrupt("rooms", "extremities", head.room_id.as_str(), error))?;
+        Ok(vec![
+            head.room_id.as_str().into(),
+            head.shard.into(),
+            head.version.as_str().into(),
+            head.position.into(),
+            i64::try_from(head.depth).unwrap_or(i64::MAX).into(),
+            extremities.into(),
+            state_changed.get(&head.room_id).copied().unwrap_or_default().into(),
+        ])
+    };
+    append.heads.iter().map(row).collect()
 }

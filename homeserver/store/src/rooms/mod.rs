@@ -21,7 +21,7 @@ use ruma::{
 use sea_orm::{QueryResult, Value};
 
 pub use self::{
-    append::{Append, append, append_messages},
+    append::{Append, Appended, Messages, append, append_messages},
     state::{
         members_at, members_of_at, replaced_by, state_at, state_before, state_between, state_event_at,
         state_history, state_without_members_at,
@@ -276,6 +276,6 @@ fn read_head(row: &QueryResult) -> Result<RoomHead, Error> {
     })
 }
 
-fn parse_event_id(column: &'static str, id: &str) -> Result<OwnedEventId, Error> {
+pub(crate) fn parse_event_id(column: &'static str, id: &str) -> Result<OwnedEventId, Error> {
     OwnedEventId::try_from(id).map_err(|error| Error::corrupt("events", column, id, error))
 }
