@@ -270,7 +270,8 @@ mod tests {
         let (filter, rows, restored) = store
             .write("test", |tx| async move {
                 let filter = filters::insert(&tx, alice, "{\"limit\":2}").await?;
-                let rows = streams::read_shard(&tx, 0, position - 1).await?;
+                let rows =
+                    streams::read_shards(&tx, &[(0, position - 1)]).await?.remove(&0).unwrap_or_default();
                 Ok::<_, Error>((filter, rows.len(), last_restore(&tx).await?))
             })
             .await
