@@ -111,6 +111,8 @@ pub struct Engine {
     policies: Policies,
     /// The private keys of the user's identity, if they are here.
     identity: Option<IdentityRecord>,
+    /// Whether the server has refused an identity of this KeyBox's making: it is not asked again before a restart.
+    identity_refused: bool,
     /// The backup of the resource keys, if there is a recovery key and this KeyBox adds to it.
     recovery: Option<RecoveryRecord>,
     /// Resource keys that are open, in memory only.
@@ -136,6 +138,7 @@ impl Engine {
             exchange: Exchange::default(),
             policies: Policies::default(),
             identity: None,
+            identity_refused: false,
             recovery: None,
             open: HashMap::new(),
             log: OwnLog::default(),

@@ -128,7 +128,8 @@ impl Engine {
         let published = shown.is_some();
         notices.extend(self.directory.update_identity(user_id, shown, devices));
         if user_id == self.own.user_id {
-            if !published && self.identity.is_none() && self.directory.identity(user_id).is_none() {
+            let is_wanted = self.identity.is_none() && !self.identity_refused;
+            if !published && is_wanted && self.directory.identity(user_id).is_none() {
                 self.keep_identity(&IdentityKeys::generate(user_id, entropy)?, false)?;
             }
             self.confirm_own_identity()?;
@@ -354,9 +355,11 @@ impl Engine {
         self.changed.extend([RecordName::Directory, RecordName::Identity]);
     }
 
-    /// The server has refused the identity: another KeyBox of the account was faster. That one's counts.
+    /// The server has refused the identity: another KeyBox of the account was faster, and that one's counts. Or it takes none: then the account
+    /// has none.
     pub fn identity_refused(&mut self) {
         self.forget_identity_keys();
+        self.identity_refused = true;
         self.directory.mark_outdated(&self.own.user_id.clone());
         self.changed.insert(RecordName::Directory);
     }

@@ -131,6 +131,18 @@ fn a_server_cannot_vouch_for_a_keybox_of_its_own() {
 }
 
 #[test]
+fn a_server_that_takes_no_identity_is_not_asked_for_ever() {
+    let mut world = World::new(&["A1"]);
+    world.refuses_identities = true;
+    world.add("B1");
+    world.membership(&user("B1"), "join");
+    world.settle();
+    assert!(!world.boxes["B1"].engine.holds_identity());
+    world.say("B1", "all the same");
+    assert_eq!(world.texts("A1"), ["all the same"]);
+}
+
+#[test]
 fn the_second_of_two_that_make_an_identity_at_once_takes_the_first() {
     let mut world = World::new(&["A1"]);
     world.add("B1");

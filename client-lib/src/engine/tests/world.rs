@@ -35,6 +35,8 @@ pub(super) struct World {
     members: BTreeMap<String, String>,
     /// Events that the server keeps from a KeyBox.
     pub(super) hidden: Vec<(&'static str, String)>,
+    /// Whether the server takes no identities, and shows none.
+    pub(super) refuses_identities: bool,
     /// KeyBoxes of earlier software: their key sets name suite v1 only.
     old: Vec<&'static str>,
     pub(super) now: u64,
@@ -59,6 +61,7 @@ impl World {
             cross_signing: BTreeMap::new(),
             members: BTreeMap::new(),
             hidden: Vec::new(),
+            refuses_identities: false,
             old: Vec::new(),
             now: 1_000_000,
             backup_version: None,
@@ -335,7 +338,9 @@ impl World {
             }
             Outgoing::UploadIdentity { objects } => {
                 let engine = &mut self.boxes.get_mut(name).unwrap().engine;
-                if self.cross_signing.get("master").is_some_and(|keys| keys.contains_key(&user(name))) {
+                if self.refuses_identities
+                    || self.cross_signing.get("master").is_some_and(|keys| keys.contains_key(&user(name)))
+                {
                     engine.identity_refused();
                     return;
                 }
