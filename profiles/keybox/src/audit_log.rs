@@ -314,6 +314,83 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_hand_keys_on_are_logged_and_others_are_not() {
+        let content = serde_json::json!({
+            "room_id": "!r:x", "key_id": "k", "exchange_id": "e", "action": "request", "request_id": "q", "code": "c",
+        });
+        let of = |kind: &str, content: &Value| {
+            LogEvent::of_message(kind, content, Direction::Sent, "BOX", ("@b:x", "B"))
+        };
+        let exchange = |reference: &str| KeyExchange {
+            keybox_id: "BOX".to_owned(),
+            direction: Direction::Sent,
+            peer_user_id: "@b:x".to_owned(),
+            peer_keybox_id: "B".to_owned(),
+            room_id: "!r:x".to_owned(),
+            key_id: "k".to_owned(),
+            reference: reference.to_owned(),
+            undelivered: false,
+        };
+        for (kind, event) in [
+            (ResourceKeyContent::EVENT_TYPE, LogEvent::ResourceKeyGiven(exchange("e"))),
+            (KeyRequest::EVENT_TYPE, LogEvent::ResourceKeyAsked(exchange("q"))),
+            (Withheld::EVENT_TYPE, LogEvent::ResourceKeyRefused(exchange("c"))),
+        ] {
+            assert_eq!(of(kind, &content), Some(event.clone()));
+            assert_eq!(
+                (event.keybox_id(), event.exchange().map(|of| of.keybox_id.as_str())),
+                ("BOX", Some("BOX"))
+            );
+            for missing in ["room_id", "key_id"] {
+                let mut less = content.clone();
+                less[missing] = Value::Null;
+                assert_eq!(of(kind, &less), None, "{kind} without {missing}");
+            }
+        }
+        let mut cancelled = content.clone();
+        cancelled["action"] = "cancel".into();
+        assert_eq!(of(KeyRequest::EVENT_TYPE, &cancelled), None);
+        for other in
+            ["com.trustner.keybox.resource_key.ack", "com.trustner.keybox.identity", "m.room_key", ""]
+        {
+            assert_eq!(of(other, &content), None, "{other}");
+        }
+        let on = || OnKeyBox { keybox_id: "BOX".to_owned(), ..OnKeyBox::default() };
+        for event in [
+            LogEvent::KeyboxRegistered(on()),
+            LogEvent::KeyboxRenamed(on()),
+            LogEvent::KeyboxRevoked(on()),
+            LogEvent::PassphraseStored(on()),
+            LogEvent::PassphraseRetrieved(on()),
+            LogEvent::PassphraseDestroyed(on()),
+        ] {
+            assert_eq!((event.keybox_id(), event.exchange()), ("BOX", None));
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_refused_changes_nothing() {
+        let entries = chain();
+        let mut head = Head::default();
+        head.follow("@a:x", &entries[0]).unwrap();
+        let before = head.clone();
+        head.follow("@a:x", &entries[2]).unwrap_err();
+        assert_eq!(head, before);
+        head.follow("@a:x", &entries[1]).unwrap();
+        let hash = entry_hash(&entries[1]).unwrap();
+        assert_eq!(
+            hash,
+            base64(&sha256(canonical_json(&Value::Object(entries[1].clone())).unwrap().as_bytes()))
+        );
+        assert_eq!(head, Head { seq: 2, hash, ts: 5 });
+        // As late as the one before is in time.
+        let mut number = entries[2].clone();
+        number.insert("more".to_owned(), serde_json::json!(1.5));
+        assert_eq!(head.follow("@a:x", &number), Err(ChainError::Malformed));
+        assert_eq!(head.seq, 2);
+    }
+
+    #[test]
     fn nothing_can_be_taken_out_put_in_or_changed() {
         let entries = chain();
         assert_eq!(walk(&entries).unwrap().seq, 3);

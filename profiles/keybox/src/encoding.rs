@@ -167,6 +167,54 @@ mod tests {
     }
 
     #[test]
+    fn both_alphabets_are_written_and_read_and_never_mixed() {
+        assert_eq!((base64(&[0xff, 0xef]), base64_url(&[0xff, 0xef])), ("/+8".to_owned(), "_-8".to_owned()));
+        assert_eq!(
+            (from_base64("/+8"), from_base64_url("_-8")),
+            (Ok(vec![0xff, 0xef]), Ok(vec![0xff, 0xef]))
+        );
+        for wrong in ["/+8", "_-9", "_-8=", "_-8 ", "_"] {
+            assert_eq!(from_base64_url(wrong), Err(DecodeError), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_in_json_are_base64_of_the_right_length() {
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct Both {
+            #[serde(with = "base64_bytes")]
+            some: [u8; 2],
+            #[serde(with = "optional_base64_bytes")]
+            maybe: Option<[u8; 32]>,
+        }
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+        let counted = std::array::from_fn(|index| u8::try_from(index).unwrap());
+        for (maybe, text) in [(None, "null".to_owned()), (Some(counted), format!("\"{key}\""))] {
+            let (value, json) =
+                (Both { some: [0xff, 0xef], maybe }, format!(r#"{{"some":"/+8","maybe":{text}}}"#));
+            assert_eq!(serde_json::to_string(&value).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Both>(&json).unwrap(), value);
+        }
+        for wrong in [
+            r#"{"some":"/w","maybe":null}"#,
+            r#"{"some":"_-8","maybe":null}"#,
+            r#"{"some":"/+8","maybe":"AA"}"#,
+        ] {
+            assert!(serde_json::from_str::<Both>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn fields_are_written_one_after_the_other() {
+        let expected = b"\0\0\0\0\0\0\0\x01u\0\0\0\0\0\0\0\x02ab";
+        assert_eq!(Fields::new("u").bytes(b"ab").as_slice(), expected);
+        assert_eq!(Fields::new("u").text("ab").into_vec(), expected);
+        assert_eq!(*Fields::new("u").text("ab").wiped(), expected);
+        // The bytes of a large last field are hashed by who has them.
+        assert_eq!([Fields::new("u").length_of(b"ab").as_slice(), b"ab"].concat(), expected);
+    }
+
+    #[test]
     fn hex_round_trips_and_is_strict() {
         assert_eq!(hex(&[0, 0x1f, 0xa0]), "001fa0");
         assert_eq!(*from_hex::<3>("001fa0").unwrap(), [0, 0x1f, 0xa0]);
