@@ -13,13 +13,18 @@ use serde_json::Value;
 fuzz_target!(|data: &[u8]| {
     let (paths, json) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(0));
     let (Ok(paths), Ok(json)) = (std::str::from_utf8(paths), std::str::from_utf8(json)) else { return };
-    let Ok(pdu) = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:x"), json.trim_start()) else { return };
+    let Ok(pdu) = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:x"), json.trim_start()) else {
+        return;
+    };
     let unsigned = Unsigned::default();
     let fields = EventFields::new(paths.split(','));
     for shown in [client_format::with_room_id(&pdu, &unsigned), client_format::for_sync(&pdu, &unsigned)] {
         let Ok(shown) = shown else { continue };
         let whole: Value = serde_json::from_str(shown.get()).expect("what is shown is JSON");
-        assert!(whole["content"] == serde_json::from_str::<Value>(pdu.content.get()).unwrap() || whole.is_object());
+        assert!(
+            whole["content"] == serde_json::from_str::<Value>(pdu.content.get()).unwrap()
+                || whole.is_object()
+        );
         let picked = fields.pick(&shown).expect("a part of it is JSON, too");
         serde_json::from_str::<Value>(picked.get()).expect("JSON");
     }

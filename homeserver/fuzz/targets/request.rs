@@ -8,21 +8,36 @@ use libfuzzer_sys::fuzz_target;
 use ruma::api::{
     IncomingRequest,
     client::{
-        account::register, alias::create_alias, backup::add_backup_keys, device::update_device, filter::create_filter,
+        account::register,
+        alias::create_alias,
+        backup::add_backup_keys,
+        device::update_device,
+        filter::create_filter,
         keys::{claim_keys, get_keys, upload_keys, upload_signatures},
-        membership::invite_user, message::get_message_events, push::set_pushrule, read_marker::set_read_marker,
-        receipt::create_receipt, room::{create_room, upgrade_room}, session::login, state::send_state_event,
-        sync::sync_events, to_device::send_event_to_device, typing::create_typing_event,
+        membership::invite_user,
+        message::get_message_events,
+        push::set_pushrule,
+        read_marker::set_read_marker,
+        receipt::create_receipt,
+        room::{create_room, upgrade_room},
+        session::login,
+        state::send_state_event,
+        sync::sync_events,
+        to_device::send_event_to_device,
+        typing::create_typing_event,
     },
 };
 
 fn read<R: IncomingRequest>(query: &str, body: &[u8], path: &[&str]) {
-    let Ok(request) =
-        Request::builder().method(Method::POST).uri(format!("http://x/?{query}")).header("content-type", "application/json").body(body)
+    let Ok(request) = Request::builder()
+        .method(Method::POST)
+        .uri(format!("http://x/?{query}"))
+        .header("content-type", "application/json")
+        .body(body)
     else {
         return;
     };
-    let _ = R::try_from_http_request(request, path);
+    let _ = R::try_from_http_request_inner(request, path);
 }
 
 fuzz_target!(|data: &[u8]| {
