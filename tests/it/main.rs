@@ -40,5 +40,6 @@ mod security;
 mod sessions;
 mod signing_keys;
 mod syncing;
+mod traces;
 mod url_preview;
 mod user_data;

@@ -28,7 +28,11 @@ use crate::{
     signing_keys::{self, OldKey},
     streams::{Fence, Listener, Tail},
     sync::{Acknowledgements, DeviceCaches, ReaderCaches},
-    telemetry::metrics::{Metrics, Queue},
+    telemetry::{
+        metrics::{Metrics, Queue},
+        request,
+        traces::{Traces, TracesError},
+    },
     url_preview::UrlPreviews,
 };
 
@@ -83,6 +87,8 @@ pub struct App {
     pub readers: Arc<ReaderCaches>,
     /// The filters that were used lately.
     pub filters: FilterCache,
+    /// Tells a collector what requests did.
+    pub traces: Traces,
     /// Looks at pages on the web.
     pub(crate) url_previews: UrlPreviews,
     fence: Fence,
@@ -106,6 +112,9 @@ pub enum StartError {
     /// The signing key in the database cannot be read.
     #[error("the signing key in the database cannot be read: {0}")]
     SigningKey(String),
+    /// Traces cannot be sent.
+    #[error("traces cannot be set up (setting traces.otlp_endpoint)")]
+    Traces(#[from] TracesError),
     /// Pages on the web cannot be looked at.
     #[error("previews of pages cannot be set up (setting url_preview.enabled)")]
     UrlPreviews(#[from] openssl::error::ErrorStack),
@@ -159,6 +168,7 @@ impl App {
             rate_limits: RateLimits::new(settings.limits.rate_limits),
             sessions,
             shutdown: Shutdown::default(),
+            traces: Traces::start(&settings.traces)?,
             url_previews: UrlPreviews::new(&settings.url_preview)?,
             settings,
             clock,
@@ -239,6 +249,9 @@ pub fn store_options(settings: &Settings, metrics: &Metrics) -> Options {
     Options {
         url: settings.database.url.expose().to_owned(),
         max_connections: settings.database.max_connections,
-        observer: Arc::new(move |report| metrics.transaction(report)),
+        observer: Arc::new(move |report| {
+            metrics.transaction(report);
+            request::note(report.name, report.duration);
+        }),
     }
 }

@@ -7,9 +7,12 @@ use std::{collections::HashSet, future::Future, hash::Hash};
 
 use keystead_store::{Error, TransactionError};
 use prometheus::Histogram;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
-use crate::http::error::ApiError;
+use crate::{http::error::ApiError, telemetry::request};
 
 /// How much work may wait; more is refused, so that a flood is slowed at its source.
 const QUEUE: usize = 2_048;
@@ -76,12 +79,15 @@ impl<B: Batches> GroupCommit<B> {
     /// # Errors
     /// 429 if too much waits already, 503 while the server stops; whatever the work itself comes to.
     pub async fn submit(&self, work: B::Work) -> Result<B::Output, ApiError> {
+        let asked = Instant::now();
         let (answer, answered) = oneshot::channel();
         self.queue.try_send((work, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => NotDone::Busy,
             mpsc::error::TrySendError::Closed(_) => NotDone::Ended,
         })?;
-        answered.await.map_err(|_| NotDone::Ended)?
+        let result = answered.await;
+        request::note("group_commit", asked.elapsed());
+        result.map_err(|_| NotDone::Ended)?
     }
 }
 

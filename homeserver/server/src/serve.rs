@@ -62,7 +62,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     app.shutdown.tasks().spawn(heartbeat::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 
-    let shutdown = app.shutdown.clone();
+    let (shutdown, told) = (app.shutdown.clone(), Arc::clone(&app));
     let mut serving = tokio::spawn(listeners.serve(Service::new(app, api::routes())));
     tokio::select! {
         () = signals.next() => {}
@@ -81,6 +81,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         () = tokio::time::sleep(delay + grace) => warn!("some requests did not finish within the grace period"),
         () = signals.next() => warn!("stopped at once by a second signal"),
     }
+    told.traces.finish().await;
     Ok(())
 }
 

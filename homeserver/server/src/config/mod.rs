@@ -15,6 +15,7 @@ pub mod rooms;
 pub mod secret;
 pub mod server;
 pub mod support;
+pub mod traces;
 pub mod url_preview;
 
 use std::{
@@ -34,6 +35,7 @@ use self::{
     rooms::RoomSettings,
     server::ServerSettings,
     support::SupportSettings,
+    traces::TraceSettings,
     url_preview::UrlPreviewSettings,
 };
 
@@ -64,6 +66,8 @@ pub struct Settings {
     pub server: ServerSettings,
     /// Whom to ask for help.
     pub support: SupportSettings,
+    /// Traces by OpenTelemetry.
+    pub traces: TraceSettings,
     /// Previews of pages on the web.
     pub url_preview: UrlPreviewSettings,
 }
@@ -142,6 +146,7 @@ impl Settings {
             rooms: RoomSettings::read(&mut reader.section("rooms")),
             server: ServerSettings::read(&mut reader.section("server")),
             support: SupportSettings::read(&mut reader.section("support")),
+            traces: TraceSettings::read(&mut reader.section("traces")),
             url_preview: UrlPreviewSettings::read(&mut reader.section("url_preview")),
             secret_files: Vec::new(),
             data_dir,

@@ -238,6 +238,21 @@ impl Setting for u64 {
     }
 }
 
+impl Setting for f64 {
+    fn from_toml(value: Value) -> Result<Self, String> {
+        // Also of 0 and 1, which TOML takes for whole numbers.
+        match value {
+            Value::Float(number) => Ok(number),
+            Value::Integer(number) => Self::from_text(&number.to_string()),
+            other => Err(format!("expected a number, found {}", other.type_str())),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("expected a number, found {text:?}"))
+    }
+}
+
 impl Setting for u32 {
     fn from_toml(value: Value) -> Result<Self, String> {
         u64::from_toml(value)?.try_into().map_err(|_| "is too large".to_owned())

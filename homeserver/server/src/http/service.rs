@@ -17,10 +17,13 @@ use crate::{
         body::{self, Body, IncomingBody},
         client_address::Client,
         cors,
-        error::ApiError,
+        error::{ApiError, ErrorReport},
         router::{Endpoint, Found, Router},
     },
-    telemetry::request::{self, RequestRecord},
+    telemetry::{
+        request::{self, RequestRecord},
+        traces::Answered,
+    },
 };
 
 /// The label of requests that lead to no endpoint, in metrics and in the access log.
@@ -52,7 +55,8 @@ impl Service {
         let _in_flight = self.app.metrics.request_begins();
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let (method, version) = (request.method().clone(), request.version());
-        let record = Arc::new(RequestRecord::default());
+        let trace = self.app.traces.begin(request.headers(), self.app.clock.now());
+        let record = Arc::new(RequestRecord::new(trace));
         let (route, response) = self.route(request, client.clone(), &record).await;
         let mut response =
             response.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
@@ -60,6 +64,11 @@ impl Service {
         let took = started.elapsed();
         self.app.metrics.http_request(route, &method, response.status(), took);
         access_log::write(&self.app.metrics, &method, route, &client, &response, &record, took);
+        if let Some(trace) = record.trace() {
+            let report = response.extensions().get::<ErrorReport>();
+            let errcode = report.and_then(|report| report.errcode.as_ref()).map(ErrorCode::as_str);
+            trace.end(&Answered { method: &method, route, status: response.status(), errcode });
+        }
         if self.app.shutdown.is_leaving() && version <= Version::HTTP_11 {
             // The client's next request comes over a new connection, which the load balancer gives to another replica.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

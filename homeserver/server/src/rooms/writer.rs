@@ -17,10 +17,13 @@ use keystead_core::{
 };
 use keystead_store::{Error, TransactionError, WriteTx, transactions::ClientTransaction};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomVersionId, UInt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::batch;
-use crate::streams::Tail;
+use crate::{streams::Tail, telemetry::request};
 
 /// How many writes may wait for one shard; one more is refused, so that a flood is slowed at its source.
 const QUEUE: usize = 2_048;
@@ -166,6 +169,7 @@ impl Writer {
     /// # Errors
     /// [`WriteError`] says why nothing was written.
     pub async fn write(&self, write: Write) -> Result<Written, WriteError> {
+        let asked = Instant::now();
         let (answer, answered) = oneshot::channel();
         let queued = self.prepare(write, answer)?;
         let shard = self.tail.shards().of_room(&queued.room_id);
@@ -174,7 +178,10 @@ impl Writer {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy,
             mpsc::error::TrySendError::Closed(_) => ended(),
         })?;
-        answered.await.map_err(|_| ended())?
+        let result = answered.await;
+        // The transaction is shared with others that queued, and runs in a task of its own.
+        request::note("append_events", asked.elapsed());
+        result.map_err(|_| ended())?
     }
 
     /// The id of a version 12 room is the hash of its first event, so that is built before the shard is known.

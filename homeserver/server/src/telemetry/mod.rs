@@ -1,5 +1,6 @@
-//! What operators see: metrics, log lines, health.
+//! What operators see: metrics, log lines, traces, health.
 
 pub mod log;
 pub mod metrics;
 pub mod request;
+pub mod traces;

@@ -1,12 +1,15 @@
-//! What the access log tells about a request besides the answer; gathered while the request is worked on.
+//! What the access log and the trace tell about a request besides the answer; gathered while the request is worked on.
 
 use std::{
     future::Future,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use keystead_store::QueryStats;
 use ruma::{OwnedUserId, UserId};
+
+use super::traces::RequestTrace;
 
 tokio::task_local! {
     static RECORD: Arc<RequestRecord>;
@@ -17,9 +20,22 @@ tokio::task_local! {
 pub struct RequestRecord {
     requester: OnceLock<OwnedUserId>,
     database: OnceLock<QueryStats>,
+    trace: Option<RequestTrace>,
 }
 
 impl RequestRecord {
+    /// A record of a request that may be traced.
+    #[must_use]
+    pub fn new(trace: Option<RequestTrace>) -> Self {
+        Self { trace, ..Self::default() }
+    }
+
+    /// Its trace, if it is traced.
+    #[must_use]
+    pub fn trace(&self) -> Option<&RequestTrace> {
+        self.trace.as_ref()
+    }
+
     /// The user who asked, once known.
     #[must_use]
     pub fn requester(&self) -> Option<&str> {
@@ -48,6 +64,16 @@ pub fn scope<F: Future>(record: Arc<RequestRecord>, future: F) -> impl Future<Ou
 pub fn set_requester(user: &UserId) {
     // Outside of a request, in a test for instance, there is no log line to write to.
     let _ = RECORD.try_with(|record| record.requester.set(user.to_owned()));
+}
+
+/// Notes in the trace of the current request, if it has one, that something has just ended that took so long.
+pub fn note(name: &'static str, took: Duration) {
+    // Outside of a request there is no trace.
+    let _ = RECORD.try_with(|record| {
+        if let Some(trace) = record.trace() {
+            trace.note(name, took);
+        }
+    });
 }
 
 #[cfg(test)]
