@@ -57,9 +57,7 @@ async fn serve(tail: Arc<Tail>, mut queue: mpsc::UnboundedReceiver<Request>) {
         // The next look need not wait until the tail is there.
         tokio::spawn(async move {
             if let Ok(positions) = &positions {
-                for (shard, position) in positions {
-                    tail.reached(*shard, *position).await;
-                }
+                tail.all_reached(positions).await;
             }
             for request in waiting {
                 // A request whose client hung up no longer waits.

@@ -158,14 +158,22 @@ impl Tail {
 
     /// Waits until this replica has read a shard up to a position that is known to be committed.
     pub async fn reached(&self, shard: Shard, position: i64) {
-        let Some(tail) = self.tail(shard) else { return };
-        if tail.position() >= position {
+        self.all_reached(&[(shard, position)]).await;
+    }
+
+    /// [`Tail::reached`] for several shards, which are read together.
+    pub async fn all_reached(&self, positions: &[(Shard, i64)]) {
+        let tails = positions.iter().filter_map(|(shard, position)| Some((self.tail(*shard)?, *position)));
+        let behind: Vec<_> = tails.filter(|(tail, position)| tail.position() < *position).collect();
+        if behind.is_empty() {
             return;
         }
-        self.aim(tail, position);
+        behind.iter().for_each(|(tail, position)| self.aim(tail, *position));
         self.awaited.notify_one();
-        // The sender lives as long as `self`.
-        let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
+        for (tail, position) in behind {
+            // The sender lives as long as `self`.
+            let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
+        }
     }
 
     /// Shows `each` the rows of a shard after one position and up to another that are asked for, all changes of device lists,
