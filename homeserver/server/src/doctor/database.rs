@@ -16,7 +16,7 @@ const LONGEST_TRANSACTION: i64 = 300;
 const OLD_ROW: i64 = 1_000_000_000;
 
 /// Looks at the database; says as well whether its schema is that of this program, so that it can be looked into.
-pub(super) async fn look(options: &Options, settings: &Settings) -> (Vec<Finding>, bool) {
+pub(super) async fn look(options: &Options, settings: &Settings, replicas: usize) -> (Vec<Finding>, bool) {
     if let Some(file) = missing_file(&options.url) {
         let finding = Finding::error(
             "database.missing",
@@ -29,7 +29,7 @@ pub(super) async fn look(options: &Options, settings: &Settings) -> (Vec<Finding
         Ok(facts) => facts,
         Err(error) => return (vec![unreachable(&error)], false),
     };
-    let mut findings = judge(&facts, settings);
+    let mut findings = judge(&facts, settings, replicas);
     if facts.postgres.is_some() {
         findings.extend(judge_notifications(&checkup::notifications(options).await));
     }
@@ -62,7 +62,7 @@ pub(super) fn unreachable(error: &Error) -> Finding {
 }
 
 /// Judges what was found out.
-pub(super) fn judge(facts: &Facts, settings: &Settings) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, settings: &Settings, replicas: usize) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !facts.lacking_steps.is_empty() {
         findings.push(Finding::error(
@@ -92,7 +92,7 @@ pub(super) fn judge(facts: &Facts, settings: &Settings) -> Vec<Finding> {
     if let Some(postgres) = &facts.postgres {
         findings.extend(judge_settings(postgres));
         findings.extend(judge_state(postgres));
-        findings.extend(judge_connections(postgres, settings, 1));
+        findings.extend(judge_connections(postgres, settings, replicas));
     }
     findings
 }
@@ -262,7 +262,7 @@ mod tests {
             missing_indexes: Vec::new(),
             postgres: Some(postgres),
         };
-        names(&judge(&facts, &settings()))
+        names(&judge(&facts, &settings(), 1))
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let facts =
             Facts { lacking_steps: step(), unknown_steps: step(), missing_indexes: step(), postgres: None };
         assert_eq!(
-            names(&judge(&facts, &settings())),
+            names(&judge(&facts, &settings(), 1)),
             ["database.schema", "database.newer_schema", "database.indexes"]
         );
     }
@@ -324,7 +324,7 @@ mod tests {
             let environment = Environment::from([("KEYSTEAD_DATABASE_URL", url)]);
             let settings = Settings::from_environment(environment).unwrap();
             let options = crate::app::store_options(&settings, &metrics);
-            async move { look(&options, &settings).await.0 }
+            async move { look(&options, &settings, 1).await.0 }
         };
         assert_eq!(names(&look_at("sqlite:/no/such/folder/keystead.db").await), ["database.missing"]);
         let found = look_at("postgres://nobody@127.0.0.1:1/none").await;

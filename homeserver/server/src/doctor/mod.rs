@@ -183,7 +183,7 @@ async fn look(file: Option<&Path>, environment: Environment, args: &DoctorArgs, 
     }
     let Ok(metrics) = Metrics::new() else { return };
     let options = app::store_options(&settings, &metrics);
-    let (findings, schema_is_current) = database::look(&options, &settings).await;
+    let (findings, schema_is_current) = database::look(&options, &settings, args.replicas.unwrap_or(1)).await;
     report.add("database", findings);
     if !schema_is_current {
         return;
