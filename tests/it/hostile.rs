@@ -402,3 +402,42 @@ async fn clients_that_hang_up_leave_no_transaction_behind() {
     let log = cluster.log(0);
     assert!(!log.contains("transaction in progress"), "{log}");
 }
+
+/// Names, lines and escapes of terminals that clients put where the server might repeat them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_send_forges_no_line_of_the_log() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let forged = "\n2026-01-01T00:00:00.000000Z ERROR forged: by a client\u{1b}[2J";
+    let there = encode(forged);
+    let refused = alice.get(&format!("/rooms/{}/messages?dir={there}", encode("!x:y"))).await;
+    // The answer may repeat it; the log only as escapes.
+    assert!(refused.refused(400, "M_INVALID_PARAM")["error"].as_str().is_some_and(|e| e.contains("forged")));
+    alice.get(&format!("/rooms/{}/state", encode(&format!("!{forged}:y")))).await;
+    alice.get(&format!("/sync?since={there}&filter={there}")).await;
+    alice.post("/createRoom", json!({ "preset": forged, "visibility": forged })).await;
+    alice.post("/keys/upload", json!({ "one_time_keys": { forged: { "key": forged } } })).await;
+    let login = json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": forged }, "password": "x" });
+    cluster.send(Request::new(Method::POST, "/_matrix/client/v3/login").json(&login)).await;
+    for replica in 0..cluster.size() {
+        let log = cluster.log(replica);
+        assert!(!log.contains('\u{1b}'), "an escape of a client is in the log");
+        assert!(!log.lines().any(|line| line.starts_with("2026-01-01")), "a client wrote a line of the log");
+    }
+    let logs: String = (0..cluster.size()).map(|replica| cluster.log(replica)).collect();
+    assert!(logs.contains("forged"), "the log tells what was refused");
+}
+
+/// What clients pack is not unpacked, so there is no bomb: the bytes are taken as they are, and are no JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn packed_bodies_are_not_unpacked() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    // `gzip` of `{}`.
+    let packed = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xab\xae\x05\0\x43\xbf\xa6\xa3\x02\0\0\0".to_vec();
+    let request = Request::new(Method::POST, "/_matrix/client/v3/createRoom")
+        .token(&alice.token)
+        .header("content-encoding", "gzip")
+        .bytes("application/json", packed);
+    cluster.send(request).await.refused(400, "M_NOT_JSON");
+}

@@ -157,6 +157,34 @@ async fn strangers_other_servers_and_the_frozen_endpoints_get_nothing() {
     }
 }
 
+/// An id is looked up, not made a path of: neither what lies beside the file nor what lies above the folder is a medium.
+#[tokio::test]
+async fn no_media_id_leads_to_another_file() {
+    let (_cluster, alice, bob) = pair().await;
+    let path = uploaded(&alice, upload("f", "text/plain", b"mine".to_vec())).await;
+    let id = path.strip_prefix("keystead.test/").expect("a path");
+    for odd in [
+        "../../../../etc/passwd".to_owned(),
+        "/etc/passwd".to_owned(),
+        "..".to_owned(),
+        format!("./{id}"),
+        format!("../media/{id}"),
+        format!("{id}/."),
+        "keystead-place".to_owned(),
+        "keystead.db".to_owned(),
+    ] {
+        let odd = format!("keystead.test/{}", encode(&odd));
+        download(&bob, &odd).await.refused(404, "M_NOT_FOUND");
+        let thumbnail = format!("/_matrix/client/v1/media/thumbnail/{odd}?width=32&height=32");
+        bob.send(Request::new(Method::GET, thumbnail)).await.refused(404, "M_NOT_FOUND");
+        let put =
+            Request::new(Method::PUT, format!("/_matrix/media/v3/upload/{odd}")).bytes("text/plain", "x");
+        bob.send(put).await.refused(404, "M_NOT_FOUND");
+    }
+    download(&bob, &format!("{path}%00")).await.refused(400, "M_INVALID_PARAM");
+    assert_eq!(download(&bob, &path).await.bytes, b"mine".as_slice());
+}
+
 #[tokio::test]
 async fn odd_names_and_types_do_no_harm() {
     let (_cluster, alice, bob) = pair().await;

@@ -22,6 +22,8 @@ pub struct LimitSettings {
     pub header_timeout: Duration,
     /// `limits.body_timeout_seconds`: within which a request's body must arrive; default 60.
     pub body_timeout: Duration,
+    /// `limits.write_timeout_seconds`: how long a client may go without taking anything of an answer; default 60.
+    pub write_timeout: Duration,
     /// `limits.handshake_timeout_seconds`: within which a TLS handshake must be done; default 10.
     pub handshake_timeout: Duration,
     /// `limits.idle_timeout_seconds`: after which a silent HTTP/2 connection is asked whether it lives; default 60.
@@ -53,6 +55,7 @@ impl LimitSettings {
             max_header_bytes: count(section, "max_header_bytes", 8_192, 65_536),
             header_timeout: seconds(section, "header_timeout_seconds", 60),
             body_timeout: seconds(section, "body_timeout_seconds", 60),
+            write_timeout: seconds(section, "write_timeout_seconds", 60),
             handshake_timeout: seconds(section, "handshake_timeout_seconds", 10),
             idle_timeout: seconds(section, "idle_timeout_seconds", 60),
         }

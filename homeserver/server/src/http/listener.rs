@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use crate::{
     config::{Settings, limits::LimitSettings},
     http::{
-        first_bytes::FirstBytes,
+        deadlines::Deadlines,
         service::Service,
         tls::{self, TlsError},
     },
@@ -110,6 +110,7 @@ struct Server {
     permits: Arc<Semaphore>,
     handshake_timeout: Duration,
     header_timeout: Duration,
+    write_timeout: Duration,
     http: auto::Builder<TokioExecutor>,
 }
 
@@ -120,6 +121,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(limits.max_connections)),
             handshake_timeout: limits.handshake_timeout,
             header_timeout: limits.header_timeout,
+            write_timeout: limits.write_timeout,
             http: http_builder(limits),
             tls,
             service,
@@ -189,7 +191,7 @@ impl Server {
             let service = service.clone();
             async move { Ok::<_, Infallible>(service.answer(request, peer).await) }
         });
-        let stream = TokioIo::new(FirstBytes::within(self.header_timeout, stream));
+        let stream = TokioIo::new(Deadlines::new(stream, self.header_timeout, self.write_timeout));
         let connection = self.http.serve_connection(stream, answer).into_owned();
         if let Err(error) = watcher.watch(connection).await {
             self.service.app().metrics.connection_error(ConnectionError::Http);

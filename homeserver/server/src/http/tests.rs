@@ -43,6 +43,9 @@ use crate::{
     },
 };
 
+/// Bytes of an answer that no socket's buffers hold.
+const LARGE: usize = 64 << 20;
+
 pub(crate) struct Server {
     address: SocketAddr,
     pub(crate) app: Arc<App>,
@@ -53,6 +56,10 @@ pub(crate) struct Server {
 
 async fn panics(_: Ctx<()>, _: OwnRequest) -> Result<RawJson, ApiError> {
     panic!("as a test wants it")
+}
+
+async fn large(_: Ctx<()>, _: OwnRequest) -> Result<RawJson, ApiError> {
+    Ok(RawJson(vec![b' '; LARGE].into()))
 }
 
 async fn echo(_: Ctx<()>, request: OwnRequest) -> Result<RawJson, ApiError> {
@@ -93,6 +100,7 @@ fn routes(finished: Arc<AtomicBool>) -> Router {
     let normal = Options::NORMAL;
     router.route_own::<NoAuthentication, _, _, _>(Method::GET, "/test/panic", normal, panics);
     router.route_own::<NoAuthentication, _, _, _>(Method::POST, "/test/echo/{a}/{b}", normal, echo);
+    router.route_own::<NoAuthentication, _, _, _>(Method::GET, "/test/large", normal, large);
     router.route_own::<NoAuthentication, _, _, _>(Method::PUT, "/test/slow", normal, slow.clone());
     router.route_own::<NoAuthentication, _, _, _>(Method::GET, "/test/poll", Options::LONG_POLL, slow);
     router
@@ -266,6 +274,21 @@ async fn clients_that_dawdle_are_cut_off() {
         .raw(b"POST /test/echo/a/b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{")
         .await;
     assert_eq!(answer.status, 408);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_answer_is_cut_off() {
+    let server = serve(&[("KEYSTEAD_LIMITS_WRITE_TIMEOUT_SECONDS", "1")]).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /test/large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    // More waits than both ends' buffers take, and nobody reads.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    // A reset is as good as a close.
+    let _ = read.expect("the server should close the connection");
+    assert!(answer.len() < LARGE, "{} bytes were sent", answer.len());
+    assert_eq!(server.get("/live").await.status, 200);
 }
 
 #[tokio::test]
