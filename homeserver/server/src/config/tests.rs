@@ -120,3 +120,20 @@ fn a_bucket_is_whole_and_travels_encrypted_unless_told_otherwise() {
     let stray = read("[media]\ns3_region = \"eu\"", Environment::default());
     assert_eq!(stray.unwrap_err(), ["media.s3_bucket"]);
 }
+
+/// Whoever runs the server finds each setting in the table of the README. What the settings are is taken from their own documentation.
+#[test]
+fn the_readme_has_every_setting() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(top.join("../../README.md")).unwrap();
+    let mut settings = Vec::new();
+    for file in std::fs::read_dir(top.join("src/config")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let documented = text.lines().filter_map(|line| line.trim().strip_prefix("/// `")?.split_once("`: "));
+        settings.extend(documented.flat_map(|(names, _)| names.split('`').map(str::to_owned)));
+    }
+    settings.retain(|name| name.contains('.') && !name.contains(' '));
+    assert!(settings.len() > 30, "{settings:?}");
+    settings.retain(|name| !readme.contains(&format!("`{name}`")));
+    assert!(settings.is_empty(), "the README lacks {settings:?}");
+}
