@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -23,6 +23,8 @@ use crate::{
 
 /// How many operations of an open loop may be under way: beyond that the generator itself would be what is measured.
 const MOST_IN_FLIGHT: usize = 20_000;
+/// How often the generator looks whether it is late itself.
+const TICK: Duration = Duration::from_millis(10);
 
 /// How an operation is repeated.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +57,8 @@ pub struct Outcome {
     pub latencies: Latencies,
     /// From the first to the end of the last.
     pub elapsed: Duration,
+    /// How late the generator itself was: its timers' lateness.
+    pub stalls: Latencies,
 }
 
 /// One operation's place in the run.
@@ -79,19 +83,49 @@ where
 {
     let operation = Arc::new(operation);
     let start = Instant::now();
+    let stalls = Stalls::watch()?;
     let mut outcome = Outcome {
         began: report::since_1970().as_secs_f64(),
         operations: 0,
         failures: Vec::new(),
         latencies: Latencies::new()?,
         elapsed: Duration::ZERO,
+        stalls: Latencies::new()?,
     };
     match pace {
         Pace::Closed(lanes) => closed(lanes.max(1), end, start, &operation, &mut outcome).await?,
         Pace::Open(rate) => open(rate, end, start, &operation, &mut outcome).await,
     }
     outcome.elapsed = start.elapsed();
+    outcome.stalls = stalls.end();
     Ok(outcome)
+}
+
+/// How late this process itself is: how long after its time a timer of ten milliseconds is served. Where that is much, latencies and late long-polls tell of the
+/// machine, not of the server.
+struct Stalls {
+    seen: Arc<Mutex<Latencies>>,
+    watch: AbortHandle,
+}
+
+impl Stalls {
+    fn watch() -> Result<Self, Error> {
+        let seen = Arc::new(Mutex::new(Latencies::new()?));
+        let noted = Arc::clone(&seen);
+        let watch = tokio::spawn(async move {
+            loop {
+                let due = Instant::now() + TICK;
+                sleep_until(due).await;
+                noted.lock().unwrap_or_else(PoisonError::into_inner).record(due.elapsed());
+            }
+        });
+        Ok(Self { seen, watch: watch.abort_handle() })
+    }
+
+    fn end(self) -> Latencies {
+        self.watch.abort();
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 async fn closed<F, Fut>(
@@ -188,8 +222,6 @@ impl Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -239,5 +271,19 @@ mod tests {
         assert_eq!(outcome.failures, [Failure("seven".to_owned())]);
         assert_eq!(state.lock().unwrap().1, 4);
         assert_eq!(outcome.elapsed, Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn a_generator_that_comes_to_a_standstill_says_so() {
+        let stalls = Stalls::watch().unwrap();
+        sleep_until(Instant::now() + TICK / 2).await;
+        // Holds the only thread of this runtime.
+        let until = Instant::now() + 20 * TICK;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        sleep_until(Instant::now() + 2 * TICK).await;
+        let seen = stalls.end().summary();
+        assert!(seen.max > 100.0, "{seen:?}");
     }
 }

@@ -105,6 +105,7 @@ mod tests {
             failures: BTreeMap::from([("503 M_UNKNOWN".to_owned(), 3)]),
             retried: 1,
             latencies: BTreeMap::from([("send".to_owned(), latencies.summary())]),
+            stalls: None,
             processes: BTreeMap::new(),
             check: Verdict { deliveries: 10, lost: 4, checked: true, ..Verdict::default() },
         }

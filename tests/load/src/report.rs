@@ -47,6 +47,9 @@ pub struct Report {
     pub retried: u64,
     /// Latencies by name (`send`, `delivery`, …).
     pub latencies: BTreeMap<String, Latency>,
+    /// How late the load generator itself was, whatever the server did: timers served after their time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalls: Option<Latency>,
     /// What the named processes used.
     pub processes: BTreeMap<String, Cost>,
     /// Whether everything was right.
@@ -192,6 +195,10 @@ impl Report {
                 mib(cost.memory_kib),
                 signed_mib(cost.memory_growth_kib),
             );
+        }
+        if let Some(stalls) = &self.stalls {
+            let p99 = stalls.percentiles.get("99").copied().unwrap_or_default();
+            text += &format!("  this generator itself was late by p99 {p99:.1}  max {:.1} ms\n", stalls.max);
         }
         if self.retried > 0 {
             text += &format!("  sent again {} ×\n", self.retried);

@@ -124,6 +124,7 @@ mod tests {
             failures: BTreeMap::new(),
             retried: 0,
             latencies: BTreeMap::new(),
+            stalls: None,
             processes: BTreeMap::new(),
             check: Verdict::default(),
         }

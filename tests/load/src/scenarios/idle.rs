@@ -65,7 +65,14 @@ pub(super) async fn run(stage: &Stage<'_>, args: &Polls) -> Result<Report, Error
 
     let (verdict, woken) = wake(&ready, &rooms).await?;
     let operations = latencies.count();
-    let outcome = Outcome { began: began_at, operations, failures: Vec::new(), latencies, elapsed };
+    let outcome = Outcome {
+        began: began_at,
+        operations,
+        failures: Vec::new(),
+        latencies,
+        elapsed,
+        stalls: Latencies::new()?,
+    };
     let per_poll = |growth: i64| growth * 1024 / i64::try_from(args.polls.max(1)).unwrap_or(i64::MAX);
     let bytes: serde_json::Map<String, Value> =
         memory.iter().map(|(name, cost)| (name.clone(), per_poll(cost.memory_growth_kib).into())).collect();

@@ -156,6 +156,7 @@ impl Stage<'_> {
             rate: operations as f64 / seconds.max(1e-9),
             failures: report::count_failures(&outcome.failures),
             latencies,
+            stalls: Some(outcome.stalls.summary()),
             processes: measured.after.since(&measured.before, operations),
             check: measured.verdict,
         }
