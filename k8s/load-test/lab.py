@@ -53,6 +53,20 @@ class Lab:
         self.kubectl("apply", "-f", HERE / "cluster.yaml")
         self.kubectl("rollout", "status", "statefulset/postgres", "--timeout=5m")
 
+    def empty(self):
+        """No Keystead, and nothing in the database."""
+        run("helm", "uninstall", "keystead", "--namespace", self.namespace, "--wait", check=False)
+        wait(lambda: not self.pods(), "the pods to go")
+        self.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+    def sql(self, statement):
+        """What a statement gives, without decoration."""
+        return self.kubectl("exec", "postgres-0", "--", "psql", "-U", "postgres", "-qAtc", statement)
+
+    def migrations(self):
+        """The names of the migrations that the database has."""
+        return self.sql("SELECT version FROM seaql_migrations ORDER BY version").split()
+
     def values(self, image, replicas, more=()):
         repository, tag = image.rsplit(":", 1)
         settings = [f"image.repository={repository}", f"image.tag={tag}", f"replicas={replicas}", *more]
