@@ -2,7 +2,7 @@
 
 use keystead_tests::{
     TestCluster, User,
-    cluster::at,
+    cluster::{at, on_sqlite},
     http::encode,
     sync::{events, of_type, timeline, timeline_limit},
     user::{in_room, transaction_id},
@@ -571,4 +571,37 @@ async fn messages_and_invitations_of_ignored_users_do_not_come() {
     assert!(ids(shown).contains(&&*own) && !ids(shown).contains(&&*ignored), "{answer}");
     assert!(of_type(shown, "m.room.topic").is_some(), "{answer}");
     assert!(answer["rooms"]["invite"].get(&private).is_none(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_damaged_event_keeps_nobody_from_the_others() {
+    let (alice, bob, room) = pair().await;
+    let (damaged, after) = (alice.send_text(&room, "damaged").await, alice.send_text(&room, "after").await);
+    let cluster = &alice.cluster;
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    cluster.tamper(&format!("UPDATE events SET json = 'no JSON' WHERE event_id = '{damaged}'")).await;
+    let first = bob.syncing().next(0).await;
+    let shown = ids(timeline(&first, &room));
+    assert!(shown.contains(&&*after) && !shown.contains(&&*damaged), "{first}");
+    let page = bob.get(&in_room(&room, "/messages?dir=b&limit=50")).await.ok();
+    let shown = ids(page["chunk"].as_array().expect("a chunk"));
+    assert!(shown.contains(&&*after) && !shown.contains(&&*damaged), "{page}");
+
+    if !on_sqlite() {
+        // The replicas come upon one while they follow the stream.
+        cluster
+            .sql(&format!(
+                "WITH at AS (UPDATE stream_shards SET position = position + 1
+                     WHERE shard = (SELECT shard FROM rooms WHERE room_id = '{room}') RETURNING shard, position),
+                 head AS (UPDATE rooms SET position = at.position FROM at WHERE room_id = '{room}')
+                 INSERT INTO events (shard, position, room_id, event_id, json)
+                     SELECT shard, position, '{room}', 'no id', '{{}}' FROM at"
+            ))
+            .await;
+    }
+    for replica in 0..cluster.size() {
+        let sent = alice.at(replica).send_text(&room, "and on").await;
+        bobs.until_event(&room, &sent).await;
+    }
 }

@@ -85,6 +85,21 @@ impl Error {
         matches!(self, Self::Conflict(_))
     }
 
+    /// Passes over a row that is there but cannot be read, and says so in the log: for reading many rows of many rooms, where
+    /// one that is damaged must not keep all others from those who wait for them. What decides about rights is never read so.
+    ///
+    /// # Errors
+    /// Every other error.
+    pub fn pass_over<T>(read: Result<T, Self>) -> Result<Option<T>, Self> {
+        match read {
+            Err(error @ Self::Corrupt { .. }) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "passing over a damaged row");
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
     /// A row of `table` that cannot be read, for functions that turn rows into values.
     pub fn corrupt(
         table: &'static str,

@@ -131,10 +131,10 @@ impl UserChange {
 ///
 /// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own
 /// position. This is why there is no upper bound: whoever stopped before the newer one would hear of neither, and believe
-/// that nothing had changed so far.
+/// that nothing had changed so far. A row that cannot be read is passed over ([`Error::pass_over`]).
 ///
 /// # Errors
-/// The database's own, or a row that cannot be read.
+/// The database's own.
 pub async fn read_shards(
     tx: &ReadTx,
     after: &[(Shard, i64)],
@@ -154,7 +154,7 @@ pub async fn read_shards(
     let sql = format!("WITH wanted (shard, after) AS ({wanted}) {}", sources.join(" UNION ALL "));
     for row in tx.query(&sql, values).await? {
         let (shard, position) = (row.try_get("", "shard")?, row.try_get("", "position")?);
-        if let Some(item) = item(&row)? {
+        if let Some(item) = Error::pass_over(item(&row))?.flatten() {
             shards.entry(shard).or_default().push(StreamRow { position, item });
         }
     }

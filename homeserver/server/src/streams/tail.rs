@@ -341,7 +341,8 @@ impl Tail {
             self.store.read_one("tail", |tx| async move { streams::read_shards(&tx, after).await }).await?;
         for (shard, _, upto) in behind {
             let rows = rows.remove(shard).unwrap_or_default();
-            let entries = rows.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
+            let readable = rows.into_iter().map(|row| Error::pass_over(entry(row)));
+            let entries = readable.filter_map(Result::transpose).collect::<Result<Vec<_>, Error>>()?;
             let redacted = self.redacted_by(&entries).await?;
             self.take(self.shard(*shard)?, entries, *upto, &redacted);
         }

@@ -48,7 +48,7 @@ pub async fn events(tx: &ReadTx, event_ids: &[&EventId]) -> Result<HashMap<Owned
              WHERE event_id IN ({wanted})"
         );
         for row in tx.query(&sql, values).await? {
-            let event = StoredEvent::from_row(&row)?.into_room_event()?;
+            let event = read_event(&row)?;
             events.insert(event.pdu.event_id.clone(), event);
         }
     }
@@ -73,10 +73,11 @@ pub async fn stored_event(
     rows.first().map(StoredEvent::from_row).transpose()
 }
 
-/// At most `limit` events of a room within `bounds`, in the direction given.
+/// At most `limit` events of a room within `bounds`, in the direction given. One that cannot be read is passed over
+/// ([`Error::pass_over`]).
 ///
 /// # Errors
-/// The database's own, or a row that cannot be read.
+/// The database's own.
 pub async fn events_between(
     tx: &ReadTx,
     room_id: &RoomId,
@@ -90,7 +91,7 @@ pub async fn events_between(
          WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {limit}"
     );
     let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
-    rows.iter().map(|row| StoredEvent::from_row(row)?.into_room_event()).collect()
+    rows.iter().filter_map(|row| Error::pass_over(read_event(row)).transpose()).collect()
 }
 
 /// The newest event of a room within `bounds`.
@@ -101,10 +102,11 @@ pub async fn newest(tx: &ReadTx, room_id: &RoomId, bounds: Bounds) -> Result<Opt
     Ok(events_between(tx, room_id, bounds, Direction::Backward, 1).await?.pop())
 }
 
-/// The newest events of many rooms, newest first: of each at most `limit` within its bounds.
+/// The newest events of many rooms, newest first: of each at most `limit` within its bounds. One that cannot be read is passed over
+/// ([`Error::pass_over`]).
 ///
 /// # Errors
-/// The database's own, or a row that cannot be read.
+/// The database's own.
 pub async fn timelines(
     tx: &ReadTx,
     rooms: &[(OwnedRoomId, Bounds)],
@@ -128,14 +130,19 @@ pub async fn timelines(
              ON e.room_id = r.room_id AND e.position > r.after AND e.position <= r.upto"
         );
         for row in tx.query(&sql, values).await? {
-            let event = StoredEvent::from_row(&row)?.into_room_event()?;
-            timelines.entry(event.pdu.room_id.clone()).or_default().push(event);
+            if let Some(event) = Error::pass_over(read_event(&row))? {
+                timelines.entry(event.pdu.room_id.clone()).or_default().push(event);
+            }
         }
     }
     for timeline in timelines.values_mut() {
         timeline.sort_unstable_by_key(|event| std::cmp::Reverse(event.position));
     }
     Ok(timelines)
+}
+
+fn read_event(row: &sea_orm::QueryResult) -> Result<RoomEvent, Error> {
+    StoredEvent::from_row(row)?.into_room_event()
 }
 
 /// Puts the redacted form of an event in the place of the event. Its first redaction stays its redaction.
