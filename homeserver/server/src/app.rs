@@ -158,7 +158,8 @@ impl App {
         let tail = Tail::start(store.clone(), listeners).await?;
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.events_committed(writes, events));
-        let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe);
+        let message_writers = settings.database.message_writers;
+        let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe, message_writers);
         let media = Media::open(&settings.media).await?;
         let fence = Fence::new(Arc::clone(&tail));
         metrics.started(store.is_shared(), settings.limits.max_connections);
@@ -249,6 +250,7 @@ pub fn store_options(settings: &Settings, metrics: &Metrics) -> Options {
     Options {
         url: settings.database.url.expose().to_owned(),
         max_connections: settings.database.max_connections,
+        room_shards: settings.database.room_shards,
         observer: Arc::new(move |report| {
             metrics.transaction(report);
             request::note(report.name, report.duration);

@@ -205,7 +205,7 @@ mod tests {
     async fn an_empty_a_whole_and_a_damaged_database_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}/keystead.db", folder.path().display());
-        let options = Options { url, max_connections: 2, observer: Arc::new(|_| {}) };
+        let options = Options { url, max_connections: 2, room_shards: 8, observer: Arc::new(|_| {}) };
         let empty = facts(&options).await.unwrap();
         assert_eq!(empty.lacking_steps.len(), step_names().len());
         assert!(empty.missing_indexes.is_empty() && empty.postgres.is_none());

@@ -16,6 +16,8 @@ pub struct Options {
     pub url: String,
     /// The greatest number of connections.
     pub max_connections: u32,
+    /// Into how many streams the rooms of a new database on PostgreSQL are cut; as many of users follow.
+    pub room_shards: u32,
     /// Told of each transaction that ended.
     pub observer: Arc<dyn Fn(&TransactionReport) + Send + Sync>,
 }

@@ -129,7 +129,7 @@ mod tests {
     async fn what_is_given_up_ends_and_later_work_goes_on() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}/keystead.db", folder.path().display());
-        let options = Options { url, max_connections: 2, observer: Arc::new(|_| {}) };
+        let options = Options { url, max_connections: 2, room_shards: 8, observer: Arc::new(|_| {}) };
         let link = Link::new(options.clone(), connect::connect(&options).await.unwrap());
 
         let connections = link.connections().unwrap();

@@ -187,7 +187,7 @@ impl Store {
             Migrator::up(&transaction, None).await?;
         }
         compare_by_bytes(&transaction).await?;
-        create_shards(&transaction).await?;
+        create_shards(&transaction, options.room_shards).await?;
         transaction.commit().await?;
         writer.close().await?;
         Ok(pending)
@@ -242,9 +242,9 @@ impl Store {
         self.alone(name, Access::Write, alone).await
     }
 
-    /// Tells the other replicas that a shard has reached a position.
-    pub(crate) fn announce(&self, shard: Shard, position: i64) {
-        self.inner.wake_bus.send(Hint::Positions(vec![(shard, position)]), true);
+    /// Tells the other replicas that shards have reached positions.
+    pub(crate) fn announce(&self, positions: Vec<(Shard, i64)>) {
+        self.inner.wake_bus.send(Hint::Positions(positions), true);
     }
 
     async fn ask(
@@ -558,7 +558,7 @@ pub(crate) mod tests {
     /// A new database in a folder.
     pub(crate) async fn store(folder: &tempfile::TempDir) -> Store {
         let url = format!("sqlite:{}/keystead.db", folder.path().display());
-        let options = Options { url, max_connections: 4, observer: Arc::new(|_| {}) };
+        let options = Options { url, max_connections: 4, room_shards: 8, observer: Arc::new(|_| {}) };
         assert!(Store::migrate(&options).await.unwrap() > 0);
         assert_eq!(Store::migrate(&options).await.unwrap(), 0);
         Store::open(options).await.unwrap()
@@ -571,7 +571,7 @@ pub(crate) mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let url = format!("postgres://user@{address}/none");
-        let options = Options { url, max_connections: 2, observer: Arc::new(|_| {}) };
+        let options = Options { url, max_connections: 2, room_shards: 8, observer: Arc::new(|_| {}) };
         let started = Instant::now();
         let waited = Store::wait(&options, WAIT_STEP * 3).await;
         assert!(matches!(waited, Err(Error::Unavailable(_))), "{waited:?}");
@@ -689,7 +689,7 @@ pub(crate) mod tests {
             noted.lock().unwrap().push((report.access, report.outcome, report.statements));
         });
         let url = format!("sqlite:{}/keystead.db", folder.path().display());
-        let options = Options { url, max_connections: 4, observer };
+        let options = Options { url, max_connections: 4, room_shards: 8, observer };
         Store::migrate(&options).await.unwrap();
         let store = Store::open(options).await.unwrap();
         store.read("test", |tx| async move { settings::find(&tx, "name").await }).await.unwrap();

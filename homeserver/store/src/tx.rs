@@ -61,6 +61,11 @@ impl Insert<'_> {
     }
 }
 
+/// The shards that are wanted, as `held`: their rows taken in the order of the shards.
+pub(crate) const HOLD_WANTED: &str = "held AS MATERIALIZED (SELECT s.shard, wanted.added FROM stream_shards s \
+    JOIN wanted ON wanted.shard = s.shard ORDER BY s.shard FOR UPDATE OF s)";
+const WANTED: &str = "held AS (SELECT shard, added FROM wanted)";
+
 #[derive(Clone, Copy)]
 struct Cursor {
     /// The position that the shard had reached before.
@@ -210,12 +215,16 @@ impl WriteTx {
         let mut shards = shards.to_vec();
         shards.sort_unstable();
         shards.dedup();
-        let list = shards.iter().map(Shard::to_string).collect::<Vec<_>>().join(", ");
+        if shards.is_empty() {
+            return Ok(());
+        }
+        let (wanted, values) = self.list(1, shards);
         // On SQLite the transaction has begun as the only writer.
-        let lock = if self.backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };
-        let sql =
-            format!("SELECT shard, position FROM stream_shards WHERE shard IN ({list}) ORDER BY shard{lock}");
-        let rows = self.query(&sql, []).await?;
+        let lock = if self.backend() == DbBackend::Postgres { " FOR UPDATE OF s" } else { "" };
+        let sql = format!(
+            "SELECT s.shard, s.position FROM stream_shards s WHERE s.shard IN ({wanted}) ORDER BY s.shard{lock}"
+        );
+        let rows = self.query(&sql, values).await?;
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         for row in rows {
             let position: i64 = row.try_get("", "position")?;
@@ -225,17 +234,27 @@ impl WriteTx {
         Ok(())
     }
 
-    /// [`WriteTx::lock_shards`] for one shard to which so many rows are about to be appended: if that many they are, its
-    /// position is saved with this statement.
+    /// [`WriteTx::lock_shards`] for shards to which so many rows each are about to be appended: if that many they are, the
+    /// positions are saved with this statement.
     ///
     /// # Errors
     /// The database's own.
-    pub async fn lock_shard_for(&self, shard: Shard, rows: usize) -> Result<(), Error> {
-        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-        let sql = "UPDATE stream_shards SET position = position + $1 WHERE shard = $2 RETURNING position";
-        for row in self.query(sql, [rows.into(), shard.into()]).await? {
-            let saved: i64 = row.try_get("", "position")?;
-            let before = saved - rows;
+    pub async fn lock_shards_for(&self, rows: &BTreeMap<Shard, i64>) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let given = rows.iter().map(|(shard, rows)| vec![(*shard).into(), (*rows).into()]).collect();
+        let (wanted, values) = self.rows(1, given);
+        // On SQLite the transaction has begun as the only writer, and of one shard there is no order to keep.
+        let held = if self.backend() == DbBackend::Postgres && rows.len() > 1 { HOLD_WANTED } else { WANTED };
+        let sql = format!(
+            "WITH wanted (shard, added) AS ({wanted}), {held} UPDATE stream_shards \
+             SET position = stream_shards.position + held.added FROM held \
+             WHERE stream_shards.shard = held.shard RETURNING stream_shards.shard, stream_shards.position"
+        );
+        for row in self.query(&sql, values).await? {
+            let (shard, saved): (Shard, i64) = (row.try_get("", "shard")?, row.try_get("", "position")?);
+            let before = saved - rows.get(&shard).copied().unwrap_or_default();
             let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
             cursors.insert(shard, Cursor { before, saved, newest: before });
         }

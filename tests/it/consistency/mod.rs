@@ -35,12 +35,12 @@ const ROOMS: usize = 3;
 
 #[tokio::test]
 async fn all_readers_see_one_history() {
-    run(Disaster::None).await;
+    run(Disaster::None, &[]).await;
 }
 
 #[tokio::test]
 async fn a_killed_replica_loses_and_doubles_nothing() {
-    run(Disaster::Kill).await;
+    run(Disaster::Kill, &[("KEYSTEAD_DATABASE_MESSAGE_WRITERS", "3")]).await;
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -50,10 +50,10 @@ enum Disaster {
     Kill,
 }
 
-async fn run(disaster: Disaster) {
+async fn run(disaster: Disaster, settings: &[(&str, &str)]) {
     let seed = seed();
     println!("to repeat this workload: KEYSTEAD_TEST_SEED={seed}");
-    let cluster = TestCluster::start().await;
+    let cluster = TestCluster::start_with(settings).await;
     let observers = users(&cluster, "observer", OBSERVERS).await;
     let writers = users(&cluster, "writer", WRITERS).await;
     let everybody: Vec<_> = observers.iter().chain(&writers).cloned().collect();

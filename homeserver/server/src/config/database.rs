@@ -12,6 +12,12 @@ pub struct DatabaseSettings {
     pub url: Secret,
     /// `database.max_connections`: how many connections a replica opens at most; default 16.
     pub max_connections: u32,
+    /// `database.message_writers`: how many tasks of a replica append messages, among which the streams of rooms are divided; default
+    /// 1. On PostgreSQL only.
+    pub message_writers: usize,
+    /// `database.room_shards`: into how many streams the rooms of a new database are cut, from 1 to 256; default 8. On PostgreSQL only,
+    /// and fixed once the database is made.
+    pub room_shards: u32,
     /// `database.wait_seconds`: how long a start waits for a database that does not answer yet; default 60.
     pub wait: Duration,
 }
@@ -27,7 +33,15 @@ impl DatabaseSettings {
         if max_connections < 2 {
             section.problem("max_connections", "must be at least 2");
         }
+        let message_writers = section.value("message_writers", || 1);
+        if message_writers == 0 {
+            section.problem("message_writers", "must be at least 1");
+        }
+        let room_shards = section.value("room_shards", || 8);
+        if !(1..=256).contains(&room_shards) {
+            section.problem("room_shards", "must be from 1 to 256");
+        }
         let wait = section.value("wait_seconds", || Duration::from_secs(60));
-        Self { url, max_connections, wait }
+        Self { url, max_connections, message_writers, room_shards, wait }
     }
 }

@@ -1,21 +1,18 @@
 //! One transaction of the writer: everything that has queued for a shard.
 //!
-//! The events are built on the rooms' states in memory before the transaction begins. Messages, to rooms whose state nobody has
-//! changed meanwhile, are then a single statement; messages of other replicas to the same room are no obstacle, they stand beside
-//! these in the room's graph. Anything else is done under the lock of the shard: rooms that another replica has written to
-//! meanwhile are brought up to date and their events built again, so there is nothing to retry, and two replicas that write
-//! to one room cannot keep each other from it.
+//! The events are built on the rooms' states in memory before the transaction begins, which takes the lock of the shard. Rooms that
+//! were written to meanwhile are brought up to date and their events built again, so there is nothing to retry, and two who write to
+//! one room cannot keep each other from it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use keystead_core::{
     pdu::SignedPdu,
     redaction,
-    room::{Refusal, RoomEvent, RoomState},
+    room::{Refusal, RoomState},
     shard::Shard,
 };
 use keystead_store::{
@@ -30,9 +27,6 @@ use super::{
     writer::{Context, Queued, WriteError, Written},
 };
 use crate::streams::{Entry, Item};
-
-/// How long a batch waits for this replica to have read the one before.
-const SIGHT: Duration = Duration::from_secs(1);
 
 /// Why the transaction was rolled back.
 enum BatchError {
@@ -59,7 +53,10 @@ impl TransactionError for BatchError {
 /// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned.
 pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) -> Vec<Queued> {
     let (writes, postponed) = postpone_repeated(queued);
-    let (writes, known) = load_states(context, shard, writes).await;
+    // Read before the states are: they may be newer, never older.
+    let position = context.tail.position(shard);
+    let (writes, known) = load_states(context, writes).await;
+    let known = Ground { position, ..known };
     commit(context, shard, writes, &known).await;
     postponed
 }
@@ -72,17 +69,7 @@ async fn commit(context: &Context, shard: Shard, mut writes: Vec<Queued>, known:
         let built = build(&known.states, &writes, &context.signer);
         check_used |= writes.iter().zip(&built).any(may_have_been_done);
         let batch = Batch { context, shard, writes: &writes, known, built: &built, check_used };
-        let done = match batch.append_messages().await {
-            Ok(Some(appended)) => {
-                writes = publish_messages(context, shard, writes, appended).await;
-                // The others are in rooms whose state has changed, or have been written before.
-                check_used = true;
-                continue;
-            }
-            Ok(None) => context.tail.store().write("append_events", |tx| batch.append(tx)).await,
-            Err(error) => Err(error),
-        };
-        match done {
+        match context.tail.store().write("append_events", |tx| batch.append(tx)).await {
             Ok(committed) => {
                 (context.observe)(writes.len(), committed.events.len());
                 return publish(context, shard, writes, committed);
@@ -105,13 +92,13 @@ async fn commit(context: &Context, shard: Shard, mut writes: Vec<Queued>, known:
     }
 }
 
-/// Whether a write makes no event now, so that no insert would find out whether it made one before.
+/// Whether a write is known to have perhaps been done, or makes no event now, so that no insert would find out whether it made one before.
 fn may_have_been_done((write, built): (&Queued, &Result<Vec<SignedPdu>, Refusal>)) -> bool {
-    write.transaction.is_some() && built.as_ref().map_or(true, Vec::is_empty)
+    write.may_be_done || write.transaction.is_some() && built.as_ref().map_or(true, Vec::is_empty)
 }
 
 /// A transaction id that stands twice in a batch waits for the next one, which finds it done.
-fn postpone_repeated(queued: Vec<Queued>) -> (Vec<Queued>, Vec<Queued>) {
+pub(super) fn postpone_repeated(queued: Vec<Queued>) -> (Vec<Queued>, Vec<Queued>) {
     let mut seen: HashSet<ClientTransaction> = HashSet::new();
     queued
         .into_iter()
@@ -119,9 +106,7 @@ fn postpone_repeated(queued: Vec<Queued>) -> (Vec<Queued>, Vec<Queued>) {
 }
 
 /// The states that the writes build on. Writes to rooms that the server does not know, or cannot read, are answered here.
-async fn load_states(context: &Context, shard: Shard, writes: Vec<Queued>) -> (Vec<Queued>, Ground) {
-    // Read before the states are: they may be newer, never older.
-    let position = context.tail.position(shard);
+async fn load_states(context: &Context, writes: Vec<Queued>) -> (Vec<Queued>, Ground) {
     let mut states = HashMap::new();
     let mut known = Vec::with_capacity(writes.len());
     for write in writes {
@@ -142,14 +127,7 @@ async fn load_states(context: &Context, shard: Shard, writes: Vec<Queued>) -> (V
         }
         known.push(write);
     }
-    (known, Ground { states, position, ..Ground::default() })
-}
-
-/// Messages of which some were appended, each write one.
-struct AppendedMessages {
-    appended: rooms::Appended,
-    /// By how many positions each comes after where the shard stood.
-    events: Vec<(i64, SignedPdu)>,
+    (known, Ground { states, ..Ground::default() })
 }
 
 struct Batch<'a> {
@@ -164,36 +142,10 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Appends messages in a single statement, if it is only messages; `None` if it has to be done under the lock.
-    async fn append_messages(&self) -> Result<Option<AppendedMessages>, BatchError> {
-        let is_message = |event: &SignedPdu| event.pdu.state_key.is_none() && event.pdu.redacts.is_none();
-        let plain = self.writes.iter().zip(self.built).all(|(write, built)| {
-            write.alongside.is_none()
-                && write.create.is_none()
-                && built.as_ref().is_ok_and(|events| !events.is_empty() && events.iter().all(is_message))
-        });
-        if !plain || self.check_used {
-            return Ok(None);
-        }
-        // Positions after where the shard will stand, which nobody knows yet.
-        let events: Vec<_> = (1..).zip(self.built.iter().flatten().flatten().cloned()).collect();
-        let known = &self.known.states;
-        let done = self.writes.iter().zip(&events).filter_map(|(write, (_, event))| {
-            write.transaction.clone().map(|key| (key, event.pdu.event_id.to_string()))
-        });
-        let messages = rooms::Messages {
-            shard: self.shard,
-            events: &events,
-            known: &known.iter().map(|(room_id, state)| (room_id.clone(), state.position)).collect(),
-            done: done.collect(),
-            now: self.writes.iter().map(|write| write.now).max().unwrap_or_else(no_time),
-        };
-        let appended = rooms::append_messages(self.context.tail.store(), messages).await?;
-        Ok(appended.map(|appended| AppendedMessages { appended, events }))
-    }
-
     async fn append(&self, tx: WriteTx) -> Result<Committed, BatchError> {
-        tx.lock_shard_for(self.shard, self.built.iter().flatten().map(Vec::len).sum()).await?;
+        let events: usize = self.built.iter().flatten().map(Vec::len).sum();
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        tx.lock_shards_for(&BTreeMap::from([(self.shard, events)])).await?;
         tx.announce_to_others_only();
         let heads = self.heads(&tx).await?;
         let used = self.used(&tx).await?;
@@ -382,41 +334,6 @@ fn no_time() -> MilliSecondsSinceUnixEpoch {
     MilliSecondsSinceUnixEpoch(0_u32.into())
 }
 
-/// Lets this replica's readers see the messages that were appended, and answers; returns the writes whose messages were not.
-///
-/// Ends when this replica has read all that came before them, so that the next batch is built on it.
-async fn publish_messages(
-    context: &Context,
-    shard: Shard,
-    writes: Vec<Queued>,
-    AppendedMessages { appended, events }: AppendedMessages,
-) -> Vec<Queued> {
-    let (mut entries, mut answers, mut left) = (Vec::new(), Vec::new(), Vec::new());
-    for (write, (after, event)) in writes.into_iter().zip(events) {
-        if !appended.rooms.contains(&write.room_id) {
-            left.push(write);
-            continue;
-        }
-        let position = appended.before + after;
-        let written = Written {
-            room_id: write.room_id.clone(),
-            event_id: event.pdu.event_id.clone(),
-            position: Some(position),
-        };
-        entries.push(Entry { position, item: Item::Event(Arc::new(RoomEvent { position, pdu: event.pdu })) });
-        answers.push((write, written));
-    }
-    (context.observe)(answers.len(), entries.len());
-    let reached = entries.last().map_or(appended.before, |entry| entry.position);
-    context.tail.offer(shard, appended.before, entries, &[]);
-    for (write, written) in answers {
-        answer(write, Ok(written));
-    }
-    // Where that takes long the next batch is built on what there is: its events stand beside the ones that it does not know.
-    let _ = tokio::time::timeout(SIGHT, context.tail.reached(shard, reached)).await;
-    left
-}
-
 /// Lets this replica's readers see what was committed, then answers.
 fn publish(context: &Context, shard: Shard, writes: Vec<Queued>, committed: Committed) {
     let entries: Vec<Entry> = committed
@@ -435,7 +352,7 @@ fn publish(context: &Context, shard: Shard, writes: Vec<Queued>, committed: Comm
     }
 }
 
-fn answer(write: Queued, result: Result<Written, WriteError>) {
+pub(super) fn answer(write: Queued, result: Result<Written, WriteError>) {
     // Whoever asked may have gone; what was written stays written.
     let _ = write.answer.send(result);
 }

@@ -3,6 +3,7 @@
 pub mod aliases;
 mod batch;
 mod client_events;
+mod messages;
 mod own_member;
 mod placement;
 mod visibility;

@@ -1,4 +1,5 @@
-//! The writer: one task a room shard, which appends whatever has queued while its last commit was under way.
+//! The writer: tasks that append whatever has queued while their last commit was under way. One a room shard does so under its lock;
+//! where replicas share a database one more, for all shards, appends messages without it, or a few that divide the shards among them.
 
 use std::{
     future::Future,
@@ -22,11 +23,13 @@ use tokio::{
     time::Instant,
 };
 
-use super::batch;
+use super::{batch, messages};
 use crate::{streams::Tail, telemetry::request};
 
 /// How many writes may wait for one shard; one more is refused, so that a flood is slowed at its source.
 const QUEUE: usize = 2_048;
+/// How many messages may wait for one task.
+const MESSAGE_QUEUE: usize = 8_192;
 /// How many writes one transaction takes.
 const BATCH: usize = 256;
 
@@ -119,6 +122,8 @@ pub(super) struct Queued {
     pub(super) transaction: Option<ClientTransaction>,
     pub(super) alongside: Option<Alongside>,
     pub(super) now: MilliSecondsSinceUnixEpoch,
+    /// Whether the transaction may have been done before, for all that is known.
+    pub(super) may_be_done: bool,
     pub(super) answer: oneshot::Sender<Result<Written, WriteError>>,
 }
 
@@ -127,7 +132,10 @@ pub type BatchObserver = Box<dyn Fn(usize, usize) + Send + Sync>;
 
 /// The way to write events. Its tasks end with it.
 pub struct Writer {
+    /// By shard.
     queues: Vec<mpsc::Sender<Queued>>,
+    /// For messages alone; the shards are divided among them. None on SQLite.
+    messages: Vec<mpsc::Sender<Queued>>,
     tail: Arc<Tail>,
     signer: Arc<Signer>,
     /// The time of the newest create event, in milliseconds: no two of one replica have the same.
@@ -142,24 +150,30 @@ pub(super) struct Context {
 }
 
 impl Writer {
-    /// Starts the tasks.
-    pub fn start(tail: Arc<Tail>, signer: Arc<Signer>, observe: BatchObserver) -> Self {
+    /// Starts the tasks, of which so many append messages.
+    ///
+    /// Fewer of these make larger batches, which cost the database less; more wait for fewer shards at once.
+    pub fn start(
+        tail: Arc<Tail>,
+        signer: Arc<Signer>,
+        observe: BatchObserver,
+        message_writers: usize,
+    ) -> Self {
         let context = Arc::new(Context { tail: tail.clone(), signer: signer.clone(), observe });
-        let queues = tail
-            .shards()
-            .room_shards()
-            .map(|shard| {
-                let (queue, writes) = mpsc::channel(QUEUE);
-                tokio::spawn(run(context.clone(), shard, writes));
-                queue
-            })
-            .collect();
-        Self { queues, tail, signer, newest_room: AtomicU64::new(0) }
+        let queues: Vec<_> = tail.shards().room_shards().map(|shard| start_writer(&context, shard)).collect();
+        let messages = if tail.store().is_shared() { message_writers } else { 0 };
+        let messages = (0..messages).map(|_| start_messages(&context, &queues)).collect();
+        Self { queues, messages, tail, signer, newest_room: AtomicU64::new(0) }
     }
 
-    /// How many writes wait for the shard for which most do.
+    /// How many writes wait in the fullest queue.
     pub fn waiting(&self) -> usize {
-        self.queues.iter().map(|queue| queue.max_capacity() - queue.capacity()).max().unwrap_or_default()
+        self.queues
+            .iter()
+            .chain(&self.messages)
+            .map(|queue| queue.max_capacity() - queue.capacity())
+            .max()
+            .unwrap_or_default()
     }
 
     /// Writes events and waits until they are committed and this replica's readers can see them.
@@ -171,9 +185,12 @@ impl Writer {
     pub async fn write(&self, write: Write) -> Result<Written, WriteError> {
         let asked = Instant::now();
         let (answer, answered) = oneshot::channel();
+        let is_message = messages::is_message(&write);
         let queued = self.prepare(write, answer)?;
-        let shard = self.tail.shards().of_room(&queued.room_id);
-        let queue = usize::try_from(shard).ok().and_then(|shard| self.queues.get(shard)).ok_or_else(ended)?;
+        let shard = usize::try_from(self.tail.shards().of_room(&queued.room_id)).map_err(|_| ended())?;
+        let messages = shard.checked_rem(self.messages.len()).filter(|_| is_message);
+        let queue = messages.map_or(self.queues.get(shard), |number| self.messages.get(number));
+        let queue = queue.ok_or_else(ended)?;
         queue.try_send(queued).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy,
             mpsc::error::TrySendError::Closed(_) => ended(),
@@ -205,7 +222,7 @@ impl Writer {
                 (empty.room_id.clone(), Some((empty, create)))
             }
         };
-        Ok(Queued { room_id, create, drafts, transaction, alongside, now, answer })
+        Ok(Queued { room_id, create, drafts, transaction, alongside, now, may_be_done: false, answer })
     }
 }
 
@@ -225,17 +242,42 @@ fn ended() -> WriteError {
     WriteError::Store(Arc::new(Error::Setup("The server is stopping".to_owned())))
 }
 
-async fn run(context: Arc<Context>, shard: Shard, mut writes: mpsc::Receiver<Queued>) {
-    let mut waiting = Vec::new();
-    while !waiting.is_empty() || writes.recv_many(&mut waiting, BATCH).await > 0 {
-        let queued = std::mem::take(&mut waiting);
+fn start_writer(context: &Arc<Context>, shard: Shard) -> mpsc::Sender<Queued> {
+    let context = context.clone();
+    start_task(QUEUE, move |queued| {
         let context = context.clone();
-        // A panic ends one batch, not the shard's writer.
-        match tokio::spawn(async move { batch::write(&context, shard, queued).await }).await {
-            Ok(postponed) => waiting = postponed,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, shard, "a batch of writes failed")
+        async move { batch::write(&context, shard, queued).await }
+    })
+}
+
+fn start_messages(context: &Arc<Context>, writers: &[mpsc::Sender<Queued>]) -> mpsc::Sender<Queued> {
+    let (context, writers): (_, Arc<[_]>) = (context.clone(), writers.into());
+    start_task(MESSAGE_QUEUE, move |queued| {
+        let (context, writers) = (context.clone(), writers.clone());
+        async move { messages::write(&context, &writers, queued).await }
+    })
+}
+
+/// Starts a task that gives what has queued to `write`, again and again. What that returns is given to it once more.
+fn start_task<F>(
+    capacity: usize,
+    mut write: impl FnMut(Vec<Queued>) -> F + Send + 'static,
+) -> mpsc::Sender<Queued>
+where
+    F: Future<Output = Vec<Queued>> + Send + 'static,
+{
+    let (queue, mut writes) = mpsc::channel(capacity);
+    tokio::spawn(async move {
+        let mut waiting = Vec::new();
+        while !waiting.is_empty() || writes.recv_many(&mut waiting, BATCH).await > 0 {
+            // A panic ends one batch, not the task.
+            match tokio::spawn(write(std::mem::take(&mut waiting))).await {
+                Ok(postponed) => waiting = postponed,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a batch of writes failed");
+                }
             }
         }
-    }
+    });
+    queue
 }

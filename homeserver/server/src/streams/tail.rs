@@ -39,7 +39,7 @@ use super::{
 /// The least time from one reading to the next: if a request waits for it, if long-polls may be concerned, and if neither is so.
 const AWAITED_PACE: Duration = Duration::from_millis(2);
 const WATCHED_PACE: Duration = Duration::from_millis(5);
-const UNWATCHED_PACE: Duration = Duration::from_millis(100);
+const UNWATCHED_PACE: Duration = Duration::from_millis(500);
 /// How many rooms are read from the database at once.
 const ROOMS_AT_ONCE: usize = 100;
 /// How often the tail looks for itself, in case a hint was lost.
@@ -196,6 +196,11 @@ impl Tail {
     /// The database's own.
     pub async fn room(&self, room_id: &RoomId) -> Result<Option<RoomState>, Error> {
         Ok(self.rooms(&[room_id]).await?.pop())
+    }
+
+    /// [`Tail::room`], if it is in memory.
+    pub fn room_in_memory(&self, room_id: &RoomId) -> Option<RoomState> {
+        self.rooms.get(room_id)
     }
 
     /// [`Tail::room`] for several rooms; those that the server does not know are left out.

@@ -9,9 +9,7 @@ use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use sea_orm_migration::prelude::*;
 
 /// Room shards of a new database on SQLite: one process cannot gain from several writers to one file.
-const SQLITE_ROOM_SHARDS: u16 = 1;
-/// Room shards of a new database on PostgreSQL; as many user shards follow.
-const POSTGRES_ROOM_SHARDS: u16 = 8;
+const SQLITE_ROOM_SHARDS: u32 = 1;
 
 /// The list of steps, in order.
 pub(crate) struct Migrator;
@@ -89,10 +87,10 @@ pub(crate) fn indexes() -> BTreeSet<String> {
     indexes
 }
 
-/// Cuts the streams of a database that has none yet.
-pub(crate) async fn create_shards(connection: &impl ConnectionTrait) -> Result<(), DbErr> {
+/// Cuts the streams of a database that has none yet: so many of rooms on PostgreSQL, and as many of users.
+pub(crate) async fn create_shards(connection: &impl ConnectionTrait, room_shards: u32) -> Result<(), DbErr> {
     let rooms = match connection.get_database_backend() {
-        DbBackend::Postgres => POSTGRES_ROOM_SHARDS,
+        DbBackend::Postgres => room_shards,
         _ => SQLITE_ROOM_SHARDS,
     };
     let values = (0..rooms * 2).map(|shard| format!("({shard}, 0)")).collect::<Vec<_>>().join(", ");

@@ -8,7 +8,7 @@ use keystead_core::{
     shard::Shard,
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomId,
     events::{TimelineEventType, room::member::MembershipState},
 };
 use sea_orm::{DbBackend, Value};
@@ -17,7 +17,7 @@ use super::RoomHead;
 use crate::{
     Error, Store, WriteTx, keys, rows, streams,
     transactions::{self, ClientTransaction},
-    tx::Insert,
+    tx::{HOLD_WANTED, Insert},
 };
 
 /// What one transaction appends to the rooms of one shard.
@@ -45,8 +45,9 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
     append_state(tx, &append).await?;
     upsert_memberships(tx, append.events).await?;
     let expected = append.done.len();
+    let events = append.events.iter().map(|(position, event)| event_row(append.shard, *position, event));
     let inserts = vec![
-        Insert { table: "events", columns: EVENT, rows: event_rows(append.shard, append.events), suffix: "" },
+        Insert { table: "events", columns: EVENT, rows: events.collect(), suffix: "" },
         Insert {
             table: "rooms",
             columns: HEAD,
@@ -71,68 +72,89 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Messages that are appended to the rooms of one shard, each with its client's transaction id.
-pub struct Messages<'a> {
-    /// The shard.
+/// A message that is appended to a room.
+pub struct Message<'a> {
+    /// The room's shard.
     pub shard: Shard,
-    /// The events, none of them state or a redaction, by how many positions each comes after where the shard will stand.
-    pub events: &'a [(i64, SignedPdu)],
-    /// Up to which position each room of `events` was known when they were built.
-    pub known: &'a HashMap<OwnedRoomId, i64>,
-    /// The transaction id that each event came with, and what it has done.
-    pub done: Vec<(ClientTransaction, String)>,
-    /// When the newest of those requests came.
-    pub now: MilliSecondsSinceUnixEpoch,
+    /// By how many positions it comes after where the shard will stand: the first message of a shard has 1, the next one 2.
+    pub after: i64,
+    /// The event, neither state nor a redaction.
+    pub event: &'a SignedPdu,
+    /// The client's transaction id, which makes this event.
+    pub transaction: ClientTransaction,
 }
 
-/// What became of [`Messages`].
+/// What became of messages.
+#[derive(Debug, Default)]
 pub struct Appended {
-    /// The position that the shard stood at before.
-    pub before: i64,
+    /// The shards that were moved on, and where each stood before.
+    pub shards: HashMap<Shard, i64>,
     /// The rooms whose messages were appended.
     pub rooms: HashSet<OwnedRoomId>,
 }
 
-/// Appends messages in a single statement that is a transaction of itself: to those rooms whose state has not changed since they
-/// were known, and where none of the transaction ids has been used. To the others nothing is written; `None` if that is all.
+impl Appended {
+    /// Where the shard of a room stood before; `None` if the room's messages were not appended.
+    pub fn before(&self, room_id: &RoomId, shard: Shard) -> Option<i64> {
+        self.rooms.contains(room_id).then(|| self.shards.get(&shard).copied()).flatten()
+    }
+}
+
+/// Appends messages to rooms of any shards in a single statement that is a transaction of itself: to those rooms whose state has not
+/// changed since the position up to which they were `known`, and where none of the transaction ids has been used. To the others
+/// nothing is written.
 ///
 /// Messages that other replicas have appended meanwhile are no obstacle: the new ones stand beside them in the room's graph, and
 /// the next event follows both.
 ///
-/// Nothing is ever written so on SQLite, which has no such statement and no other replicas.
+/// Only for PostgreSQL: SQLite has no such statement and no other replicas.
 ///
 /// # Errors
 /// [`Error::Conflict`] if a transaction id is used at the same time through another replica; the database's own.
-pub async fn append_messages(store: &Store, messages: Messages<'_>) -> Result<Option<Appended>, Error> {
-    let Some((count, _)) = messages.events.last() else { return Ok(None) };
-    if messages.done.len() != messages.events.len() || !store.is_shared() {
-        return Ok(None);
+pub async fn append_messages(
+    store: &Store,
+    messages: Vec<Message<'_>>,
+    known: &HashMap<OwnedRoomId, i64>,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<Appended, Error> {
+    if messages.is_empty() {
+        return Ok(Appended::default());
     }
-    let (shard, count) = (messages.shard, *count);
-    let mut values: Vec<Value> = vec![shard.into(), count.into()];
+    let mut counts: BTreeMap<Shard, i64> = BTreeMap::new();
+    messages.iter().for_each(|message| *counts.entry(message.shard).or_default() += 1);
+    let mut values: Vec<Value> = Vec::new();
     let mut given = |rows: Vec<Vec<Value>>| {
         let (sql, mut more) = rows::rows(DbBackend::Postgres, values.len() + 1, rows);
         values.append(&mut more);
         sql
     };
-    let heads = given(message_heads(&messages)?);
-    let events = given(event_rows(shard, messages.events));
-    let mut done = transactions::rows(messages.done, messages.now);
-    for (row, (_, event)) in done.iter_mut().zip(messages.events) {
+    let wanted = given(counts.iter().map(|(shard, count)| vec![(*shard).into(), (*count).into()]).collect());
+    let heads = given(message_heads(&messages, known)?);
+    let events = messages.iter().map(|message| event_row(message.shard, message.after, message.event));
+    let events = given(events.collect());
+    let done = messages.into_iter().map(|Message { event, transaction, .. }| {
+        let done = vec![(transaction, event.pdu.event_id.to_string())];
+        let mut row = transactions::rows(done, now).pop().unwrap_or_default();
         row.push(event.pdu.room_id.as_str().into());
-    }
-    let done = given(done);
+        row
+    });
+    let done = given(done.collect());
     let (transaction, event) = (transactions::COLUMNS.join(", "), EVENT.join(", "));
-    // Whoever appends to the shard holds its row until the commit. The statement waits for that, too, and then finds the rooms as
-    // they were left, which is what the conditions on a row that is updated are about; all else is seen as of its beginning.
+    // Whoever appends to a shard holds its row until the commit. The statement waits for those, too, in the order of the shards as
+    // all do, and then finds the rooms as they were left, which is what the conditions on a row that is updated are about; all
+    // else is seen as of its beginning.
     let sql = format!(
-        "WITH heads (room_id, known, last, depth, consumed, tips) AS MATERIALIZED ({heads}), \
+        "WITH wanted (shard, added) AS MATERIALIZED ({wanted}), \
+         heads (shard, room_id, known, last, depth, consumed, tips) AS MATERIALIZED ({heads}), \
          done ({transaction}, room_id) AS MATERIALIZED ({done}), \
-         moved AS (UPDATE stream_shards SET position = position + $2 WHERE shard = $1 RETURNING position - $2 AS before), \
+         {HOLD_WANTED}, \
+         moved AS (UPDATE stream_shards s SET position = s.position + held.added FROM held WHERE s.shard = held.shard \
+             RETURNING s.shard, s.position - held.added AS before), \
          room AS (UPDATE rooms SET position = moved.before + heads.last, depth = GREATEST(rooms.depth, heads.depth), \
              extremities = (COALESCE((SELECT jsonb_agg(tip) FROM jsonb_array_elements_text(rooms.extremities::jsonb) AS now (tip) \
                  WHERE NOT jsonb_exists(heads.consumed::jsonb, tip)), '[]') || heads.tips::jsonb)::text \
-             FROM heads, moved WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known AND NOT EXISTS ( \
+             FROM heads JOIN moved ON moved.shard = heads.shard \
+             WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known AND NOT EXISTS ( \
                  SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
                  AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id \
                  WHERE done.room_id = heads.room_id) \
@@ -143,41 +165,55 @@ pub async fn append_messages(store: &Store, messages: Messages<'_>) -> Result<Op
          noted AS (INSERT INTO client_transactions ({transaction}) \
              SELECT done.user_id, done.device_id, done.kind, done.transaction_id, done.result, done.created_ts \
              FROM done, room WHERE done.room_id = room.room_id) \
-         SELECT room_id, before FROM room"
+         SELECT moved.shard, moved.before, heads.room_id, room.room_id IS NOT NULL AS appended \
+             FROM moved JOIN heads ON heads.shard = moved.shard LEFT JOIN room ON room.room_id = heads.room_id"
     );
     let rows = match store.append_alone("append_messages", (&sql, &values)).await {
         // The connection was gone before the statement, as all are after a restart of the database; and if it was not, the
         // transaction ids tell.
-        Err(error) if error.is_stale_connection() => return Ok(None),
+        Err(error) if error.is_stale_connection() => return Ok(Appended::default()),
         result => result?,
     };
-    let Some(first) = rows.first() else { return Ok(None) };
-    let before: i64 = first.try_get("", "before")?;
-    store.announce(shard, before + count);
-    let rooms = rows.iter().map(|row| streams::room_id(row, "rooms")).collect::<Result<_, Error>>()?;
-    Ok(Some(Appended { before, rooms }))
+    let mut appended = Appended::default();
+    for row in rows {
+        appended.shards.insert(row.try_get("", "shard")?, row.try_get("", "before")?);
+        if row.try_get("", "appended")? {
+            appended.rooms.insert(streams::room_id(&row, "rooms")?);
+        }
+    }
+    let reach = appended
+        .shards
+        .iter()
+        .map(|(shard, before)| (*shard, before + counts.get(shard).copied().unwrap_or_default()));
+    store.announce(reach.collect());
+    Ok(appended)
 }
 
 /// What appending does to where the rooms stand: up to which position each must not have changed, the last event's position,
 /// the greatest depth, which events are followed now, and by which.
-fn message_heads(messages: &Messages<'_>) -> Result<Vec<Vec<Value>>, Error> {
-    let mut rooms: BTreeMap<&OwnedRoomId, Vec<&(i64, SignedPdu)>> = BTreeMap::new();
-    for event in messages.events {
-        rooms.entry(&event.1.pdu.room_id).or_default().push(event);
+fn message_heads(
+    messages: &[Message<'_>],
+    known: &HashMap<OwnedRoomId, i64>,
+) -> Result<Vec<Vec<Value>>, Error> {
+    let mut rooms: BTreeMap<&OwnedRoomId, Vec<&Message<'_>>> = BTreeMap::new();
+    for message in messages {
+        rooms.entry(&message.event.pdu.room_id).or_default().push(message);
     }
-    let row = |(room_id, events): (&OwnedRoomId, Vec<&(i64, SignedPdu)>)| {
-        let consumed: BTreeSet<&OwnedEventId> =
-            events.iter().flat_map(|(_, event)| &event.pdu.prev_events).collect();
-        let ids = events.iter().map(|(_, event)| &event.pdu.event_id);
-        let tips: Vec<_> = ids.filter(|event_id| !consumed.contains(event_id)).collect();
+    let row = |(room_id, messages): (&OwnedRoomId, Vec<&Message<'_>>)| {
+        let pdus = || messages.iter().map(|message| &message.event.pdu);
+        let consumed: BTreeSet<&OwnedEventId> = pdus().flat_map(|pdu| &pdu.prev_events).collect();
+        let tips: Vec<_> =
+            pdus().map(|pdu| &pdu.event_id).filter(|event_id| !consumed.contains(event_id)).collect();
         let text = |ids: serde_json::Result<String>| {
             ids.map_err(|error| Error::corrupt("rooms", "extremities", room_id.as_str(), error))
         };
-        let depth = events.iter().map(|(_, event)| event.pdu.depth).max().unwrap_or_default();
+        let depth = pdus().map(|pdu| pdu.depth).max().unwrap_or_default();
+        let last = messages.last();
         Ok(vec![
+            last.map(|message| message.shard).unwrap_or_default().into(),
             room_id.as_str().into(),
-            messages.known.get(room_id).copied().unwrap_or_default().into(),
-            events.last().map(|(position, _)| *position).unwrap_or_default().into(),
+            known.get(room_id).copied().unwrap_or_default().into(),
+            last.map(|message| message.after).unwrap_or_default().into(),
             i64::try_from(depth).unwrap_or(i64::MAX).into(),
             text(serde_json::to_string(&consumed))?.into(),
             text(serde_json::to_string(&tips))?.into(),
@@ -189,19 +225,16 @@ fn message_heads(messages: &Messages<'_>) -> Result<Vec<Vec<Value>>, Error> {
 const EVENT: &[&str] = &["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
 const HEAD: &[&str] = &["room_id", "shard", "version", "position", "depth", "extremities", "state_position"];
 
-fn event_rows(shard: Shard, events: &[(i64, SignedPdu)]) -> Vec<Vec<Value>> {
-    let row = |(position, event): &(i64, SignedPdu)| {
-        vec![
-            shard.into(),
-            (*position).into(),
-            event.pdu.room_id.as_str().into(),
-            event.pdu.event_id.as_str().into(),
-            event.json.as_str().into(),
-            event.pdu.sent_by.as_ref().map(|sent| sent.device_id.to_string()).into(),
-            event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
-        ]
-    };
-    events.iter().map(row).collect()
+fn event_row(shard: Shard, position: i64, event: &SignedPdu) -> Vec<Value> {
+    vec![
+        shard.into(),
+        position.into(),
+        event.pdu.room_id.as_str().into(),
+        event.pdu.event_id.as_str().into(),
+        event.json.as_str().into(),
+        event.pdu.sent_by.as_ref().map(|sent| sent.device_id.to_string()).into(),
+        event.pdu.sent_by.as_ref().map(|sent| sent.transaction_id.clone()).into(),
+    ]
 }
 
 async fn append_state(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {

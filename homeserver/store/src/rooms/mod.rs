@@ -21,7 +21,7 @@ use ruma::{
 use sea_orm::{QueryResult, Value};
 
 pub use self::{
-    append::{Append, Appended, Messages, append, append_messages},
+    append::{Append, Appended, Message, append, append_messages},
     state::{
         members_at, members_of_at, replaced_by, state_at, state_before, state_between, state_event_at,
         state_history, state_without_members_at,

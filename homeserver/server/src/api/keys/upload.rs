@@ -1,6 +1,9 @@
 //! Uploads of keys: all that have queued while the last transaction was under way share the next one.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use keystead_core::{keybox::audit_log::LogEvent, keys as rules, shard::Shard};
 use keystead_store::{
@@ -8,7 +11,7 @@ use keystead_store::{
     keys::{self, Counts, Device, DeviceKey, NewKey},
 };
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedOneTimeKeyId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedOneTimeKeyId, OwnedUserId,
     api::client::keys::upload_keys::v3 as upload_keys, encryption::OneTimeKey, serde::Raw,
 };
 
@@ -186,7 +189,7 @@ struct New {
 impl Batch<'_> {
     /// Stores what is new and returns the counts of one-time keys. An upload that is sent again changes nothing.
     async fn store(&self, tx: &WriteTx) -> Result<Vec<Result<Counts, ApiError>>, ApiError> {
-        tx.lock_shards(&self.shards(tx).await?).await?;
+        self.lock_shards(tx).await?;
         let mut stored = self.stored(tx).await?;
         // Everything is checked before anything is written: a refused upload leaves nothing behind.
         let mut checked = Vec::with_capacity(self.uploads.len());
@@ -215,10 +218,17 @@ impl Batch<'_> {
         Ok(results)
     }
 
-    /// The shards of all who upload, and of all who are to hear of new identity keys.
-    async fn shards(&self, tx: &ReadTx) -> Result<Vec<Shard>, ApiError> {
-        let mut shards: Vec<Shard> =
-            self.uploads.iter().map(|upload| tx.shards().of_user(&upload.device.0)).collect();
+    /// Locks the shards of all who upload, and of all who are to hear of new identity keys.
+    async fn lock_shards(&self, tx: &WriteTx) -> Result<(), ApiError> {
+        let users: BTreeSet<&OwnedUserId> = self.uploads.iter().map(|upload| &upload.device.0).collect();
+        let shards = users.into_iter().map(|user_id| tx.shards().of_user(user_id));
+        if self.uploads.iter().all(|upload| upload.device_keys.is_none()) {
+            // The counts of each of these users are about to change.
+            let mut changes: BTreeMap<Shard, i64> = BTreeMap::new();
+            shards.for_each(|shard| *changes.entry(shard).or_default() += 1);
+            return Ok(tx.lock_shards_for(&changes).await?);
+        }
+        let mut shards: Vec<Shard> = shards.collect();
         let stored = self.device_keys(tx).await?;
         for upload in self.uploads {
             // A refusal is for when the shards are locked.
@@ -226,7 +236,7 @@ impl Batch<'_> {
                 shards.extend(keys::device_list_shards(tx, &upload.device.0).await?);
             }
         }
-        Ok(shards)
+        Ok(tx.lock_shards(&shards).await?)
     }
 
     /// What is there; the shards are locked, so it stays (whoever deletes devices holds them, too).

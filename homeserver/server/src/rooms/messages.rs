@@ -1,0 +1,192 @@
+//! Messages: events that are no state and redact nothing, which is what nearly all are.
+//!
+//! They are built on the rooms' states in memory, and whatever has queued, for whatever rooms, is appended by a single statement: to
+//! those rooms whose state nobody has changed meanwhile. Messages of other replicas to the same room are no
+//! obstacle, they stand beside these in the room's graph. What cannot be appended so is left to the writers under the lock.
+//!
+//! Only where replicas share a database: SQLite has no such statement.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use keystead_core::{event::Draft, pdu::SignedPdu, room::RoomEvent, shard::Shard};
+use keystead_store::{
+    Error,
+    rooms::{self, Appended},
+};
+use ruma::{OwnedRoomId, events::TimelineEventType};
+use tokio::sync::mpsc;
+
+use super::{
+    batch::{answer, postpone_repeated},
+    placement::build,
+    writer::{Context, Queued, Target, Write, WriteError, Written},
+};
+use crate::streams::{Entry, Item};
+
+/// How long a batch waits for this replica to have read the one before.
+const SIGHT: Duration = Duration::from_secs(1);
+
+/// Whether a write is one message of a client to a room that exists.
+pub(super) fn is_message(write: &Write) -> bool {
+    let Write { target: Target::Room(_), drafts, transaction: Some(_), alongside: None, .. } = write else {
+        return false;
+    };
+    let is_redaction =
+        |draft: &Draft| draft.redacts.is_some() || draft.event_type == TimelineEventType::RoomRedaction;
+    matches!(drafts.as_slice(), [draft] if draft.state_key.is_none() && !is_redaction(draft))
+}
+
+/// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned, and for those
+/// who are given to `writers`, by shard, which write under the lock.
+///
+/// Ends when this replica has read all that came before them, so that the next batch is built on it.
+pub(super) async fn write(
+    context: &Context,
+    writers: &[mpsc::Sender<Queued>],
+    queued: Vec<Queued>,
+) -> Vec<Queued> {
+    let (writes, postponed) = postpone_repeated(queued);
+    let batch = Batch { context, writers };
+    let reached = batch.append(writes).await;
+    // Where that takes long the next batch is built on what there is: its events stand beside the ones that it does not know.
+    let _ = tokio::time::timeout(SIGHT, context.tail.all_reached(&reached)).await;
+    postponed
+}
+
+struct Batch<'a> {
+    context: &'a Context,
+    writers: &'a [mpsc::Sender<Queued>],
+}
+
+/// A message and who waits for it.
+struct Message {
+    write: Queued,
+    event: SignedPdu,
+    /// By how many positions it comes after where its shard stood.
+    after: i64,
+}
+
+impl Batch<'_> {
+    /// Appends what can be appended; returns how far the shards reach then. If the database refuses the statement for what one of the
+    /// messages says, each is tried alone, so that nobody fails for somebody else.
+    async fn append(&self, writes: Vec<Queued>) -> Vec<(Shard, i64)> {
+        let (messages, known) = self.build(writes);
+        match self.statement(&messages, &known).await {
+            Ok(appended) => self.publish(messages, &appended),
+            // A transaction id is used at the same time through another replica.
+            Err(Error::Conflict(_)) => {
+                messages.into_iter().for_each(|message| self.leave(message.write));
+                Vec::new()
+            }
+            Err(error) if messages.len() > 1 && error.is_about_data() => {
+                let mut reached = Vec::new();
+                for message in messages {
+                    reached.append(&mut Box::pin(self.append(vec![message.write])).await);
+                }
+                reached
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for message in messages {
+                    answer(message.write, Err(WriteError::Store(error.clone())));
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// The events, and up to which position the state of each room was known that they are built on.
+    ///
+    /// A room that is not in memory is read by the shard's writer, for that may take a while. What a room would refuse as far as this
+    /// replica knows it is decided under the lock, where it is sure.
+    fn build(&self, writes: Vec<Queued>) -> (Vec<Message>, HashMap<OwnedRoomId, i64>) {
+        let mut states = HashMap::new();
+        let room_ids: HashSet<&OwnedRoomId> = writes.iter().map(|write| &write.room_id).collect();
+        for room_id in room_ids {
+            states.extend(self.context.tail.room_in_memory(room_id).map(|state| (room_id.clone(), state)));
+        }
+        let built = build(&states, &writes, &self.context.signer);
+        let mut ends: HashMap<Shard, i64> = HashMap::new();
+        let mut messages = Vec::with_capacity(writes.len());
+        for (write, built) in writes.into_iter().zip(built) {
+            let Some(event) = built.ok().and_then(|mut events| events.pop()) else {
+                self.leave(write);
+                continue;
+            };
+            let end = ends.entry(self.shard(&write)).or_default();
+            *end += 1;
+            messages.push(Message { write, event, after: *end });
+        }
+        (messages, states.into_iter().map(|(room_id, state)| (room_id, state.position)).collect())
+    }
+
+    async fn statement(
+        &self,
+        messages: &[Message],
+        known: &HashMap<OwnedRoomId, i64>,
+    ) -> Result<Appended, Error> {
+        let Some(now) = messages.iter().map(|message| message.write.now).max() else {
+            return Ok(Appended::default());
+        };
+        let messages = messages.iter().filter_map(|Message { write, event, after }| {
+            let transaction = write.transaction.clone()?;
+            Some(rooms::Message { shard: self.shard(write), after: *after, event, transaction })
+        });
+        rooms::append_messages(self.context.tail.store(), messages.collect(), known, now).await
+    }
+
+    /// Lets this replica's readers see the messages that were appended, and answers.
+    fn publish(&self, messages: Vec<Message>, appended: &Appended) -> Vec<(Shard, i64)> {
+        let mut entries: HashMap<Shard, Vec<Entry>> = HashMap::new();
+        let mut answers = Vec::with_capacity(messages.len());
+        for Message { write, event, after } in messages {
+            let shard = self.shard(&write);
+            let Some(before) = appended.before(&write.room_id, shard) else {
+                self.leave(write);
+                continue;
+            };
+            let (position, event_id) = (before + after, event.pdu.event_id.clone());
+            let event = Arc::new(RoomEvent { position, pdu: event.pdu });
+            entries.entry(shard).or_default().push(Entry { position, item: Item::Event(event) });
+            let written = Written { room_id: write.room_id.clone(), event_id, position: Some(position) };
+            answers.push((write, written));
+        }
+        (self.context.observe)(answers.len(), answers.len());
+        let mut reached = Vec::with_capacity(entries.len());
+        for (shard, entries) in entries {
+            reached.extend(entries.last().map(|entry| (shard, entry.position)));
+            if let Some(before) = appended.shards.get(&shard) {
+                self.context.tail.offer(shard, *before, entries, &[]);
+            }
+        }
+        for (write, written) in answers {
+            answer(write, Ok(written));
+        }
+        reached
+    }
+
+    /// Leaves a write to the shard's writer: the room's state has changed, or the message has been written before.
+    fn leave(&self, mut write: Queued) {
+        write.may_be_done = true;
+        let shard = usize::try_from(self.shard(&write)).ok();
+        match shard.and_then(|shard| self.writers.get(shard)) {
+            Some(writer) => {
+                if let Err(
+                    mpsc::error::TrySendError::Full(write) | mpsc::error::TrySendError::Closed(write),
+                ) = writer.try_send(write)
+                {
+                    answer(write, Err(WriteError::Busy));
+                }
+            }
+            None => answer(write, Err(WriteError::UnknownRoom)),
+        }
+    }
+
+    fn shard(&self, write: &Queued) -> Shard {
+        self.context.tail.shards().of_room(&write.room_id)
+    }
+}
