@@ -9,6 +9,7 @@ use crate::{
     Error, ReadTx, WriteTx, keys, pushers,
     streams::{self, UserChange, milliseconds},
     to_device,
+    tx::Insert,
 };
 
 /// A device.
@@ -87,26 +88,23 @@ pub async fn find(tx: &ReadTx, user_id: &UserId, device_id: &DeviceId) -> Result
         .transpose()
 }
 
-/// Makes a device; one that is there already keeps its name and is seen anew.
-///
-/// # Errors
-/// The database's own.
-pub async fn upsert(tx: &WriteTx, user_id: &UserId, device: &Device) -> Result<(), Error> {
+/// What makes a device; one that is there already keeps its name and is seen anew.
+pub(crate) fn upsert(user_id: &UserId, device: &Device) -> Insert<'static> {
     let seen = i64::from(device.last_seen_ts.get());
-    tx.execute(
-        "INSERT INTO devices (user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip) \
-         VALUES ($1, $2, $3, $4, $4, $5) ON CONFLICT (user_id, device_id) DO UPDATE SET \
-         last_seen_ts = excluded.last_seen_ts, last_seen_ip = excluded.last_seen_ip",
-        [
+    Insert {
+        table: "devices",
+        columns: &["user_id", "device_id", "display_name", "created_ts", "last_seen_ts", "last_seen_ip"],
+        rows: vec![vec![
             user_id.as_str().into(),
             device.device_id.as_str().into(),
             device.display_name.clone().into(),
             seen.into(),
+            seen.into(),
             device.last_seen_ip.as_str().into(),
-        ],
-    )
-    .await?;
-    Ok(())
+        ]],
+        suffix: "ON CONFLICT (user_id, device_id) DO UPDATE SET \
+                 last_seen_ts = excluded.last_seen_ts, last_seen_ip = excluded.last_seen_ip",
+    }
 }
 
 /// Notes when and where a device was seen.

@@ -1,6 +1,9 @@
 //! Failed logins in a row, counted for all replicas together.
 
+use std::collections::BTreeMap;
+
 use ruma::MilliSecondsSinceUnixEpoch;
+use sea_orm::QueryResult;
 
 use crate::{Error, ReadTx, WriteTx, streams::milliseconds};
 
@@ -15,20 +18,26 @@ pub struct Failures {
     pub blocked_until_ts: MilliSecondsSinceUnixEpoch,
 }
 
-/// The failures of a subject, if there are any.
+/// The failures of those of these subjects that have any.
 ///
 /// # Errors
 /// The database's own.
-pub async fn find(tx: &ReadTx, subject: &str) -> Result<Option<Failures>, Error> {
-    let sql = "SELECT failures, last_failure_ts, blocked_until_ts FROM login_failures WHERE subject = $1";
-    let rows = tx.query(sql, [subject.into()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let count: i64 = row.try_get("", "failures")?;
-    Ok(Some(Failures {
-        count: u32::try_from(count).unwrap_or(u32::MAX),
-        newest_ts: milliseconds(row.try_get("", "last_failure_ts")?),
-        blocked_until_ts: milliseconds(row.try_get("", "blocked_until_ts")?),
-    }))
+pub async fn find(tx: &ReadTx, subjects: &[&str]) -> Result<BTreeMap<String, Failures>, Error> {
+    let (wanted, values) = tx.list(1, subjects.iter().copied());
+    let sql = format!(
+        "SELECT subject, failures, last_failure_ts, blocked_until_ts FROM login_failures \
+         WHERE subject IN ({wanted})"
+    );
+    let read = |row: &QueryResult| {
+        let count: i64 = row.try_get("", "failures")?;
+        let failures = Failures {
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            newest_ts: milliseconds(row.try_get("", "last_failure_ts")?),
+            blocked_until_ts: milliseconds(row.try_get("", "blocked_until_ts")?),
+        };
+        Ok((row.try_get("", "subject")?, failures))
+    };
+    tx.query(&sql, values).await?.iter().map(read).collect()
 }
 
 /// Takes the row of a subject until the transaction ends, so that failures at the same moment are all counted.

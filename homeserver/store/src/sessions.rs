@@ -4,10 +4,13 @@
 //! lost on its way: <https://spec.matrix.org/v1.19/client-server-api/#refreshing-access-tokens>.
 
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
+use sea_orm::Value;
 
 use crate::{
     Error, ReadTx, WriteTx,
+    devices::{self, Device},
     streams::{self, UserChange, milliseconds},
+    tx::Insert,
 };
 
 /// What an access token stands for.
@@ -62,24 +65,36 @@ pub async fn find(tx: &ReadTx, access_hash: &str) -> Result<Option<StoredSession
     }))
 }
 
-/// Begins a session of a device, ending the one that it has. The user's own shard is locked.
+/// Ends the session that a device has, if any, for another to begin ([`begin`], which tells the caches).
 ///
 /// # Errors
-/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
-pub async fn begin(
-    tx: &WriteTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-    tokens: NewTokens<'_>,
-) -> Result<(), Error> {
+/// The database's own.
+pub async fn end(tx: &WriteTx, user_id: &UserId, device_id: &DeviceId) -> Result<(), Error> {
     for sql in [
         "DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2",
         "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2",
     ] {
         tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
     }
-    insert(tx, user_id, device_id, tokens, None).await?;
-    void_caches(tx, user_id).await
+    Ok(())
+}
+
+/// Begins a session on a device that has none, and makes the device if it is not there: one that is keeps its name and is seen
+/// anew. The user's own shard is locked.
+///
+/// # Errors
+/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn begin(
+    tx: &WriteTx,
+    user_id: &UserId,
+    device: &Device,
+    tokens: NewTokens<'_>,
+) -> Result<(), Error> {
+    let [access, refresh] = token_rows(user_id, &device.device_id, tokens, None);
+    let changes = [(tx.shards().of_user(user_id), user_id.to_owned())];
+    let void_caches = streams::insert_user_changes(tx, changes, UserChange::Sessions)?;
+    tx.insert_together(vec![devices::upsert(user_id, device), access, refresh, void_caches]).await?;
+    Ok(())
 }
 
 /// The user whose session a refresh token renews.
@@ -121,7 +136,8 @@ pub async fn refresh(
         let lost: String = row.try_get("", "token_hash")?;
         drop_pair(tx, &lost).await?;
     }
-    insert(tx, user_id, device_id.as_str().into(), tokens, Some(refresh_hash)).await?;
+    let pair = token_rows(user_id, device_id.as_str().into(), tokens, Some(refresh_hash));
+    tx.insert_together(pair.into()).await?;
     void_caches(tx, user_id).await?;
     Ok(true)
 }
@@ -159,41 +175,34 @@ async fn drop_pair(tx: &WriteTx, refresh_hash: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn insert(
-    tx: &WriteTx,
+/// The rows of a pair of tokens, the second without any if there is no refresh token.
+fn token_rows(
     user_id: &UserId,
     device_id: &DeviceId,
     tokens: NewTokens<'_>,
     replaces: Option<&str>,
-) -> Result<(), Error> {
-    let expires_ts = tokens.expires_ts.map(|at| i64::from(at.get()));
-    let replaces = replaces.map(str::to_owned);
-    tx.execute(
-        "INSERT INTO access_tokens (token_hash, user_id, device_id, expires_ts, replaces) \
-         VALUES ($1, $2, $3, $4, $5)",
-        [
-            tokens.access_hash.into(),
-            user_id.as_str().into(),
-            device_id.as_str().into(),
-            expires_ts.into(),
-            replaces.clone().into(),
-        ],
-    )
-    .await?;
-    let Some(refresh_hash) = tokens.refresh_hash else { return Ok(()) };
-    tx.execute(
-        "INSERT INTO refresh_tokens (token_hash, user_id, device_id, access_hash, replaces) \
-         VALUES ($1, $2, $3, $4, $5)",
-        [
-            refresh_hash.into(),
-            user_id.as_str().into(),
-            device_id.as_str().into(),
-            tokens.access_hash.into(),
-            replaces.into(),
-        ],
-    )
-    .await?;
-    Ok(())
+) -> [Insert<'static>; 2] {
+    let NewTokens { access_hash, expires_ts, refresh_hash } = tokens;
+    let row = |hash: &str, more: Value| {
+        let (user_id, device_id) = (user_id.as_str().into(), device_id.as_str().into());
+        vec![hash.into(), user_id, device_id, more, replaces.map(str::to_owned).into()]
+    };
+    let access = row(access_hash, expires_ts.map(|at| i64::from(at.get())).into());
+    let refresh = refresh_hash.map(|hash| row(hash, access_hash.into()));
+    [
+        Insert {
+            table: "access_tokens",
+            columns: &["token_hash", "user_id", "device_id", "expires_ts", "replaces"],
+            rows: vec![access],
+            suffix: "",
+        },
+        Insert {
+            table: "refresh_tokens",
+            columns: &["token_hash", "user_id", "device_id", "access_hash", "replaces"],
+            rows: refresh.into_iter().collect(),
+            suffix: "",
+        },
+    ]
 }
 
 async fn void_caches(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
@@ -219,24 +228,26 @@ mod tests {
         device_id!("PHONE")
     }
 
-    async fn alice_with_phone(tx: &WriteTx) -> Result<(), Error> {
-        let now = MilliSecondsSinceUnixEpoch(UInt::new_saturating(5));
+    fn alices_phone() -> Device {
+        Device {
+            device_id: phone().to_owned(),
+            display_name: Some("phone".to_owned()),
+            last_seen_ts: MilliSecondsSinceUnixEpoch(UInt::new_saturating(5)),
+            last_seen_ip: "::1".to_owned(),
+        }
+    }
+
+    async fn alice_with_session(tx: &WriteTx) -> Result<(), Error> {
         tx.lock_shards(&[tx.shards().of_user(alice())]).await?;
         let user = User {
             user_id: alice().to_owned(),
             password_hash: None,
             is_admin: false,
             deactivated: false,
-            created_ts: now,
+            created_ts: alices_phone().last_seen_ts,
         };
         users::insert(tx, &user).await?;
-        let device = Device {
-            device_id: phone().to_owned(),
-            display_name: Some("phone".to_owned()),
-            last_seen_ts: now,
-            last_seen_ip: "::1".to_owned(),
-        };
-        devices::upsert(tx, alice(), &device).await
+        begin(tx, alice(), &alices_phone(), pair("a1", "r1")).await
     }
 
     fn pair<'a>(access: &'a str, refresh: &'a str) -> NewTokens<'a> {
@@ -257,8 +268,7 @@ mod tests {
         let store = store(&folder).await;
         store
             .write("test", |tx| async move {
-                alice_with_phone(&tx).await?;
-                begin(&tx, alice(), phone(), pair("a1", "r1")).await?;
+                alice_with_session(&tx).await?;
                 assert!(refresh(&tx, alice(), "r1", pair("a2", "r2")).await?);
                 assert_eq!(known(&tx, &["a1", "a2"]).await?, [true, true]);
                 // The answer was lost: the client tries again, and the lost pair is void.
@@ -287,17 +297,18 @@ mod tests {
         let store = store(&folder).await;
         store
             .write("test", |tx| async move {
-                alice_with_phone(&tx).await?;
-                begin(&tx, alice(), phone(), pair("a1", "r1")).await?;
-                begin(&tx, alice(), phone(), pair("a2", "r2")).await?;
+                alice_with_session(&tx).await?;
+                end(&tx, alice(), phone()).await?;
+                begin(&tx, alice(), &alices_phone(), pair("a2", "r2")).await?;
                 assert_eq!(known(&tx, &["a1", "a2"]).await?, [false, true]);
                 assert_eq!(user_of_refresh_token(&tx, "r1").await?, None);
                 assert_eq!(user_of_refresh_token(&tx, "r2").await?.as_deref(), Some(alice()));
                 devices::delete(&tx, alice(), &[phone().to_owned()]).await?;
                 assert_eq!(known(&tx, &["a2"]).await?, [false]);
                 assert!(devices::of_user(&tx, alice()).await?.is_empty());
-                alice_with_phone(&tx).await?;
-                begin(&tx, alice(), phone(), pair("a3", "r3")).await?;
+                alice_with_session(&tx).await?;
+                end(&tx, alice(), phone()).await?;
+                begin(&tx, alice(), &alices_phone(), pair("a3", "r3")).await?;
                 users::deactivate(&tx, alice()).await?;
                 assert_eq!(known(&tx, &["a3"]).await?, [false]);
                 Ok::<_, Error>(())

@@ -407,7 +407,9 @@ mod tests {
                 last_seen_ip: String::new(),
             };
             store
-                .write("test", |tx| async move { crate::devices::upsert(&tx, user, device).await })
+                .write("test", |tx| async move {
+                    tx.insert_together(vec![crate::devices::upsert(user, device)]).await
+                })
                 .await
                 .unwrap();
         }

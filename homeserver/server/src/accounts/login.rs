@@ -23,13 +23,8 @@ pub async fn check_password(
     address: IpAddr,
 ) -> Result<User, ApiError> {
     let attempt = &Attempt::new(user_id, address);
-    let user = app
-        .store
-        .read("login", |tx| async move {
-            attempt.check(&tx, now).await?;
-            Ok::<_, ApiError>(users::find(&tx, user_id).await?)
-        })
-        .await?;
+    app.store.read_one("login_failures", |tx| async move { attempt.check(&tx, now).await }).await?;
+    let user = app.store.read_one("login", |tx| async move { users::find(&tx, user_id).await }).await?;
     let hash = user.as_ref().and_then(|user| user.password_hash.as_deref());
     let is_right = app.passwords.verify(password, hash).await?;
     match user {

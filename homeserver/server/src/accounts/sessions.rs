@@ -276,6 +276,8 @@ pub async fn begin(
     let granted = Granted::new(app, wish.refresh_token);
     let (access_hash, refresh_hash) = &granted.hashes();
     let expires_ts = granted.expires_ts(now);
+    // No session is on a device whose id was just thought of.
+    let may_have_session = wish.device_id.is_some();
     let device = &Device {
         device_id: wish.device_id.unwrap_or_else(|| app.entropy.readable(DEVICE_ID_LENGTH).into()),
         display_name: wish.display_name,
@@ -284,11 +286,13 @@ pub async fn begin(
     };
     app.store
         .write("session_begin", |tx| async move {
-            tx.lock_shards(&[tx.shards().of_user(user_id)]).await?;
-            devices::upsert(&tx, user_id, device).await?;
+            tx.lock_shards_for(&[(tx.shards().of_user(user_id), 1)].into()).await?;
+            if may_have_session {
+                sessions::end(&tx, user_id, &device.device_id).await?;
+            }
             let refresh_hash = refresh_hash.as_deref();
             let tokens = NewTokens { access_hash, expires_ts, refresh_hash };
-            sessions::begin(&tx, user_id, &device.device_id, tokens).await
+            sessions::begin(&tx, user_id, device, tokens).await
         })
         .await?;
     Ok((device.device_id.clone(), granted))

@@ -43,19 +43,17 @@ impl Attempt {
         [(&self.account, ACCOUNT_FAILURES), (&self.address, ADDRESS_FAILURES)]
     }
 
-    /// Refuses the attempt while the account or the address has to wait.
+    /// Refuses the attempt while the account or the address has to wait; tells whether the account has failures.
     ///
     /// # Errors
     ///
     /// 429 `M_LIMIT_EXCEEDED`, saying how long.
-    pub async fn check(&self, tx: &ReadTx, now: MilliSecondsSinceUnixEpoch) -> Result<(), ApiError> {
-        for (subject, _) in self.subjects() {
-            let Some(failures) = login_failures::find(tx, subject).await? else { continue };
-            if failures.blocked_until_ts > now {
-                return Err(blocked(failures.blocked_until_ts, now));
-            }
+    pub async fn check(&self, tx: &ReadTx, now: MilliSecondsSinceUnixEpoch) -> Result<bool, ApiError> {
+        let failures = login_failures::find(tx, &self.subjects().map(|(subject, _)| subject)).await?;
+        match failures.values().map(|failures| failures.blocked_until_ts).max() {
+            Some(until) if until > now => Err(blocked(until, now)),
+            _ => Ok(failures.contains_key(&self.account)),
         }
-        Ok(())
     }
 
     /// Counts a failed attempt.
@@ -84,14 +82,9 @@ impl Attempt {
     /// 429 `M_LIMIT_EXCEEDED`, saying how long.
     pub async fn succeeded(&self, app: &App) -> Result<(), ApiError> {
         let now = app.clock.now();
-        let any = app
-            .store
-            .read("login_failures", |tx| async move {
-                self.check(&tx, now).await?;
-                Ok::<_, ApiError>(login_failures::find(&tx, &self.account).await?.is_some())
-            })
-            .await?;
-        if any {
+        let has_failures =
+            app.store.read_one("login_failures", |tx| async move { self.check(&tx, now).await }).await?;
+        if has_failures {
             app.store
                 .write("login_succeeded", |tx| async move {
                     self.check(&tx, now).await?;
@@ -110,7 +103,8 @@ async fn count(
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<(), keystead_store::Error> {
     login_failures::lock(tx, subject).await?;
-    let before = login_failures::find(tx, subject).await?.map_or(0, |failures| failures.count);
+    let before = login_failures::find(tx, &[subject]).await?;
+    let before = before.get(subject).map_or(0, |failures| failures.count);
     let count = before.saturating_add(1);
     let blocked_until_ts = timeout(count, allowed).map_or(now, |timeout| later(now, timeout));
     login_failures::put(tx, subject, Failures { count, newest_ts: now, blocked_until_ts }).await
