@@ -40,6 +40,7 @@ mod security;
 mod sessions;
 mod signing_keys;
 mod syncing;
+mod syncing_gaps;
 mod traces;
 mod url_preview;
 mod user_data;

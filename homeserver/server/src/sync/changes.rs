@@ -119,9 +119,7 @@ impl Changes {
                 if sync.rooms.is_joined(&receipt.room_id)
                     && (!receipt.is_private() || receipt.user_id == *user_id) =>
             {
-                let room = self.rooms.entry(receipt.room_id.clone()).or_default();
-                room.events.get_or_insert_default();
-                room.receipts.push(receipt.clone());
+                self.add_receipt(receipt.clone(), false);
             }
             Item::UserChange(changed, UserChange::DeviceList) => self.take_device_list(sync, shard, changed),
             Item::UserChange(changed, _) => self.own_account_changed |= changed == user_id,
@@ -254,12 +252,15 @@ impl Changes {
 
     /// `unread`: whether the rooms' events have yet to be read from the database.
     fn add_receipts(&mut self, receipts: impl IntoIterator<Item = Receipt>, unread: bool) {
-        for receipt in receipts {
-            let room = self
-                .rooms
-                .entry(receipt.room_id.clone())
-                .or_insert_with(|| RoomChanges { events: (!unread).then(Vec::new), receipts: Vec::new() });
-            room.receipts.push(Arc::new(receipt));
-        }
+        receipts.into_iter().for_each(|receipt| self.add_receipt(Arc::new(receipt), unread));
+    }
+
+    /// What is known of the room's events stays as it is: a private receipt may be in memory where they are not.
+    fn add_receipt(&mut self, receipt: Arc<Receipt>, unread: bool) {
+        let room = self
+            .rooms
+            .entry(receipt.room_id.clone())
+            .or_insert_with(|| RoomChanges { events: (!unread).then(Vec::new), receipts: Vec::new() });
+        room.receipts.push(receipt);
     }
 }

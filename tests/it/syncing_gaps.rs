@@ -1,0 +1,181 @@
+//! `/sync` after a gap: what memory no longer holds, and what a client may not see or does not want to.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use keystead_tests::{
+    TestCluster, User,
+    http::encode,
+    sync::{Syncing, events, of_type, timeline, timeline_limit},
+    user::{in_room, transaction_id},
+};
+use serde_json::{Value, json};
+
+async fn pair() -> (User, User, String) {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    (alice, bob, room)
+}
+
+async fn set_topic(user: &User, room: &str, topic: &str) {
+    user.set_state(room, "m.room.topic", "", json!({ "topic": topic })).await;
+}
+
+/// The state that a client has after an answer that shows it a whole room: the state section, and the timeline laid over it.
+fn state_of(room: &Value) -> BTreeMap<(String, String), Value> {
+    let text = |event: &Value, name: &str| event[name].as_str().map(str::to_owned);
+    let all = events(&room["state"]).iter().chain(events(&room["timeline"]));
+    all.filter_map(|event| {
+        Some(((text(event, "type")?, text(event, "state_key")?), event["content"].clone()))
+    })
+    .collect()
+}
+
+fn topic_of(room: &Value) -> Option<String> {
+    let state = state_of(room);
+    let topic = state.get(&("m.room.topic".to_owned(), String::new()))?;
+    topic["topic"].as_str().map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_private_receipt_in_memory_hides_no_events_that_are_not() {
+    let (alice, bob, room) = pair().await;
+    let cluster = alice.cluster.clone();
+    let mut bobs = bob.at(0).syncing();
+    bobs.until_joined(&room).await;
+    let event = alice.send_text(&room, "while nobody looks").await;
+    // The replica remembers nothing of the room from before its start.
+    cluster.kill(0);
+    cluster.restart(0).await;
+    let path = in_room(&room, &format!("/receipt/m.read.private/{}", encode(&event)));
+    bob.at(0).post(&path, json!({})).await.ok();
+    bobs.until_event(&room, &event).await;
+}
+
+#[tokio::test]
+async fn what_is_unread_is_counted_though_memory_does_not_reach_back() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.at(0).syncing_with(&timeline_limit(3));
+    bobs.until_joined(&room).await;
+    let unread = |answer: &Value| {
+        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
+    };
+    alice.send_text(&room, "one").await;
+    assert_eq!(bobs.until("the first", unread).await, 1);
+    // More than the 16 MiB that a replica remembers of a shard.
+    let big = "x".repeat(60_000);
+    for _ in 0..15 {
+        join_all((0..20).map(|_| alice.send_text(&room, &big))).await;
+    }
+    assert_eq!(bobs.until("the others", unread).await, 100, "as far as events are counted");
+}
+
+#[tokio::test]
+async fn who_comes_back_ends_with_the_state_that_is_in_force() {
+    let (alice, bob, room) = pair().await;
+    let joined = json!({ "history_visibility": "joined" });
+    alice.set_state(&room, "m.room.history_visibility", "", joined).await;
+    set_topic(&alice, &room, "seen").await;
+    let mut bobs = bob.syncing_with(&timeline_limit(50));
+    bobs.until_joined(&room).await;
+    bob.leave(&room).await;
+    set_topic(&alice, &room, "not seen").await;
+    bob.join(&room).await;
+    let back = bobs.until_joined(&room).await;
+    assert_eq!(topic_of(&back).as_deref(), Some("not seen"), "{back:#}");
+
+    let first = bob.syncing_with(&timeline_limit(50)).until_joined(&room).await;
+    assert_eq!(topic_of(&first).as_deref(), Some("not seen"), "{first:#}");
+    assert_eq!(first["timeline"]["limited"], true, "it begins after the topic that is no longer so");
+}
+
+#[tokio::test]
+async fn a_filter_by_senders_does_not_bring_back_older_state() {
+    let (alice, bob, room) = pair().await;
+    let carol = alice.cluster.user("carol").await;
+    carol.join(&room).await;
+    alice.set_state(&room, "m.room.power_levels", "", json!({ "state_default": 0 })).await;
+    let filter = json!({ "room": { "timeline": { "not_senders": [carol.id], "limit": 50 } } });
+    let mut bobs = bob.syncing_with(&filter);
+    bobs.until_joined(&room).await;
+    let since = bobs.since().expect("a token").to_owned();
+    set_topic(&alice, &room, "older").await;
+    set_topic(&carol, &room, "newer").await;
+    let last = alice.send_text(&room, "last").await;
+    let mut again = bob.syncing_with(&filter);
+    again.resume(&since);
+    let answer = again.until_joined(&room).await;
+    assert_eq!(topic_of(&answer).as_deref(), Some("newer"), "{answer:#}");
+    assert_eq!(events(&answer["timeline"]).last().expect("an event")["event_id"], json!(last));
+
+    bob.leave(&room).await;
+    again.resume(&since);
+    let answer = again.until("left", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    assert_eq!(topic_of(&answer).as_deref(), Some("newer"), "{answer:#}");
+}
+
+#[tokio::test]
+async fn who_came_and_went_between_two_syncs_is_shown_the_whole_state() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    let mut bobs: Syncing = bob.syncing_with(&timeline_limit(1));
+    bobs.next(0).await;
+    bob.join(&room).await;
+    bob.leave(&room).await;
+    let left = bobs.until("left", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    assert!(of_type(events(&left["state"]), "m.room.create").is_some(), "{left:#}");
+    assert!(timeline(&json!({ "rooms": { "join": { &room: left } } }), &room).len() == 1);
+}
+
+#[tokio::test]
+async fn who_leaves_a_room_hears_that_nobody_is_shared_with_any_longer() {
+    let (alice, bob, room) = pair().await;
+    let carol = alice.cluster.user("carol").await;
+    carol.join(&room).await;
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    alice.leave(&room).await;
+    bob.leave(&room).await;
+    let answer = bobs.next(0).await;
+    let mut left = answer["device_lists"]["left"].as_array().expect("a list").clone();
+    left.sort_by_key(ToString::to_string);
+    assert_eq!(left, [json!(alice.id), json!(carol.id)], "also who has left like oneself");
+}
+
+#[tokio::test]
+async fn what_was_redacted_is_no_longer_counted_as_unread() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.at(0).syncing();
+    bobs.until_joined(&room).await;
+    let unread = |answer: &Value| {
+        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
+    };
+    let first = alice.send_text(&room, "one").await;
+    alice.send_text(&room, "two").await;
+    let mut count = 0;
+    while count < 2 {
+        count = bobs.until("both", unread).await;
+    }
+    let path = in_room(&room, &format!("/redact/{}/{}", encode(&first), transaction_id()));
+    alice.put(&path, json!({})).await.ok();
+    assert_eq!(bobs.until("the redaction", unread).await, 1);
+}
+
+#[tokio::test]
+async fn a_new_name_reads_nothing() {
+    let (alice, bob, room) = pair().await;
+    let cluster = alice.cluster.clone();
+    let mut bobs = bob.at(0).syncing();
+    bobs.until_joined(&room).await;
+    alice.send_text(&room, "one").await;
+    let name = json!({ "displayname": "Robert" });
+    bob.put(&format!("/profile/{}/displayname", encode(&bob.id)), name).await.ok();
+    // So that it counts anew, from the database.
+    cluster.kill(0);
+    cluster.restart(0).await;
+    let answer = bobs.until_joined(&room).await;
+    assert_eq!(answer["unread_notifications"]["notification_count"], 1, "{answer:#}");
+}
