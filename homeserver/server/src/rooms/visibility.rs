@@ -58,6 +58,11 @@ impl RoomView {
         self.memberships.iter().any(|(_, membership)| *membership == MembershipState::Join)
     }
 
+    /// Whether the user was in the room after the event at `position`.
+    pub fn was_joined_at(&self, position: i64) -> bool {
+        at(&self.memberships, position) == Some(&MembershipState::Join)
+    }
+
     /// The position of the event with which the user was last taken out of the room. `None` for those who are in it, and
     /// for those who never were.
     pub fn joined_until(&self) -> Option<i64> {

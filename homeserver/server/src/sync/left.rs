@@ -36,17 +36,20 @@ impl Sync<'_> {
             })
             .await?;
         let mut timeline: Vec<Arc<RoomEvent>> = newest.into_iter().rev().map(Arc::new).collect();
-        let limited = self.cut(&mut timeline);
-        let visible: Vec<_> = timeline.into_iter().filter(|event| view.may_see(event.position)).collect();
-        let timeline: Vec<_> =
+        let mut limited = self.cut(&mut timeline);
+        let mut visible: Vec<_> = timeline.into_iter().filter(|event| view.may_see(event.position)).collect();
+        let mut timeline: Vec<_> =
             visible.iter().filter(|event| self.wants_in_timeline(event)).cloned().collect();
+        limited |= self.drop_outdated(&mut visible, &mut timeline);
         // Here only the filter counts: what the user was not to see when it happened is nobody's to tell now.
         let span = Span::new(&visible, &timeline, membership.position);
 
         let mut left = LeftRoom::new();
         left.timeline = self.timeline(&timeline, limited, &span).await?;
         if view.was_joined() {
-            let wanted = since.filter(|_| !self.request.full_state).map_or(Wanted::Whole, Wanted::Since);
+            // Who joined and left between two syncs has been told nothing of the room yet.
+            let is_known = |since: &i64| !self.request.full_state && view.was_joined_at(*since);
+            let wanted = since.filter(is_known).map_or(Wanted::Whole, Wanted::Since);
             left.state = self.state_when_left(room_id, wanted, &span, &timeline).await?;
         }
         Ok(Some(left))

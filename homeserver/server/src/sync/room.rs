@@ -64,6 +64,13 @@ struct Candidate<'a> {
     changes: RoomChanges,
 }
 
+/// What happened in a room since the token, oldest first.
+struct NewEvents {
+    events: Vec<Arc<RoomEvent>>,
+    /// Whether that is everything, or only the newest of it.
+    are_all: bool,
+}
+
 impl Sync<'_> {
     pub(super) async fn joined_rooms(
         &self,
@@ -81,14 +88,18 @@ impl Sync<'_> {
         self.count_ahead(&unknown).await?;
         let mut joined = BTreeMap::new();
         for mut candidate in candidates {
-            let events = candidate.changes.events.take().filter(|_| !candidate.is_new);
-            let timeline = match events {
-                Some(events) => events,
-                None => stored.remove(candidate.room_id).unwrap_or_default().into_iter().rev().collect(),
+            let in_memory = candidate.changes.events.take().filter(|_| !candidate.is_new);
+            let new = match in_memory {
+                Some(events) => NewEvents { events, are_all: true },
+                None => {
+                    let newest = stored.remove(candidate.room_id).unwrap_or_default();
+                    let are_all = newest.len() <= self.timeline_limit();
+                    NewEvents { events: newest.into_iter().rev().collect(), are_all }
+                }
             };
             let room_typing = typing.remove(candidate.room_id);
             let state = states.get(candidate.room_id).ok_or_else(|| missing_state(candidate.room_id))?;
-            let room = self.joined_room(&candidate, state, timeline, (room_typing, changes)).await?;
+            let room = self.joined_room(&candidate, state, new, (room_typing, changes)).await?;
             if candidate.is_new || self.request.full_state || !room.is_empty() {
                 joined.insert(candidate.room_id.clone(), room);
             }
@@ -194,16 +205,17 @@ impl Sync<'_> {
         &self,
         candidate: &Candidate<'_>,
         state: &RoomState,
-        mut timeline: Vec<Arc<RoomEvent>>,
+        new: NewEvents,
         (typing, changes): (Option<Vec<OwnedUserId>>, &Changes),
     ) -> Result<JoinedRoom, ApiError> {
         let room_id = candidate.room_id;
         let end = self.upto_in(room_id);
-        let all_new = timeline.clone();
-        let limited = self.cut(&mut timeline);
-        let looked_at = timeline.clone();
+        let mut looked_at = new.events.clone();
+        let mut limited = self.cut(&mut looked_at);
+        let mut timeline = looked_at.clone();
         self.hide_what_came_before_joining(room_id, &mut timeline).await?;
         timeline.retain(|event| self.wants_in_timeline(event));
+        limited |= self.drop_outdated(&mut looked_at, &mut timeline);
         let span = Span::new(&looked_at, &timeline, end);
 
         let whole = candidate.is_new || self.request.full_state;
@@ -212,20 +224,23 @@ impl Sync<'_> {
             _ => Wanted::Whole,
         };
         let mut room = JoinedRoom::new();
-        let has_news = whole || !all_new.is_empty();
+        let has_news = whole || !new.events.is_empty();
         if has_news {
-            let members_changed =
-                limited || all_new.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
+            let members_changed = limited
+                || new.events.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
             if whole || members_changed {
                 room.summary = self.summary(state);
             }
+            let all_new = new.are_all.then_some(&*new.events);
+            let wanted = (wanted, all_new);
             room.state = self.state_section(state, wanted, &span, &timeline, &room.summary.heroes).await?;
             room.timeline = self.timeline(&timeline, limited, &span).await?;
         }
         room.account_data.events = self.room_account_data(room_id, changes)?;
         room.ephemeral = self.ephemeral(candidate, typing)?;
         if has_news || !candidate.changes.receipts.is_empty() {
-            room.unread_notifications = self.unread(state, &all_new, candidate.after).await?;
+            let counted = candidate.after.filter(|_| new.are_all);
+            room.unread_notifications = self.unread(state, &new.events, counted).await?;
         }
         Ok(room)
     }

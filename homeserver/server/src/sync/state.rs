@@ -1,6 +1,9 @@
 //! The state that a client needs to make sense of a timeline.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use keystead_core::{
     filter::{self, Facts},
@@ -69,25 +72,69 @@ impl Span {
     /// Adds to a state what the timeline does not show of its later changes, so that state and timeline together lead to
     /// the state at the end. What the timeline itself sets again later is left to it.
     pub(super) fn add_hidden(&self, events: &mut Vec<Arc<RoomEvent>>, timeline: &[Arc<RoomEvent>]) {
-        let key = |event: &Arc<RoomEvent>| (event.pdu.event_type.clone(), event.pdu.state_key.clone());
         for hidden in &self.hidden {
-            let is_set_later =
-                timeline.iter().any(|event| event.position > hidden.position && key(event) == key(hidden));
+            let is_set_later = timeline
+                .iter()
+                .any(|event| event.position > hidden.position && state_key_of(event) == state_key_of(hidden));
             if !is_set_later {
-                events.retain(|event| key(event) != key(hidden));
+                events.retain(|event| state_key_of(event) != state_key_of(hidden));
                 events.push(hidden.clone());
             }
         }
     }
 }
 
+/// What these events, oldest first, have made the state just before a position.
+fn newest_state(events: &[Arc<RoomEvent>], before: i64) -> Vec<Arc<RoomEvent>> {
+    let mut seen = HashSet::new();
+    let earlier = events.iter().rev().filter(|event| event.position < before);
+    let state = earlier.filter(|event| event.pdu.state_key.is_some() && seen.insert(state_key_of(event)));
+    let mut newest: Vec<_> = state.cloned().collect();
+    newest.reverse();
+    newest
+}
+
+/// What a state event sets.
+fn state_key_of(event: &RoomEvent) -> (String, Option<String>) {
+    (event.pdu.event_type.to_string(), event.pdu.state_key.clone())
+}
+
+/// The position up to which a timeline shows state that an event which is not shown has replaced, if it does.
+fn outdated_upto(looked_at: &[Arc<RoomEvent>], shown: &[Arc<RoomEvent>]) -> Option<i64> {
+    let state = |event: &&Arc<RoomEvent>| event.pdu.state_key.is_some();
+    let newest: HashMap<_, i64> =
+        looked_at.iter().filter(state).map(|event| (state_key_of(event), event.position)).collect();
+    let newest_shown: HashMap<_, i64> =
+        shown.iter().filter(state).map(|event| (state_key_of(event), event.position)).collect();
+    let outdated =
+        newest_shown.into_iter().filter(|(key, shown)| newest.get(key).is_some_and(|at| at > shown));
+    outdated.map(|(_, position)| position).max()
+}
+
 impl Sync<'_> {
+    /// Lets a timeline begin later if a client that lays it over the state before it would end with state that is no longer in
+    /// force: where it shows an event, but not the one that replaced it. Returns whether something had to go.
+    pub(super) fn drop_outdated(
+        &self,
+        looked_at: &mut Vec<Arc<RoomEvent>>,
+        timeline: &mut Vec<Arc<RoomEvent>>,
+    ) -> bool {
+        if self.request.state_after || looked_at.len() == timeline.len() {
+            return false;
+        }
+        let Some(outdated) = outdated_upto(looked_at, timeline) else { return false };
+        looked_at.retain(|event| event.position > outdated);
+        timeline.retain(|event| event.position > outdated);
+        true
+    }
+
     /// The state section of a room: as of the start of the timeline, or of its end if the client asked for that.
-    /// `heroes` are the members that stand for the room's name.
+    /// `all_new` are all events after the position that the state is wanted since, if they are at hand; `heroes` are the members that
+    /// stand for the room's name.
     pub(super) async fn state_section(
         &self,
         room: &RoomState,
-        wanted: Wanted,
+        (wanted, all_new): (Wanted, Option<&[Arc<RoomEvent>]>),
         span: &Span,
         timeline: &[Arc<RoomEvent>],
         heroes: &[OwnedUserId],
@@ -97,7 +144,10 @@ impl Sync<'_> {
         let mut events = match wanted {
             Wanted::Whole => self.state_before(room, until, speakers.as_ref()).await?,
             Wanted::Since(since) if since + 1 >= until => Vec::new(),
-            Wanted::Since(since) => self.state_between(&room.room_id, since, until).await?,
+            Wanted::Since(since) => match all_new {
+                Some(events) => newest_state(events, until),
+                None => self.state_between(&room.room_id, since, until).await?,
+            },
         };
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
@@ -213,4 +263,66 @@ pub(super) fn lazy_load(
         }
     }
     missing.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use keystead_core::pdu::Pdu;
+    use ruma::{OwnedEventId, owned_room_id};
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(position: i64, event_type: &str, state_key: Option<&str>) -> Arc<RoomEvent> {
+        let mut json = json!({
+            "type": event_type, "sender": "@a:x", "content": {}, "origin_server_ts": 1, "prev_events": [],
+            "auth_events": [], "depth": 1,
+        });
+        if let Some(state_key) = state_key {
+            json["state_key"] = json!(state_key);
+        }
+        let event_id = OwnedEventId::try_from(format!("$e{position}")).unwrap();
+        let pdu = Pdu::from_json(event_id, owned_room_id!("!r:x"), &json.to_string()).unwrap();
+        Arc::new(RoomEvent { position, pdu: Arc::new(pdu) })
+    }
+
+    fn history() -> Vec<Arc<RoomEvent>> {
+        vec![
+            event(1, "m.room.topic", Some("")),
+            event(3, "m.room.member", Some("@a:x")),
+            event(4, "m.room.topic", Some("")),
+            event(5, "m.room.message", None),
+            event(7, "m.room.member", Some("@b:x")),
+            event(9, "m.room.topic", Some("")),
+        ]
+    }
+
+    #[test]
+    fn of_what_was_set_twice_the_newest_is_the_state() {
+        let positions = |before| -> Vec<_> {
+            newest_state(&history(), before).iter().map(|event| event.position).collect()
+        };
+        assert_eq!(positions(1), [0_i64; 0]);
+        assert_eq!(positions(4), [1, 3]);
+        assert_eq!(positions(9), [3, 4, 7]);
+        assert_eq!(positions(10), [3, 7, 9]);
+    }
+
+    #[test]
+    fn what_a_hidden_event_has_replaced_is_outdated() {
+        let all = history();
+        let shown = |hidden: &[i64]| -> Vec<_> {
+            all.iter().filter(|event| !hidden.contains(&event.position)).cloned().collect()
+        };
+        let table = [
+            (vec![], None),
+            (vec![1, 4, 9], None),
+            (vec![1, 3, 5], None),
+            (vec![9], Some(4)),
+            (vec![4, 9], Some(1)),
+        ];
+        for (hidden, expected) in table {
+            assert_eq!(outdated_upto(&all, &shown(&hidden)), expected, "{hidden:?}");
+        }
+    }
 }
