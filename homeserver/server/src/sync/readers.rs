@@ -26,6 +26,7 @@ use ruma::{
     OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
     events::{
+        TimelineEventType,
         ignored_user_list::{IgnoredUser, IgnoredUserListEventContent},
         room::power_levels::RoomPowerLevelsEventContent,
     },
@@ -46,6 +47,8 @@ const COUNTED_EVENTS: u64 = 100;
 const ROOMS_COUNTED_AT_ONCE: usize = 50;
 /// How many users' rules, and how many rooms' counts, are kept.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(99_999);
+/// Of how many rooms the newest redaction is kept.
+const REDACTED_ROOMS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
 /// How many events are kept as push rules look at them, and how large their contents may be, in bytes.
 const FLAT_EVENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2_047);
 const MAX_FLAT_BYTES: usize = 8_192;
@@ -55,6 +58,8 @@ pub struct ReaderCaches {
     ignored: Mutex<LruCache<OwnedUserId, Arc<IgnoredUsers>>>,
     rules: Mutex<LruCache<OwnedUserId, Arc<Ruleset>>>,
     counts: Mutex<LruCache<(OwnedUserId, OwnedRoomId), Count>>,
+    /// Where each room's newest redaction stands: what it emptied may have been counted before.
+    redactions: Mutex<LruCache<OwnedRoomId, i64>>,
     /// Events as push rules look at them: the same for all members of a room.
     flat: Mutex<LruCache<OwnedEventId, Arc<FlattenedJson>>>,
     /// Counts what voids the caches, so that what was read before is not kept after: for each user one of these.
@@ -78,6 +83,7 @@ impl Default for ReaderCaches {
             ignored: Mutex::new(LruCache::new(CAPACITY)),
             rules: Mutex::new(LruCache::new(CAPACITY)),
             counts: Mutex::new(LruCache::new(CAPACITY)),
+            redactions: Mutex::new(LruCache::new(REDACTED_ROOMS)),
             flat: Mutex::new(LruCache::new(FLAT_EVENTS)),
             changes: [const { AtomicU64::new(0) }; 256],
         }
@@ -102,8 +108,18 @@ impl ReaderCaches {
                 // What is ignored does not count as unread.
                 lock(&self.counts).clear();
             }
+            Item::Event(event) if event.pdu.event_type == TimelineEventType::RoomRedaction => {
+                lock(&self.redactions).put(event.pdu.room_id.clone(), event.position);
+            }
             _ => {}
         }
+    }
+
+    /// The unread events of a user in a room as they were last counted, if none of them may have been redacted since.
+    fn counted(&self, key: &(OwnedUserId, OwnedRoomId)) -> Option<Count> {
+        let count = lock(&self.counts).get(key).copied()?;
+        let redacted_at = lock(&self.redactions).peek(&key.1).copied().unwrap_or_default();
+        (count.notifications == 0 || count.upto >= redacted_at).then_some(count)
     }
 
     /// The counter of a user, which others may share.
@@ -168,7 +184,7 @@ impl Sync<'_> {
         let key = (self.user_id().to_owned(), room.room_id.clone());
         let upto = self.upto_in(&room.room_id);
         let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
-        let cached = lock(&caches.counts).get(&key).copied();
+        let cached = caches.counted(&key);
         let count = match cached {
             Some(count) if count.upto >= upto => count,
             Some(count) if since.is_some_and(|since| count.upto >= since) => {
@@ -228,9 +244,11 @@ impl Sync<'_> {
             .read("sync_unread", |tx| async move {
                 let room_ids: Vec<_> = rooms.iter().map(|(room_id, _)| *room_id).collect();
                 let read = receipts::read_positions(&tx, &room_ids, user_id).await?;
+                let never_read: Vec<_> =
+                    room_ids.iter().filter(|room_id| !read.contains_key(**room_id)).copied().collect();
+                let joined = rooms::joined_positions(&tx, &never_read, user_id).await?;
                 let bounds = |(room_id, upto): &(&RoomId, i64)| {
-                    let joined_at = || self.rooms.get(room_id).map_or(*upto, |room| room.position);
-                    let after = read.get(*room_id).copied().unwrap_or_else(joined_at);
+                    let after = read.get(*room_id).or_else(|| joined.get(*room_id)).copied().unwrap_or(*upto);
                     ((*room_id).to_owned(), Bounds { after, upto: *upto })
                 };
                 let bounds: Vec<_> = rooms.iter().map(bounds).collect();

@@ -23,8 +23,8 @@ use sea_orm::{QueryResult, Value};
 pub use self::{
     append::{Append, Appended, Message, append, append_messages},
     state::{
-        members_at, members_of_at, replaced_by, state_at, state_before, state_between, state_event_at,
-        state_history, state_without_members_at,
+        joined_positions, members_at, members_of_at, replaced_by, state_at, state_before, state_between,
+        state_event_at, state_history, state_without_members_at,
     },
     timeline::{Bounds, Direction, event, events, events_between, newest, redact, stored_event, timelines},
 };

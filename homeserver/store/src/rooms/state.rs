@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use keystead_core::room::RoomEvent;
-use ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId};
+use keystead_core::room::{RoomEvent, membership_of};
+use ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId, events::room::member::MembershipState};
 use sea_orm::Value;
 
 use super::StoredEvent;
@@ -143,6 +143,35 @@ pub async fn replaced_by(
 
 fn key_of(event: &RoomEvent) -> (OwnedRoomId, String, Option<String>) {
     (event.pdu.room_id.clone(), event.pdu.event_type.to_string(), event.pdu.state_key.clone())
+}
+
+/// The positions at which a user came into rooms that it is in: a later member event of somebody who is there is a new name or
+/// picture. Rooms that the user is not in are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn joined_positions(
+    tx: &ReadTx,
+    room_ids: &[&RoomId],
+    user_id: &UserId,
+) -> Result<HashMap<OwnedRoomId, i64>, Error> {
+    let mut joined = HashMap::new();
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (rooms, values) = tx.list(2, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql = format!(
+            "{SELECT} WHERE s.room_id IN ({rooms}) AND s.event_type = 'm.room.member' AND s.state_key = $1 ORDER BY s.position"
+        );
+        let user = std::iter::once(Value::from(user_id.as_str()));
+        for event in read(tx.query(&sql, user.chain(values)).await?)? {
+            let room_id = event.pdu.room_id.clone();
+            if membership_of(&event.pdu) == MembershipState::Join {
+                joined.entry(room_id).or_insert(event.position);
+            } else {
+                joined.remove(&room_id);
+            }
+        }
+    }
+    Ok(joined)
 }
 
 /// Every event that a state key was ever set by, oldest first.
