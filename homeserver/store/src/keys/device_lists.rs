@@ -140,7 +140,7 @@ pub async fn device_list_delta(
     }
     let (entered, gone) = own_moves(tx, user_id, memberships, from).await?;
     delta.changed.extend(members_of(tx, &entered).await?);
-    delta.left.extend(members_of(tx, &gone).await?);
+    delta.left.extend(former_companions(tx, &gone, from).await?);
     let shared = sharing(tx, user_id, &delta.left).await?;
     delta.left.retain(|user| !shared.contains(user) && user != user_id);
     // A change of the reader's own devices stands in the own shard whatever rooms it has.
@@ -256,6 +256,31 @@ async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUs
         }
     }
     Ok(members)
+}
+
+/// Who is in these rooms, or has left them since `from` like the reader.
+async fn former_companions(
+    tx: &ReadTx,
+    room_ids: &[OwnedRoomId],
+    from: &SyncToken,
+) -> Result<Vec<OwnedUserId>, Error> {
+    let mut companions = Vec::new();
+    for chunk in room_ids.chunks(tx.rows_a_statement(2)) {
+        let rooms = chunk
+            .iter()
+            .map(|room_id| vec![Value::from(room_id.as_str()), position_in(tx, from, room_id).into()]);
+        let (rooms, values) = tx.rows(1, rooms.collect());
+        let sql = format!(
+            "WITH gone (room_id, after) AS ({rooms}) \
+             SELECT DISTINCT theirs.user_id FROM gone JOIN memberships theirs ON theirs.room_id = gone.room_id \
+             WHERE theirs.membership = 'join' \
+             OR (theirs.membership IN ('leave', 'ban') AND theirs.position > gone.after)"
+        );
+        for row in tx.query(&sql, values).await? {
+            companions.push(streams::user_id(&row, "memberships", "user_id")?);
+        }
+    }
+    Ok(companions)
 }
 
 /// Those of `users` who share a room with the user.
