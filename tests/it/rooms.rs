@@ -263,6 +263,10 @@ async fn messages_are_paged_in_both_directions() {
     assert_eq!(ids("/events_before"), [&*sent[9], &sent[8]]);
     assert_eq!(ids("/events_after"), [&*sent[11], &sent[12]]);
     assert!(!at(&middle, "/state").as_array().expect("a list").is_empty());
+    let alone = bob.get(&in_room(&room, &format!("/context/{}?limit=0", encode(&sent[14])))).await.ok();
+    for list in ["/events_before", "/events_after"] {
+        assert_eq!(at(&alone, list), &json!([]), "clients count on the list");
+    }
     let end = at(&middle, "/end").as_str().expect("a token").to_owned();
     let on = bob.get(&in_room(&room, &format!("/messages?dir=f&limit=2&from={}", encode(&end)))).await.ok();
     assert_eq!(event_ids(at(&on, "/chunk")), [&*sent[13], &sent[14]]);

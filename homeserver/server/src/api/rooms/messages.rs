@@ -20,6 +20,7 @@ use ruma::{
     },
     serde::Raw,
 };
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     context::{Ctx, Session},
-    http::error::ApiError,
+    http::{error::ApiError, reply::RawJson},
     rooms::{Form, RoomView, client_events, client_state},
 };
 
@@ -92,10 +93,12 @@ pub(super) async fn get_message_events(
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`. `limit` is for the events around the event; half of them
 /// come before it.
+///
+/// All lists are there, if empty: the specification lets a server leave them out, but clients (matrix-js-sdk) count on them.
 pub(super) async fn get_context(
     ctx: Ctx<Session>,
     request: get_context::v3::Request,
-) -> Result<get_context::v3::Response, ApiError> {
+) -> Result<RawJson, ApiError> {
     let (room_id, reader) = (&*request.room_id, reader(&ctx));
     let Access { room, until } = access::readable(&ctx, room_id).await?;
     let newest = until.unwrap_or(room.position);
@@ -124,17 +127,29 @@ pub(super) async fn get_context(
             }
         };
         state.retain(|event| passes(filter, event));
-        let mut response = get_context::v3::Response::new();
         let form = Form::WithRoomId;
-        response.event = raw(client_events(&tx, &[event], reader, form).await?).pop();
-        response.events_before = raw(client_events(&tx, &before.events, reader, form).await?);
-        response.events_after = raw(client_events(&tx, &after.events, reader, form).await?);
-        response.state = raw(client_state(&tx, &state, reader, form).await?);
-        response.start = Some(before.reached.to_string());
-        response.end = Some(after.reached.to_string());
-        Ok::<_, Error>(Some(response))
+        Ok::<_, Error>(Some(Context {
+            event: client_events(&tx, &[event], reader, form).await?.pop(),
+            events_before: client_events(&tx, &before.events, reader, form).await?,
+            events_after: client_events(&tx, &after.events, reader, form).await?,
+            state: client_state(&tx, &state, reader, form).await?,
+            start: before.reached.to_string(),
+            end: after.reached.to_string(),
+        }))
     });
-    read.await?.ok_or_else(no_such_event)
+    let context = read.await?.ok_or_else(no_such_event)?;
+    Ok(RawJson(serde_json::to_vec(&context).map_err(ApiError::internal)?.into()))
+}
+
+/// [`get_context::v3::Response`], which would leave empty lists out.
+#[derive(Serialize)]
+struct Context {
+    start: String,
+    end: String,
+    event: Option<Box<RawValue>>,
+    events_before: Vec<Box<RawValue>>,
+    events_after: Vec<Box<RawValue>>,
+    state: Vec<Box<RawValue>>,
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
