@@ -7,7 +7,7 @@ use std::{
 
 use keystead_core::room::{RoomEvent, RoomState};
 use lru::LruCache;
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{OwnedRoomId, RoomId, events::TimelineEventType};
 
 /// How many rooms are kept.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
@@ -39,7 +39,9 @@ impl RoomStates {
         if rooms.peek(&state.room_id).is_some_and(|here| here.position >= state.position) {
             return;
         }
-        let Some(missed) = missed() else {
+        // What was redacted meanwhile may have been read as it was before.
+        let is_redaction = |event: &Arc<RoomEvent>| event.pdu.event_type == TimelineEventType::RoomRedaction;
+        let Some(missed) = missed().filter(|missed| !missed.iter().any(is_redaction)) else {
             rooms.pop(&state.room_id);
             return;
         };
