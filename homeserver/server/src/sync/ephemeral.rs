@@ -1,7 +1,7 @@
 //! Typing, receipts and account data in the form that clients read.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::Arc,
 };
 
@@ -72,7 +72,8 @@ pub(super) fn wants_in_room(filter: &RoomEventFilter, room_id: &RoomId, data: &A
     filter::matches_in_room(filter, room_id, Facts { event_type: &data.data_type, sender: None, content })
 }
 
-/// Receipts as one `m.receipt` event; of two of one reader for one event and thread the newer counts.
+/// Receipts as one `m.receipt` event, which has one of each reader for an event: the newest, but rather one without a thread,
+/// since that says more.
 pub(super) fn receipt_event<T>(receipts: &[Arc<Receipt>]) -> Result<Option<Raw<T>>, ApiError> {
     if receipts.is_empty() {
         return Ok(None);
@@ -81,7 +82,16 @@ pub(super) fn receipt_event<T>(receipts: &[Arc<Receipt>]) -> Result<Option<Raw<T
     for receipt in receipts {
         let of_type =
             content.entry(receipt.event_id.as_str()).or_default().entry(&receipt.receipt_type).or_default();
-        of_type.insert(&receipt.user_id, ReceiptData { ts: receipt.ts, thread_id: &receipt.thread_id });
+        let data = ReceiptData { ts: receipt.ts, thread_id: &receipt.thread_id };
+        match of_type.entry(&receipt.user_id) {
+            Entry::Occupied(kept) if kept.get().thread_id.is_empty() && !data.thread_id.is_empty() => {}
+            Entry::Occupied(mut kept) => {
+                kept.insert(data);
+            }
+            Entry::Vacant(place) => {
+                place.insert(data);
+            }
+        }
     }
     bare_event("m.receipt", content).map(Some)
 }
@@ -121,5 +131,36 @@ impl Sync<'_> {
         }
         seen.sort_unstable_by_key(|seen| seen.room);
         (news, seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{
+        MilliSecondsSinceUnixEpoch, events::AnySyncEphemeralRoomEvent, owned_event_id, owned_room_id,
+        owned_user_id,
+    };
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_receipt_without_a_thread_goes_before_one_of_a_thread() {
+        let receipt = |ts: u32, thread_id: &str| {
+            Arc::new(Receipt {
+                room_id: owned_room_id!("!r:x"),
+                user_id: owned_user_id!("@a:x"),
+                receipt_type: "m.read".to_owned(),
+                thread_id: thread_id.to_owned(),
+                event_id: owned_event_id!("$e"),
+                ts: MilliSecondsSinceUnixEpoch(ts.into()),
+            })
+        };
+        let (threaded, plain) = (receipt(1, "main"), receipt(2, ""));
+        for receipts in [[threaded.clone(), plain.clone()], [plain, threaded]] {
+            let event: Raw<AnySyncEphemeralRoomEvent> = receipt_event(&receipts).unwrap().unwrap();
+            let event: Value = serde_json::from_str(event.json().get()).unwrap();
+            assert_eq!(event["content"]["$e"]["m.read"]["@a:x"], json!({ "ts": 2 }));
+        }
     }
 }
