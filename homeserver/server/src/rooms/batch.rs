@@ -330,7 +330,8 @@ fn head(shard: Shard, state: &RoomState) -> RoomHead {
     }
 }
 
-fn no_time() -> MilliSecondsSinceUnixEpoch {
+/// When the newest request of an empty batch came.
+pub(super) fn no_time() -> MilliSecondsSinceUnixEpoch {
     MilliSecondsSinceUnixEpoch(0_u32.into())
 }
 

@@ -21,7 +21,7 @@ use ruma::{OwnedRoomId, events::TimelineEventType};
 use tokio::sync::mpsc;
 
 use super::{
-    batch::{answer, postpone_repeated},
+    batch::{answer, no_time, postpone_repeated},
     placement::build,
     writer::{Context, Queued, Target, Write, WriteError, Written},
 };
@@ -75,6 +75,9 @@ impl Batch<'_> {
     /// messages says, each is tried alone, so that nobody fails for somebody else.
     async fn append(&self, writes: Vec<Queued>) -> Vec<(Shard, i64)> {
         let (messages, known) = self.build(writes);
+        if messages.is_empty() {
+            return Vec::new();
+        }
         match self.statement(&messages, &known).await {
             Ok(appended) => self.publish(messages, &appended),
             // A transaction id is used at the same time through another replica.
@@ -129,9 +132,7 @@ impl Batch<'_> {
         messages: &[Message],
         known: &HashMap<OwnedRoomId, i64>,
     ) -> Result<Appended, Error> {
-        let Some(now) = messages.iter().map(|message| message.write.now).max() else {
-            return Ok(Appended::default());
-        };
+        let now = messages.iter().map(|message| message.write.now).max().unwrap_or_else(no_time);
         let messages = messages.iter().filter_map(|Message { write, event, after }| {
             let transaction = write.transaction.clone()?;
             Some(rooms::Message { shard: self.shard(write), after: *after, event, transaction })
@@ -155,7 +156,9 @@ impl Batch<'_> {
             let written = Written { room_id: write.room_id.clone(), event_id, position: Some(position) };
             answers.push((write, written));
         }
-        (self.context.observe)(answers.len(), answers.len());
+        if !answers.is_empty() {
+            (self.context.observe)(answers.len(), answers.len());
+        }
         let mut reached = Vec::with_capacity(entries.len());
         for (shard, entries) in entries {
             reached.extend(entries.last().map(|entry| (shard, entry.position)));
