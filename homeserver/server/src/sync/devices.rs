@@ -195,8 +195,9 @@ impl Sync<'_> {
         let known = self.app.devices.empty(&device, since);
         if let Err(error) = self.remove_acknowledged(&device, since, known).await {
             self.app.devices.forget_inbox(&device);
-            // What there is no room to delete now is deleted at another sync. Nobody gets it twice: the token stands behind it.
-            if error.status() != StatusCode::INSUFFICIENT_STORAGE {
+            // What there is no room to delete now, on the disk or among what waits for that since thousands have come at once, is deleted at
+            // another sync. Nobody gets it twice: the token stands behind it.
+            if ![StatusCode::INSUFFICIENT_STORAGE, StatusCode::TOO_MANY_REQUESTS].contains(&error.status()) {
                 return Err(error);
             }
         }
