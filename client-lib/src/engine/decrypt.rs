@@ -171,7 +171,9 @@ impl Engine {
             .keys_at(received_at)
             .find(|keys| envelope.check_signature(&key.room_id, keys).is_ok())
             .unwrap_or(&known.keys);
-        Ok((signed_with.clone(), known.is_verified() && *signed_with == known.keys))
+        // Whoever has a KeyBox that was revoked can still sign, and a server can deliver it.
+        let verified = known.is_verified() && !known.gone && *signed_with == known.keys;
+        Ok((signed_with.clone(), verified))
     }
 
     fn accept_counter(

@@ -96,7 +96,8 @@ impl User {
     fn vouch(&mut self) {
         let Some(identity) = &mut self.identity else { return };
         let vouches = |known: &KnownKeyBox| {
-            known.verified && !known.conflicting && identity.keys.signed_by.contains(&known.keys.keybox_id)
+            let counts = known.verified && !known.conflicting && !known.gone;
+            counts && identity.keys.signed_by.contains(&known.keys.keybox_id)
         };
         identity.verified = identity.verified || self.keyboxes.values().any(vouches);
         let vouched = identity.verified && identity.offered.is_none();

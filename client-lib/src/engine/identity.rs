@@ -11,6 +11,7 @@ use keystead_keybox::Entropy;
 use keystead_keybox::canonical_json::{JsonSignatureError, verify_json};
 use keystead_keybox::encoding::{base64, from_base64};
 use keystead_keybox::identity::{IdentityContent, IdentityKeys, Usage, is_signed_by, read_key};
+use keystead_keybox::key_set::{PublicKeySet, validate_device_keys};
 
 use super::exchange::EngineError;
 use super::{Engine, KeyBoxAddress, KeyRef, Notice, Outgoing, RecordName};
@@ -106,6 +107,15 @@ impl std::fmt::Debug for IdentityRecord {
 
 fn object<'a>(of: &'a Map<String, Value>, user_id: &str) -> Option<&'a Map<String, Value>> {
     of.get(user_id)?.as_object()
+}
+
+/// Whether what the server shows is that key set, whole and signed by itself. Anything else, which is taken for no KeyBox, must not get a signature
+/// of ours either: with a self-signature that the server adds afterwards it would count at those who see it first.
+fn is_key_set(keys: &PublicKeySet, device_keys: &Value) -> bool {
+    let shown = device_keys
+        .as_object()
+        .and_then(|object| validate_device_keys(&keys.user_id, &keys.keybox_id, object).ok().flatten());
+    shown.is_some_and(|shown| shown.hash() == keys.hash())
 }
 
 impl Engine {
@@ -211,7 +221,9 @@ impl Engine {
         for (keybox_id, device_keys) in devices {
             let known = self.directory.find(&KeyBoxAddress::new(&own.user_id, keybox_id));
             let ours = *keybox_id == own.keybox_id || known.is_some_and(|known| known.verified);
-            let sound = known.is_some_and(|known| !known.cross_signed && !known.conflicting);
+            let sound = known.is_some_and(|known| {
+                !known.cross_signed && !known.conflicting && is_key_set(&known.keys, device_keys)
+            });
             if let (true, true, Some(device_keys)) = (ours, sound, device_keys.as_object()) {
                 let signed = keys.signed(Usage::SelfSigning, device_keys).map_err(signing_failed)?;
                 self.queue_signature(&own.user_id, keybox_id, signed);

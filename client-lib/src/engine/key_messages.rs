@@ -327,7 +327,10 @@ impl Engine {
         let hash = audience_hash(
             audience.iter().map(|address| (address.user_id.as_str(), address.keybox_id.as_str())),
         );
+        // Who makes a key reads with it. A maker that is none of the readers was revoked, has changed keys, or means to listen.
+        let maker = KeyBoxAddress::new(&record.origin.user_id, &record.origin.keybox_id);
         if hash == record.origin.audience
+            && audience.contains(&maker)
             && let Some(record) = self.resource_keys.get_mut(key)
         {
             record.for_sending = true;

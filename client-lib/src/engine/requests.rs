@@ -1,5 +1,7 @@
 //! Missing resource keys: asking for them, and answering those who ask.
 
+use std::collections::BTreeMap;
+
 use keystead_keybox::Entropy;
 use keystead_keybox::envelope::Envelope;
 use keystead_keybox::key_message::{KeyRequest, RequestAction, Withheld, WithheldCode};
@@ -18,7 +20,7 @@ const ASKED_AT_ONCE: usize = 5;
 /// does not shout.
 const QUESTIONS_AT_ONCE: usize = 50;
 const NEXT_QUESTIONS_MS: u64 = 1_000;
-/// How many keys are asked for at the same time: more are a member's attempt to make this KeyBox shout.
+/// How many keys are asked for at the same time: more are a member's attempt to make this KeyBox shout. Members share it evenly.
 const MAX_WANTED: usize = 1_000;
 /// The same question of the same KeyBox is answered once in this time.
 const ANSWER_AGAIN_MS: u64 = 3_000;
@@ -40,8 +42,9 @@ impl Engine {
     ) {
         let Ok(envelope) = Envelope::deserialize(&event.content) else { return };
         let key = KeyRef { room_id: room_id.to_owned(), key_id: envelope.key_id };
-        let wanted = &self.exchange.wanted;
-        if wanted.len() >= MAX_WANTED || wanted.iter().any(|wanted| wanted.key == key) {
+        if self.exchange.wanted.iter().any(|wanted| wanted.key == key)
+            || !self.has_place_for(&event.sender, entropy)
+        {
             return;
         }
         // Without an id the question cannot be asked now; the event waits, and is tried again.
@@ -59,6 +62,29 @@ impl Engine {
             next_at: now,
         });
         self.changed.insert(RecordName::Exchange);
+    }
+
+    /// Whether one more key of messages of `sender` can be asked for. Whoever names keys that nobody has must not keep others' keys from
+    /// being asked for: where there is no place, the longest of those in vain goes, of whom has the most.
+    fn has_place_for(&mut self, sender: &str, entropy: &mut dyn Entropy) -> bool {
+        if self.exchange.wanted.len() < MAX_WANTED {
+            return true;
+        }
+        let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
+        for wanted in &self.exchange.wanted {
+            *shares.entry(&wanted.sealed_by.user_id).or_default() += 1;
+        }
+        let own_share = shares.get(sender).copied().unwrap_or_default();
+        let Some((greedy, share)) = shares.into_iter().max_by_key(|(_, share)| *share) else { return false };
+        if share <= own_share {
+            return false;
+        }
+        let of_greedy = self.exchange.wanted.iter().filter(|wanted| wanted.sealed_by.user_id == greedy);
+        let Some(given_up) = of_greedy.max_by_key(|wanted| wanted.rounds).map(|wanted| wanted.key.clone())
+        else {
+            return false;
+        };
+        self.stop_wanting(&given_up, entropy).is_ok()
     }
 
     /// Sends the questions that are due.

@@ -1,5 +1,7 @@
+use serde_json::Value;
+
 use keystead_keybox::OpensslEntropy;
-use keystead_keybox::identity::IdentityKeys;
+use keystead_keybox::identity::{IdentityKeys, Usage};
 use keystead_keybox::key_set::PrivateKeySet;
 
 use super::world::{ROOM, World, address, user};
@@ -150,4 +152,62 @@ fn the_second_of_two_that_make_an_identity_at_once_takes_the_first() {
     world.settle();
     let holders = ["B1", "B2"].map(|name| world.boxes[name].engine.holds_identity());
     assert_eq!(holders.iter().filter(|holds| **holds).count(), 1);
+}
+
+/// What the server shows under the id of a KeyBox and is not its key set: other keys, with a self-signature that does not hold. The signature of the
+/// account does not cover that one, so that the server could put a true one in its place.
+#[test]
+fn nothing_that_is_no_key_set_is_signed() {
+    for name in ["A1", "A2"] {
+        let mut world = World::new(&["A1", "A2", "B1"]);
+        verify(&mut world, "A1", "A2");
+        world.settle();
+        let genuine = world.shown_keys(name);
+        let mut forged: Value = PrivateKeySet::generate(&user(name), name, &mut OpensslEntropy)
+            .unwrap()
+            .device_keys()
+            .unwrap()
+            .into();
+        let own = format!("ed25519:{name}");
+        forged["signatures"][user(name)][&own] = genuine["signatures"][user(name)][&own].clone();
+        world.show_keys(name, forged);
+        world.settle();
+        let shown = world.shown_keys(name);
+        let signers: Vec<_> = shown["signatures"][user(name)].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(signers, [own], "signed what the server made up");
+        let signed = genuine["signatures"][user(name)].as_object().unwrap().len();
+        assert_eq!(signed, 2, "the true key set is signed");
+    }
+}
+
+/// A KeyBox that a person has verified says nothing about its owner any more once it is revoked.
+#[test]
+fn a_revoked_keybox_vouches_for_no_identity() {
+    let mut world = World::new(&["B1"]);
+    world.refuses_identities = true;
+    world.membership(&user("A1"), "join");
+    world.add("A1");
+    world.add("A2");
+    world.settle();
+    let stolen = world.boxes["A2"].keys.clone();
+    verify(&mut world, "B1", "A2");
+    world.revoke("A2");
+    world.settle();
+    // The device is shown again, as what it was; and with it the first identity that Bob hears of.
+    let made_up = IdentityKeys::generate(&user("A1"), &mut OpensslEntropy).unwrap();
+    let objects = made_up.objects(&stolen).unwrap();
+    world.show_identity(&user("A1"), &objects);
+    let a1 = world.shown_keys("A1");
+    let signed = made_up.signed(Usage::SelfSigning, a1.as_object().unwrap()).unwrap();
+    let mut shown = a1;
+    let signature = signed["signatures"][user("A1")].as_object().unwrap().clone();
+    shown["signatures"][user("A1")].as_object_mut().unwrap().extend(signature);
+    world.show_keys("A1", shown);
+    let gone = stolen.device_keys().unwrap();
+    // Not its whole key set, so that the KeyBox stays gone.
+    let mut partial = gone;
+    partial.remove("algorithms");
+    world.show_keys("A2", partial.into());
+    world.settle();
+    assert!(!is_verified(&world, "B1", "A1"));
 }

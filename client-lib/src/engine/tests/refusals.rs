@@ -1,10 +1,16 @@
 use serde_json::{Value, json};
 
-use keystead_keybox::OpensslEntropy;
-use keystead_keybox::key_message::Acknowledgement;
+use keystead_keybox::context::WrapContext;
+use keystead_keybox::envelope::{Envelope, Payload, SealRequest};
+use keystead_keybox::key_message::{
+    Acknowledgement, KeyMessage as _, Origin, Recipient, ResourceKeyContent, audience_hash, sign,
+};
+use keystead_keybox::resource_key::ResourceKey;
+use keystead_keybox::{OpensslEntropy, suite};
 
 use super::world::{ROOM, World, address, user};
 use crate::engine::{EncryptError, KeyRef, Notice};
+use crate::events::ToDeviceEvent;
 
 fn refusals(world: &World, name: &str) -> usize {
     world.notices(name).iter().filter(|notice| matches!(notice, Notice::MessageRefused { .. })).count()
@@ -124,6 +130,121 @@ fn a_key_from_a_stranger_is_dropped() {
         .iter()
         .any(|notice| matches!(notice, Notice::KeyMessageDropped { sender, .. } if *sender == user("E1")));
     assert!(stranger, "{:?}", world.notices("B1"));
+}
+
+/// Whoever has a KeyBox that was revoked, and the server, makes a key for exactly those who remain, and has one of them pass it on.
+#[test]
+fn nobody_sends_with_a_key_that_a_revoked_keybox_made() {
+    let mut world = World::new(&["A1", "A2", "B1", "C1"]);
+    world.say("A1", "before");
+    let stolen = world.boxes["A2"].keys.clone();
+    world.revoke("A2");
+    world.settle();
+
+    let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+    let key_id = key.id(ROOM);
+    let rest = ["A1", "B1", "C1"].map(address);
+    let audience = audience_hash(rest.iter().map(|one| (one.user_id.as_str(), one.keybox_id.as_str())));
+    let origin = Origin::sign(&stolen, suite::V1, ROOM, &key_id, world.now + 1, audience).unwrap();
+    let (sender, recipient) = (user("A2"), address("B1"));
+    let context = WrapContext {
+        suite: suite::V1,
+        room_id: ROOM,
+        key_id: &key_id,
+        sender: &sender,
+        sender_keybox: "A2",
+        recipient: &recipient.user_id,
+        recipient_keybox: &recipient.keybox_id,
+    };
+    let to = world.boxes["B1"].keys.public().unwrap();
+    let content = ResourceKeyContent {
+        algorithm: suite::V1.to_owned(),
+        room_id: ROOM.to_owned(),
+        key_id: key_id.clone(),
+        wrap: suite::find(suite::V1).unwrap().wrap(&key, &to, &context, &mut OpensslEntropy).unwrap(),
+        sender_keybox: "A2".to_owned(),
+        exchange_id: "e".to_owned(),
+        sent_at: world.now,
+        origin,
+        closing: None,
+    };
+    let addressed = Recipient { user_id: &recipient.user_id, keybox_id: &recipient.keybox_id };
+    let content = sign(&content, &stolen, addressed).unwrap();
+    let event_type = ResourceKeyContent::EVENT_TYPE.to_owned();
+    world.boxes.get_mut("B1").unwrap().queue.push(ToDeviceEvent {
+        event_type,
+        sender: sender.clone(),
+        content,
+    });
+    let payload = Payload {
+        room_id: ROOM.to_owned(),
+        event_type: "m.room.message".to_owned(),
+        content: json!({ "msgtype": "m.text", "body": "a lure" }),
+    };
+    let request = SealRequest { suite: suite::V1, key: &key, keys: &stolen, counter: 0 };
+    let lure = Envelope::seal(request, &payload, &mut OpensslEntropy).unwrap();
+    world.event(&sender, "m.room.encrypted", None, serde_json::to_value(lure).unwrap());
+    for _ in 0..3 {
+        world.now += 60_000;
+        world.settle();
+    }
+    assert!(world.texts("C1").contains(&"a lure".to_owned()), "the key was passed on, for reading");
+    for name in ["B1", "C1"] {
+        world.say(name, "not for thieves");
+        assert_ne!(world.events.last().unwrap().content["key_id"], key_id.as_str(), "{name}");
+    }
+}
+
+#[test]
+fn what_comes_of_a_revoked_keybox_is_not_verified() {
+    let mut world = World::new(&["A1", "A2", "B1"]);
+    world.boxes.get_mut("B1").unwrap().engine.set_verified(&address("A2"), true);
+    world.say("A2", "before");
+    world.post("A2", "by a thief");
+    let late = world.events.pop().unwrap();
+    world.revoke("A2");
+    world.settle();
+    world.events.push(late);
+    world.settle();
+    let seen: Vec<_> = world
+        .unread("B1")
+        .into_iter()
+        .map(|message| (message.body().unwrap().to_owned(), message.verified))
+        .collect();
+    assert_eq!(seen, [("before".to_owned(), true), ("by a thief".to_owned(), false)]);
+}
+
+/// A member who names keys that there are not takes no more than a share of what is asked for.
+#[test]
+fn keys_that_there_are_not_do_not_keep_others_from_being_asked_for() {
+    let mut world = World::new(&["A1", "B1", "C1"]);
+    world.say("A1", "before");
+    let keys = world.boxes["C1"].keys.clone();
+    for number in 0..1_100_u64 {
+        let mut bytes = [7; 32];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        let key = ResourceKey::from_bytes(&bytes).unwrap();
+        let payload =
+            Payload { room_id: ROOM.to_owned(), event_type: "m.room.message".to_owned(), content: json!({}) };
+        let request = SealRequest { suite: suite::V1, key: &key, keys: &keys, counter: 0 };
+        let envelope = Envelope::seal(request, &payload, &mut OpensslEntropy).unwrap();
+        world.event(&user("C1"), "m.room.encrypted", None, serde_json::to_value(envelope).unwrap());
+    }
+    world.round("B1");
+    // What A says next is under a new key, which is lost on its way to B.
+    world.revoke("C1");
+    world.membership(&user("C1"), "leave");
+    world.round("A1");
+    world.round("B1");
+    world.post("A1", "a true message");
+    world.boxes.get_mut("B1").unwrap().queue.clear();
+    let is_read = (0..60).any(|_| {
+        world.round("B1");
+        world.round("A1");
+        world.now += 5_000;
+        world.texts("B1").contains(&"a true message".to_owned())
+    });
+    assert!(is_read);
 }
 
 #[test]
