@@ -64,7 +64,7 @@ pub fn open(
     keybox_id: &str,
 ) -> Result<PrivateKeySet, SealedKeysError> {
     check_length(passphrase)?;
-    let blocks: Vec<&str> = text.split_inclusive(END).filter(|block| block.contains(BEGIN)).collect();
+    let blocks: Vec<&str> = blocks(text).collect();
     let [ed25519, rsa, x25519] = blocks.as_slice() else { return Err(SealedKeysError::Malformed) };
     let open = |block: &str, id: Id| {
         let key = PKey::private_key_from_pem_passphrase(block.as_bytes(), passphrase.as_bytes())
@@ -81,9 +81,15 @@ pub fn open(
 
 /// Whether the passphrase opens what [`seal`] made: looks at the first block only, since all are sealed with one passphrase.
 pub fn opens(text: &str, passphrase: &str) -> bool {
-    let block = text.split_inclusive(END).find(|block| block.contains(BEGIN)).unwrap_or_default();
+    let block = blocks(text).next().unwrap_or_default();
     check_length(passphrase).is_ok()
         && PKey::private_key_from_pem_passphrase(block.as_bytes(), passphrase.as_bytes()).is_ok()
+}
+
+/// The encrypted blocks of a text, each by itself. OpenSSL would take the first private key that it finds, and one that stands before a block need not
+/// be encrypted: whoever can write to the disk must not be able to put a key of theirs in place of ours.
+fn blocks(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive(END).filter_map(|part| part.get(part.find(BEGIN)?..))
 }
 
 /// A passphrase of 256 random bits, as 43 characters of unpadded URL-safe base64: for private keys whose passphrase a server keeps, so that
@@ -170,6 +176,22 @@ mod tests {
     fn an_open_key_in_the_file_is_not_accepted() {
         let plain = String::from_utf8(keys().ed25519.private_key_to_pem_pkcs8().unwrap()).unwrap();
         assert!(matches!(open(&plain.repeat(3), "any", "@a:x", "A"), Err(SealedKeysError::Malformed)));
+    }
+
+    #[test]
+    fn an_open_key_before_a_block_does_not_take_its_place() {
+        let (keys, other) = (keys(), keys());
+        let sealed = seal(&keys, "correct horse", &mut OpensslEntropy).unwrap();
+        let pem =
+            |key: &PKeyRef<Private>| String::from_utf8(key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        let planted: String = sealed
+            .split_inclusive(END)
+            .zip([&other.ed25519, &other.rsa, &other.x25519])
+            .map(|(block, key)| format!("{}{block}\n", pem(key)))
+            .collect();
+        let opened = open(&planted, "correct horse", "@a:x", "A").unwrap();
+        assert_eq!(opened.public().unwrap().hash(), keys.public().unwrap().hash());
+        assert!(opens(&planted, "correct horse") && !opens(&planted, "other"));
     }
 
     #[test]
