@@ -322,7 +322,11 @@ enum Command {
         since: Option<String>,
     },
     /// Compare what this KeyBox saw with what the homeserver has noted, and name every difference
-    Audit,
+    Audit {
+        /// The key that the homeserver signs its logs with was changed to the one of this fingerprint, as its administrator says
+        #[arg(long, value_name = "FINGERPRINT")]
+        accept_signing_key: Option<String>,
+    },
     /// Take a room to the best suite, for good; older messages stay readable
     UpgradeSuite {
         /// Room id or name
@@ -475,7 +479,9 @@ async fn with_client(arguments: &Arguments, client: &mut Client, output: &Output
             let wanted = log::Wanted { room: room.as_deref(), of: of.as_deref(), since: since.as_deref() };
             log::show(client, output, *homeserver, &wanted).await?;
         }
-        Command::Audit => log::audit(client, output).await?,
+        Command::Audit { accept_signing_key } => {
+            log::audit(client, output, accept_signing_key.as_deref()).await?;
+        }
         Command::UpgradeSuite { room, leave_behind } => {
             rooms::upgrade_suite(client, output, room, *leave_behind).await?;
         }

@@ -38,6 +38,14 @@ async fn a_new_signing_key_leaves_the_old_one_to_check_old_signatures_with() {
         assert!(old["ed25519:1"]["expired_ts"].as_u64().expect("a time") > 1_700_000_000_000);
         assert!(keys["signatures"]["keystead.test"]["ed25519:3"].is_string(), "{keys}");
     }
+    // What `keybox audit --accept-signing-key` is to be given is the key in force.
+    let output = cluster.run(&["admin", "signing-key", "show"], &[]).await;
+    let key =
+        published(&cluster, 0).await["verify_keys"]["ed25519:3"]["key"].as_str().expect("a key").to_owned();
+    let key = keystead_keybox::encoding::from_base64(&key).expect("base64").try_into().expect("32 bytes");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let fingerprint = shown.lines().last().expect("a fingerprint");
+    assert!(keystead_keybox::fingerprint::matches_key(&key, fingerprint), "{shown}");
     // Rooms go on, signed with the new key.
     let event = alice.send_text(&room, "signed anew").await;
     alice.syncing().until_event(&room, &event).await;

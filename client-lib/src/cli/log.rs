@@ -44,8 +44,12 @@ pub(super) async fn show(
     Ok(())
 }
 
-pub(super) async fn audit(client: &mut Client, output: &Output) -> Result<(), Failure> {
-    let report = client.audit().await?;
+pub(super) async fn audit(
+    client: &mut Client,
+    output: &Output,
+    signing_key: Option<&str>,
+) -> Result<(), Failure> {
+    let report = client.audit_accepting(signing_key).await?;
     for difference in &report.differences {
         output.result(&format!("! {difference}"), &json!(difference));
     }

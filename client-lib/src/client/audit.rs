@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use keystead_keybox::OpensslEntropy;
 use keystead_keybox::audit_log::{Direction, Entry, Head, LogEvent, check_head};
+use keystead_keybox::fingerprint::{matches_key, of_key};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
@@ -96,10 +97,12 @@ pub enum Difference {
         /// Up to where it was seen.
         seq: u64,
     },
-    /// The server signs with another key than before.
+    /// The server signs with another key than before, or than the one that was to be accepted.
     ServerKeyChanged {
         /// The name of the key that it signs with now.
         key_name: String,
+        /// That key's fingerprint.
+        fingerprint: String,
     },
     /// An entry of the server's log is no JSON, or something else stands in its place.
     Unreadable {
@@ -130,8 +133,13 @@ impl std::fmt::Display for Difference {
             Self::Rewritten { seq } => {
                 write!(formatter, "the server has rewritten entries up to {seq} that were seen before")
             }
-            Self::ServerKeyChanged { key_name } => {
-                write!(formatter, "the server signs with another key than before, ed25519:{key_name}")
+            Self::ServerKeyChanged { key_name, fingerprint } => {
+                write!(
+                    formatter,
+                    "the server signs with another key than before or than you accept, ed25519:{key_name}; ask its administrator, not the \
+                     server, for the fingerprint of the key that it should be, and give it to keybox audit --accept-signing-key FINGERPRINT. \
+                     The server shows\n{fingerprint}"
+                )
             }
             Self::Unreadable { seq } => {
                 write!(
@@ -176,12 +184,24 @@ impl Client {
     ///
     /// Of what happened to the user's other KeyBoxes this one cannot tell whether it is true.
     pub async fn audit(&mut self) -> Result<AuditReport, ClientError> {
+        self.audit_accepting(None).await
+    }
+
+    /// [`Self::audit`] with the fingerprint of a key that the server is to sign with now, in place of the one that was seen before. A person has it
+    /// from who runs the server, by another way than the server.
+    ///
+    /// The new key is remembered if the server shows it and there is no difference: its log goes on from the head that was seen under
+    /// the old one.
+    pub async fn audit_accepting(&mut self, fingerprint: Option<&str>) -> Result<AuditReport, ClientError> {
         let seen = self.seen()?;
         let key = self.api.server_key().await?;
         let mut server = ServerLog::new(&self.account().user_id);
-        if let Some(seen) = seen.as_ref().filter(|seen| seen.key != key) {
-            server.differences.push(Difference::ServerKeyChanged { key_name: key.key_name.clone() });
-            server.trusted = Some(seen.key.clone());
+        if !is_trusted(&key, seen.as_ref().map(|seen| &seen.key), fingerprint) {
+            server.differences.push(Difference::ServerKeyChanged {
+                key_name: key.key_name.clone(),
+                fingerprint: of_key(&key.key),
+            });
+            server.trusted = seen.as_ref().map(|seen| seen.key.clone());
         }
         let mut known = seen.as_ref().map(|seen| seen.head.clone());
         self.read_log(&mut server, &key, &mut known).await?;
@@ -264,6 +284,19 @@ impl Client {
         let json = Zeroizing::new(serde_json::to_vec(&seen).map_err(corrupt)?);
         self.store.save(&[Record { name: NAME.to_owned(), json }], &mut OpensslEntropy)?;
         Ok(())
+    }
+}
+
+/// Whether a server may sign with `shown`: with the key that was seen before, if there is one; or with that of the fingerprint that a person accepts, in
+/// the name of the same server.
+fn is_trusted(shown: &ServerKey, seen: Option<&ServerKey>, accepted: Option<&str>) -> bool {
+    match (seen, accepted) {
+        (Some(seen), None) => seen == shown,
+        (Some(seen), Some(accepted)) => {
+            seen.server_name == shown.server_name && matches_key(&shown.key, accepted)
+        }
+        (None, Some(accepted)) => matches_key(&shown.key, accepted),
+        (None, None) => true,
     }
 }
 
@@ -374,6 +407,30 @@ mod tests {
         let mut found = Vec::new();
         compare("BOX", &own, server, settled, &mut found);
         found
+    }
+
+    #[test]
+    fn another_key_of_the_server_is_taken_by_its_fingerprint_only() {
+        let key = |byte: u8, server_name: &str| ServerKey {
+            server_name: server_name.to_owned(),
+            key_name: byte.to_string(),
+            key: [byte; 32],
+        };
+        let (old, new) = (key(1, "x"), key(2, "x"));
+        assert!(is_trusted(&old, None, None), "the first one that is seen");
+        assert!(is_trusted(&old, Some(&old), None));
+        assert!(!is_trusted(&new, Some(&old), None));
+        let fingerprint = of_key(&new.key);
+        for spoken in [fingerprint.clone(), "0202".repeat(16), fingerprint.replace('\n', " ")] {
+            assert!(is_trusted(&new, Some(&old), Some(&spoken)), "{spoken}");
+            assert!(is_trusted(&new, None, Some(&spoken)));
+            assert!(!is_trusted(&old, Some(&old), Some(&spoken)), "the server has not changed it yet");
+            assert!(!is_trusted(&key(2, "y"), Some(&old), Some(&spoken)), "of another server");
+            assert!(!is_trusted(&old, None, Some(&spoken)));
+        }
+        for wrong in ["", "02", &of_key(&old.key)] {
+            assert!(!is_trusted(&new, Some(&old), Some(wrong)), "{wrong}");
+        }
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub(crate) struct ResetPassword {
 pub(crate) enum SigningKeyCommand {
     /// Put a new key in force; the one before is published as an old one. Then restart all replicas
     Rotate,
+    /// Show the fingerprint of the key in force, for people whose `keybox audit` says that it was changed
+    Show,
 }
 
 #[derive(Debug, Subcommand)]
@@ -176,6 +178,7 @@ pub(crate) async fn run(settings: Settings, command: AdminCommand) -> Result<(),
         AdminCommand::ResetPassword(args) => reset_password(&app, &args).await,
         AdminCommand::RotateMasterKey => rotate_master_key(&app).await,
         AdminCommand::SigningKey(SigningKeyCommand::Rotate) => rotate_signing_key(&app).await,
+        AdminCommand::SigningKey(SigningKeyCommand::Show) => show_signing_key(&app).await,
         AdminCommand::RegistrationToken(TokenCommand::Create(args)) => create_token(&app, args).await,
         AdminCommand::RegistrationToken(TokenCommand::List(args)) => list_tokens(&app, &args).await,
     };
@@ -240,11 +243,19 @@ async fn rotate_master_key(app: &App) -> Result<(), AdminError> {
 }
 
 async fn rotate_signing_key(app: &App) -> Result<(), AdminError> {
-    let signing_keys::Rotated { old, new } = signing_keys::rotate(&app.store, app.clock.now()).await?;
+    let signing_keys::Rotated { old, new, fingerprint } =
+        signing_keys::rotate(&app.store, app.clock.now()).await?;
     println!(
         "The server signs with {new} from now on; {old} is published as an old key (/_matrix/key/v2/server).\n\
-         Restart all replicas now, one after the other: until then they go on with {old}. `keystead doctor` names those that still do."
+         Restart all replicas now, one after the other: until then they go on with {old}. `keystead doctor` names those that still do.\n\
+         Tell people the new key's fingerprint, by another way than this server, for `keybox audit --accept-signing-key`:\n{fingerprint}"
     );
+    Ok(())
+}
+
+async fn show_signing_key(app: &App) -> Result<(), AdminError> {
+    let (id, fingerprint) = signing_keys::current(&app.store).await?;
+    println!("The server signs with {id}. Its fingerprint:\n{fingerprint}");
     Ok(())
 }
 

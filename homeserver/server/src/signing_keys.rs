@@ -50,6 +50,14 @@ pub struct Rotated {
     pub old: String,
     /// The key in force now.
     pub new: String,
+    /// Its fingerprint: what people compare before their KeyBoxes accept it.
+    pub fingerprint: String,
+}
+
+/// A key as people compare it: its public part as 16 groups of 4 hexadecimal digits.
+fn fingerprint(public_key: &[u8]) -> String {
+    let group = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    public_key.chunks(2).map(group).collect::<Vec<_>>().join(" ")
 }
 
 /// Reads the keys; whichever replica comes first makes the first one.
@@ -84,6 +92,17 @@ pub async fn current_public_key(store: &Store) -> Result<Vec<u8>, StartError> {
     Ok(stored.key_pair()?.public_key().to_vec())
 }
 
+/// The id of the key in force, and its fingerprint.
+///
+/// # Errors
+///
+/// As [`load`].
+pub async fn current(store: &Store) -> Result<(String, String), StartError> {
+    let stored = store.read("signing_key", |tx| async move { Stored::read(&tx).await }).await?;
+    let key_pair = stored.key_pair()?;
+    Ok((format!("ed25519:{}", key_pair.version()), fingerprint(&key_pair.public_key())))
+}
+
 /// Puts a new key in force. The key before is published as an old one from now on; its private part is gone. Replicas go on with the old one until they
 /// are started again.
 ///
@@ -105,7 +124,9 @@ pub async fn rotate(store: &Store, now: MilliSecondsSinceUnixEpoch) -> Result<Ro
             let old =
                 serde_json::to_string(&old).map_err(|error| StartError::SigningKey(error.to_string()))?;
             put(&tx, OLD_KEYS, &old).await?;
-            Ok(Rotated { old: id(before.version()), new: id(&version) })
+            let now = Stored::read(&tx).await?.key_pair()?;
+            let fingerprint = fingerprint(&now.public_key());
+            Ok(Rotated { old: id(before.version()), new: id(&version), fingerprint })
         })
         .await
 }

@@ -3,11 +3,16 @@
 use crate::encoding::hex;
 use crate::key_set::PublicKeySet;
 
-/// The KeyBox's Ed25519 key as 16 groups of 4 hexadecimal digits, in 4 lines of 4 groups.
+/// The fingerprint of a KeyBox, which is that of its Ed25519 key ([`of_key`]).
 ///
 /// The key signs the whole key set, so comparing it covers the other keys.
 pub fn fingerprint(keys: &PublicKeySet) -> String {
-    let digits = hex(&keys.ed25519);
+    of_key(&keys.ed25519)
+}
+
+/// An Ed25519 public key as 16 groups of 4 hexadecimal digits, in 4 lines of 4 groups.
+pub fn of_key(key: &[u8; 32]) -> String {
+    let digits = hex(key);
     let mut text = String::with_capacity(80);
     for (index, digit) in digits.chars().enumerate() {
         match index {
@@ -23,9 +28,14 @@ pub fn fingerprint(keys: &PublicKeySet) -> String {
 
 /// Whether a typed or read-out fingerprint is that of the key set: spacing, line breaks and case do not matter.
 pub fn matches(keys: &PublicKeySet, spoken: &str) -> bool {
+    matches_key(&keys.ed25519, spoken)
+}
+
+/// [`matches()`] for an Ed25519 public key by itself.
+pub fn matches_key(key: &[u8; 32], spoken: &str) -> bool {
     let digits: String =
         spoken.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_ascii_lowercase()).collect();
-    digits == hex(&keys.ed25519)
+    digits == hex(key)
 }
 
 #[cfg(test)]
