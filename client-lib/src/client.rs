@@ -15,6 +15,7 @@ mod policy;
 mod recovery;
 mod session;
 mod suites;
+mod visitors;
 
 use std::path::Path;
 use std::time::Duration;
@@ -220,6 +221,9 @@ impl Client {
         }
         // The token is stored last: until then a crash makes the same come again, which changes nothing.
         self.flush().await?;
+        if response.device_lists.changed.contains(&self.account().user_id) {
+            self.look_for_visitors().await?;
+        }
         self.session.advance(response.next_batch);
         self.commit()
     }

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use keystead_client::{
     api::{LogFilter, LogItem, Registration},
     client::{AuditReport, Client, Difference, Passphrase},
+    engine::Notice,
 };
 use keystead_keybox::{
     audit_log::{LogEvent, entry_hash},
@@ -282,4 +283,62 @@ async fn a_head_that_is_forged_or_goes_back_is_found_out() {
     };
     let found = lied_to(&mut alice, &proxy, other).await;
     assert!(found.iter().any(|found| matches!(found, Difference::ServerKeyChanged { .. })), "{found:?}");
+}
+
+/// An administrator changes the key that the server signs with: KeyBoxes take it when a person accepts its fingerprint, and no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_signing_key_is_accepted_by_its_fingerprint() {
+    let cluster = TestCluster::start().await;
+    let (mut alice, _proxy) = talk(&cluster).await;
+    assert_eq!(audit(&mut alice).await.differences, []);
+    let output = cluster.run(&["admin", "signing-key", "rotate"], &[]).await;
+    assert!(output.status.success(), "{output:?}");
+    for replica in 0..cluster.size() {
+        cluster.stop(replica).await;
+        cluster.restart(replica).await;
+    }
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let fingerprint = told.lines().last().expect("a fingerprint");
+
+    let changed = |found: &[Difference]| {
+        found
+            .iter()
+            .any(|found| matches!(found, Difference::ServerKeyChanged { key_name, .. } if key_name == "2"))
+    };
+    let found = audit(&mut alice).await.differences;
+    assert!(changed(&found), "{found:?}");
+    let wrong = fingerprint.replace(['a', '1'], "b");
+    let found = alice.audit_accepting(Some(&wrong)).await.expect("an audit").differences;
+    assert!(changed(&found), "{found:?}");
+    assert!(changed(&audit(&mut alice).await.differences), "nothing was accepted");
+    let accepted = alice.audit_accepting(Some(fingerprint)).await.expect("an audit");
+    assert_eq!(accepted.differences, []);
+    assert_eq!(audit(&mut alice).await.differences, [], "it is remembered");
+}
+
+/// Somebody who has the password makes a KeyBox and removes it, while the owner's KeyBox is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keybox_that_came_and_went_is_told() {
+    let cluster = TestCluster::start().await;
+    let (mut alice, _proxy) = talk(&cluster).await;
+    alice.sync(Duration::ZERO).await.expect("synced");
+    alice.take_notices();
+    let mut visitor =
+        Client::login(&home(&cluster), &cluster.url(1), "alice", PASSWORD, Passphrase::Own(PASSPHRASE))
+            .await
+            .expect("in");
+    visitor.sync(Duration::ZERO).await.expect("synced");
+    let visitor_id = visitor.account().keybox_id.clone();
+    visitor.logout().await.expect("out");
+    let passed = |notices: Vec<Notice>| {
+        let passed = notices.into_iter().filter_map(|notice| match notice {
+            Notice::OwnKeyBoxPassed { keybox, .. } => Some(keybox.keybox_id),
+            _ => None,
+        });
+        passed.collect::<Vec<_>>()
+    };
+    alice.sync(Duration::ZERO).await.expect("synced");
+    assert_eq!(passed(alice.take_notices()), [visitor_id]);
+    alice.sync(Duration::ZERO).await.expect("synced");
+    assert!(passed(alice.take_notices()).is_empty(), "it is told once");
 }

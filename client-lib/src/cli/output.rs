@@ -114,6 +114,7 @@ fn is_warning(notice: &Notice) -> bool {
             | Notice::MessageRefused { .. }
             | Notice::NewOwnKeyBox { .. }
             | Notice::OwnKeyBoxGone { .. }
+            | Notice::OwnKeyBoxPassed { .. }
             | Notice::RoomClosing { .. }
             | Notice::SuiteDowngrade { .. }
     )

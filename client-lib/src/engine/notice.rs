@@ -183,6 +183,13 @@ pub enum Notice {
         /// Which.
         keybox: KeyBoxAddress,
     },
+    /// A KeyBox of the account came and went while this one was away, as the server's log says: a person should know whether that was their own doing.
+    OwnKeyBoxPassed {
+        /// Which.
+        keybox: KeyBoxAddress,
+        /// When it was revoked or logged out, by the server's clock, in milliseconds since the Unix epoch.
+        revoked_at: u64,
+    },
     /// A room was closed or opened, or one more KeyBox was let into a closed one.
     RoomClosing {
         /// The room.
@@ -259,9 +266,6 @@ impl std::fmt::Display for Notice {
             Self::KeyWithheld { key, keybox, code } => {
                 write!(f, "{keybox} will not send the resource key {} ({code:?})", key.key_id)
             }
-            Self::OwnKeyBoxGone { keybox } => {
-                write!(f, "your KeyBox {} was revoked or logged out", keybox.keybox_id)
-            }
             Self::KeyBoxGone { keybox } => write!(f, "the KeyBox {keybox} is gone"),
             Self::KeyBoxReturned { keybox } => write!(
                 f,
@@ -284,11 +288,9 @@ impl std::fmt::Display for Notice {
                 write!(f, "refused {event_id} in {room_id}: {reason}")
             }
             Self::NewKeyBox { keybox } => write!(f, "new KeyBox {keybox}"),
-            Self::NewOwnKeyBox { keybox } => write!(
-                f,
-                "WARNING: your account has a new KeyBox, {}; if that is not you, change your password and log it out",
-                keybox.keybox_id
-            ),
+            Self::NewOwnKeyBox { .. } | Self::OwnKeyBoxGone { .. } | Self::OwnKeyBoxPassed { .. } => {
+                self.write_own_keyboxes(f)
+            }
             Self::ClosingRefused { .. } | Self::KeyBoxOutside { .. } | Self::RoomClosing { .. } => {
                 self.write_closing(f)
             }
@@ -300,6 +302,27 @@ impl std::fmt::Display for Notice {
 }
 
 impl Notice {
+    /// What is said of the account's own KeyBoxes.
+    fn write_own_keyboxes(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NewOwnKeyBox { keybox } => write!(
+                f,
+                "WARNING: your account has a new KeyBox, {}; if that is not you, change your password and log it out",
+                keybox.keybox_id
+            ),
+            Self::OwnKeyBoxGone { keybox } => {
+                write!(f, "your KeyBox {} was revoked or logged out", keybox.keybox_id)
+            }
+            Self::OwnKeyBoxPassed { keybox, .. } => write!(
+                f,
+                "WARNING: your account had a KeyBox {id} for a while, which is gone again; if that was not you, change your password. What it was given: \
+                 keybox log --homeserver --of {id}",
+                id = keybox.keybox_id
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// What is said of the suites of rooms.
     fn write_suite(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
