@@ -338,4 +338,68 @@ mod tests {
         let shown = format!("{identity:?}");
         assert!(!shown.contains(&base64(&identity.seeds().unwrap()[..32])) && shown.contains("@a:x"));
     }
+
+    /// What is sealed is bound to what section 15.1 says, and opens with nothing else.
+    #[test]
+    fn the_private_keys_are_bound_as_a_message_of_no_room() {
+        let identity = IdentityKeys::generate("@a:x", &mut OpensslEntropy).unwrap();
+        let (first, second) = (keybox("A1"), keybox("A2"));
+        let content = identity.seal(&first, &second.public().unwrap(), &mut OpensslEntropy).unwrap();
+        assert_eq!(content.sender_keybox(), "A1");
+        assert_eq!(IdentityContent::EVENT_TYPE, "com.trustner.keybox.identity");
+        let context = WrapContext {
+            suite: suite::V2,
+            room_id: "com.trustner.keybox.identity",
+            key_id: &content.key_id,
+            sender: "@a:x",
+            sender_keybox: "A1",
+            recipient: "@a:x",
+            recipient_keybox: "A2",
+        };
+        let suite = suite::find(suite::V2).unwrap();
+        let key = suite.unwrap(&content.wrap, &second, &context).unwrap();
+        let context = MessageContext {
+            suite: suite::V2,
+            room_id: "com.trustner.keybox.identity",
+            key_id: &content.key_id,
+            sender: "@a:x",
+            sender_keybox: "A1",
+            counter: 0,
+        };
+        let sealed = || Sealed {
+            iv: content.iv.clone(),
+            ciphertext: content.ciphertext.clone(),
+            mac: content.mac.clone(),
+        };
+        let seeds = suite.open(&key, &context.to_bytes(), sealed()).unwrap();
+        assert_eq!(*seeds, *identity.seeds().unwrap());
+        assert!(suite.open(&key, &[], sealed()).is_err());
+    }
+
+    #[test]
+    fn a_published_key_is_of_its_user_use_and_name() {
+        let key = base64(&[7; 32]);
+        let object = |user: &str, usage: &str, name: &str, key: &str| {
+            let object =
+                json!({ "user_id": user, "usage": [usage], "keys": { format!("ed25519:{name}"): key } });
+            object.as_object().unwrap().clone()
+        };
+        let read =
+            |object: &Map<String, Value>| read_key("@a:x", Usage::SelfSigning, object).map(str::to_owned);
+        assert_eq!(read(&object("@a:x", "self_signing", &key, &key)), Some(key.clone()));
+        let short = base64(&[7; 31]);
+        for (what, wrong) in [
+            ("user", object("@b:x", "self_signing", &key, &key)),
+            ("usage", object("@a:x", "user_signing", &key, &key)),
+            ("usage", object("@a:x", "master", &key, &key)),
+            ("name", object("@a:x", "self_signing", &base64(&[8; 32]), &key)),
+            ("length", object("@a:x", "self_signing", &short, &short)),
+            ("encoding", object("@a:x", "self_signing", "?", "?")),
+        ] {
+            assert_eq!(read(&wrong), None, "{what}");
+        }
+        let mut two = object("@a:x", "self_signing", &key, &key);
+        two["keys"]["ed25519:more"] = "more".into();
+        assert_eq!(read(&two), None, "two keys");
+    }
 }
