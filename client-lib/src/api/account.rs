@@ -1,11 +1,11 @@
 //! Accounts: registering, logging in and out, key sets.
 
 use keystead_keybox::identity::IdentityObjects;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::http::Call;
+use super::http::{Call, secret_json};
 use super::{Api, ApiError};
 use crate::engine::KeyQuery;
 
@@ -20,6 +20,23 @@ pub struct Registration<'a> {
     pub token: Option<&'a str>,
     /// What the KeyBox is called in the account's list of devices.
     pub display_name: &'a str,
+}
+
+/// A user and the password, as logins and the interactive authentication take them. Borrowed, so that nothing is left to be wiped.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#password-based>
+#[derive(Serialize)]
+pub(super) struct PasswordLogin<'a> {
+    r#type: &'static str,
+    identifier: Value,
+    password: &'a str,
+}
+
+impl<'a> PasswordLogin<'a> {
+    pub(super) fn new(user: &str, password: &'a str) -> Self {
+        let identifier = json!({ "type": "m.id.user", "user": user });
+        Self { r#type: "m.login.password", identifier, password }
+    }
 }
 
 /// A new session of an account.
@@ -39,15 +56,24 @@ impl Api {
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3register>
     pub async fn register(&self, registration: &Registration<'_>) -> Result<LoggedIn, ApiError> {
-        let mut request = Map::new();
-        request.insert("username".to_owned(), registration.username.into());
-        request.insert("password".to_owned(), registration.password.into());
-        request.insert("initial_device_display_name".to_owned(), registration.display_name.into());
+        #[derive(Serialize)]
+        struct Request<'a> {
+            username: &'a str,
+            password: &'a str,
+            initial_device_display_name: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            auth: Option<Value>,
+        }
+        let mut request = Request {
+            username: registration.username,
+            password: registration.password,
+            initial_device_display_name: registration.display_name,
+            auth: None,
+        };
         let mut tried: Vec<String> = Vec::new();
         loop {
-            let refusal = match self
-                .call(Call::post("/_matrix/client/v3/register", request.clone().into()).once())
-                .await
+            let body = secret_json(&request)?;
+            let refusal = match self.call(Call::post_secret("/_matrix/client/v3/register", body).once()).await
             {
                 Err(ApiError::Server(refusal)) if refusal.status == 401 => refusal,
                 answer => return answer,
@@ -61,7 +87,7 @@ impl Api {
             } else {
                 json!({ "type": stage, "session": session })
             };
-            request.insert("auth".to_owned(), auth);
+            request.auth = Some(auth);
             tried.push(stage);
         }
     }
@@ -70,13 +96,15 @@ impl Api {
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3login>
     pub async fn login(&self, user: &str, password: &str, display_name: &str) -> Result<LoggedIn, ApiError> {
-        let request = json!({
-            "type": "m.login.password",
-            "identifier": { "type": "m.id.user", "user": user },
-            "password": password,
-            "initial_device_display_name": display_name,
-        });
-        self.call(Call::post("/_matrix/client/v3/login", request).once()).await
+        #[derive(Serialize)]
+        struct Request<'a> {
+            #[serde(flatten)]
+            login: PasswordLogin<'a>,
+            initial_device_display_name: &'a str,
+        }
+        let login = PasswordLogin::new(user, password);
+        let request = secret_json(&Request { login, initial_device_display_name: display_name })?;
+        self.call(Call::post_secret("/_matrix/client/v3/login", request).once()).await
     }
 
     /// Ends the session; the server forgets the device and its keys.

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::http::{Call, segment};
+use super::account::PasswordLogin;
+use super::http::{Call, secret_json, segment};
 use super::{Api, ApiError};
 use keystead_keybox::encoding::from_base64;
 
@@ -168,15 +169,15 @@ impl Api {
         user_id: &str,
         password: &str,
     ) -> Result<(), ApiError> {
-        let request = json!({
-            "devices": [device_id],
-            "auth": {
-                "type": "m.login.password",
-                "identifier": { "type": "m.id.user", "user": user_id },
-                "password": password,
-            },
-        });
-        self.call::<Value>(Call::post("/_matrix/client/v3/delete_devices", request).once()).await.map(drop)
+        #[derive(Serialize)]
+        struct Request<'a> {
+            devices: [&'a str; 1],
+            auth: PasswordLogin<'a>,
+        }
+        let auth = PasswordLogin::new(user_id, password);
+        let request = secret_json(&Request { devices: [device_id], auth })?;
+        let call = Call::post_secret("/_matrix/client/v3/delete_devices", request).once();
+        self.call::<Value>(call).await.map(drop)
     }
 
     /// The entries of the account's log that `filter` lets through, oldest first, and whatever cannot be read: nobody knows what that was.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::account::PasswordLogin;
 use super::http::{Call, secret_json, segment, wipe};
 use super::{Api, ApiError};
 
@@ -57,15 +58,9 @@ impl Api {
         keybox_id: &str,
     ) -> Result<Vec<Zeroizing<String>>, ApiError> {
         #[derive(Serialize)]
-        struct Identifier<'a> {
-            r#type: &'a str,
-            user: &'a str,
-        }
-        #[derive(Serialize)]
         struct Body<'a> {
-            r#type: &'a str,
-            identifier: Identifier<'a>,
-            password: &'a str,
+            #[serde(flatten)]
+            login: PasswordLogin<'a>,
             device_id: &'a str,
             #[serde(rename = "com.trustner.keybox.passphrase")]
             wants_passphrase: bool,
@@ -78,9 +73,7 @@ impl Api {
             passphrases: Vec<String>,
         }
         let body = secret_json(&Body {
-            r#type: "m.login.password",
-            identifier: Identifier { r#type: "m.id.user", user },
-            password,
+            login: PasswordLogin::new(user, password),
             device_id: keybox_id,
             wants_passphrase: true,
             inhibit_login: true,
