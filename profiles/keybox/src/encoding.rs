@@ -31,11 +31,11 @@ pub fn from_base64_url(text: &str) -> Result<Vec<u8>, DecodeError> {
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|nibble| char::from_digit(nibble.into(), 16))
-        .collect()
+    // Room for all of it, so that no part of a key is left behind by a reallocation.
+    let mut text = String::with_capacity(2 * bytes.len());
+    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    text.extend(nibbles.filter_map(|nibble| char::from_digit(nibble.into(), 16)));
+    text
 }
 
 /// Reads lower-case hexadecimal of exactly `N` bytes; the result is wiped when dropped, since it is used for keys.

@@ -93,7 +93,8 @@ impl RecoveryKey {
 
     /// As a person keeps it: the hexadecimal digits of secret and checksum, 17 groups of four.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let digits = Zeroizing::new(hex(&*self.0) + &hex(&self.check()));
+        let bytes = Zeroizing::new([self.0.as_slice(), &self.check()].concat());
+        let digits = Zeroizing::new(hex(&bytes));
         let mut text = Zeroizing::new(String::with_capacity(2 * digits.len()));
         for (index, digit) in digits.chars().enumerate() {
             if index > 0 && index % 4 == 0 {
