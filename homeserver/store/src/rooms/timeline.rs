@@ -86,12 +86,28 @@ pub async fn events_between(
     limit: u64,
 ) -> Result<Vec<RoomEvent>, Error> {
     let order = if direction == Direction::Forward { "ASC" } else { "DESC" };
-    let sql = format!(
-        "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-         WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {limit}"
-    );
-    let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
-    rows.iter().filter_map(|row| Error::pass_over(read_event(row)).transpose()).collect()
+    let (mut events, mut bounds) = (Vec::new(), bounds);
+    loop {
+        let missing = limit.saturating_sub(u64::try_from(events.len()).unwrap_or(u64::MAX));
+        let sql = format!(
+            "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
+             WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {missing}"
+        );
+        let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
+        let readable = events.len();
+        for row in &rows {
+            events.extend(Error::pass_over(read_event(row))?);
+        }
+        // Fewer than asked for would be taken for the end of the timeline.
+        let Some(last) = rows.last().filter(|_| events.len() - readable < rows.len()) else {
+            return Ok(events);
+        };
+        let position: i64 = last.try_get("", "position")?;
+        match direction {
+            Direction::Forward => bounds.after = position,
+            Direction::Backward => bounds.upto = position - 1,
+        }
+    }
 }
 
 /// The newest event of a room within `bounds`.
