@@ -39,6 +39,8 @@ pub enum StreamItem {
     ToDevice(ToDeviceMessage),
     /// A user's account data (user shards).
     AccountData(AccountData),
+    /// A row that cannot be read, as the log says.
+    Damaged,
 }
 
 /// What about a user changed.
@@ -131,7 +133,7 @@ impl UserChange {
 ///
 /// Rows that were replaced since (a newer receipt of the same reader) are not among them; the newer one is, at its own
 /// position. This is why there is no upper bound: whoever stopped before the newer one would hear of neither, and believe
-/// that nothing had changed so far. A row that cannot be read is passed over ([`Error::pass_over`]).
+/// that nothing had changed so far. Of a row that cannot be read only that is told.
 ///
 /// # Errors
 /// The database's own.
@@ -154,7 +156,7 @@ pub async fn read_shards(
     let sql = format!("WITH wanted (shard, after) AS ({wanted}) {}", sources.join(" UNION ALL "));
     for row in tx.query(&sql, values).await? {
         let (shard, position) = (row.try_get("", "shard")?, row.try_get("", "position")?);
-        if let Some(item) = Error::pass_over(item(&row))?.flatten() {
+        if let Some(item) = Error::pass_over(item(&row))?.unwrap_or(Some(StreamItem::Damaged)) {
             shards.entry(shard).or_default().push(StreamRow { position, item });
         }
     }

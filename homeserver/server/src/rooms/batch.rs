@@ -17,7 +17,7 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, TransactionError, WriteTx,
-    rooms::{self, Bounds, Direction, RoomHead},
+    rooms::{self, Bounds, RoomHead},
     transactions::{self, ClientTransaction},
 };
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, events::TimelineEventType};
@@ -196,8 +196,7 @@ impl Batch<'_> {
                 continue;
             };
             let bounds = Bounds { after: state.position, upto: head.position };
-            let missed =
-                rooms::events_between(tx, room_id, bounds, Direction::Forward, u64::from(u32::MAX)).await?;
+            let missed = rooms::all_events_between(tx, room_id, bounds).await?;
             if missed.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomRedaction) {
                 // What was redacted may be part of the state.
                 let gone = || Error::corrupt("rooms", "room_id", room_id.as_str(), "the room has gone");

@@ -30,6 +30,11 @@ impl RoomStates {
         self.lock().get(room_id).cloned()
     }
 
+    /// Forgets all states: they are read anew.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
     /// Takes in a state that was read from the database or has been written to it; an older one than the one here is passed over.
     ///
     /// `missed` gives the events that the tail passed on between the reading and now, if it has them all: else the

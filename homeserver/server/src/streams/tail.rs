@@ -346,8 +346,14 @@ impl Tail {
             self.store.read_one("tail", |tx| async move { streams::read_shards(&tx, after).await }).await?;
         for (shard, _, upto) in behind {
             let rows = rows.remove(shard).unwrap_or_default();
-            let readable = rows.into_iter().map(|row| Error::pass_over(entry(row)));
-            let entries = readable.filter_map(Result::transpose).collect::<Result<Vec<_>, Error>>()?;
+            let mut entries = Vec::with_capacity(rows.len());
+            for row in rows {
+                match Error::pass_over(entry(row))?.flatten() {
+                    Some(entry) => entries.push(entry),
+                    // It may have been state. What is read from the database is read whole, or not at all.
+                    None => self.rooms.clear(),
+                }
+            }
             let redacted = self.redacted_by(&entries).await?;
             self.take(self.shard(*shard)?, entries, *upto, &redacted);
         }
@@ -576,15 +582,17 @@ async fn hear(tail: Weak<Tail>, mut hints: tokio::sync::broadcast::Receiver<Hint
     }
 }
 
-fn entry(row: StreamRow) -> Result<Entry, Error> {
+/// What is kept of a row; `None` if it is damaged.
+fn entry(row: StreamRow) -> Result<Option<Entry>, Error> {
     let item = match row.item {
         StreamItem::Event(event) => Item::Event(Arc::new(event.into_room_event()?)),
         StreamItem::Receipt(receipt) => Item::Receipt(Arc::new(receipt)),
         StreamItem::UserChange { user_id, kind } => Item::UserChange(user_id, kind),
         StreamItem::ToDevice(message) => Item::ToDevice(Arc::new(message)),
         StreamItem::AccountData(data) => Item::AccountData(Arc::new(data)),
+        StreamItem::Damaged => return Ok(None),
     };
-    Ok(Entry { position: row.position, item })
+    Ok(Some(Entry { position: row.position, item }))
 }
 
 /// The room, the redaction and the event that it redacts.

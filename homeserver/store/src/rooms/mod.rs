@@ -26,7 +26,10 @@ pub use self::{
         joined_positions, members_at, members_of_at, replaced_by, state_at, state_before, state_between,
         state_event_at, state_history, state_without_members_at,
     },
-    timeline::{Bounds, Direction, event, events, events_between, newest, redact, stored_event, timelines},
+    timeline::{
+        Bounds, Direction, all_events_between, event, events, events_between, newest, redact, stored_event,
+        timelines,
+    },
 };
 use crate::{Error, ReadTx, WriteTx, streams};
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use keystead_core::room::RoomEvent;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
-use sea_orm::Value;
+use sea_orm::{QueryResult, Value};
 
 use super::StoredEvent;
 use crate::{Error, ReadTx, WriteTx};
@@ -85,15 +85,10 @@ pub async fn events_between(
     direction: Direction,
     limit: u64,
 ) -> Result<Vec<RoomEvent>, Error> {
-    let order = if direction == Direction::Forward { "ASC" } else { "DESC" };
     let (mut events, mut bounds) = (Vec::new(), bounds);
     loop {
         let missing = limit.saturating_sub(u64::try_from(events.len()).unwrap_or(u64::MAX));
-        let sql = format!(
-            "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-             WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {missing}"
-        );
-        let rows = tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await?;
+        let rows = rows_between(tx, room_id, bounds, direction, missing).await?;
         let readable = events.len();
         for row in &rows {
             events.extend(Error::pass_over(read_event(row))?);
@@ -108,6 +103,34 @@ pub async fn events_between(
             Direction::Backward => bounds.upto = position - 1,
         }
     }
+}
+
+/// All events of a room within `bounds`, oldest first, of which none is passed over: for bringing a room's state up to date.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn all_events_between(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    bounds: Bounds,
+) -> Result<Vec<RoomEvent>, Error> {
+    let rows = rows_between(tx, room_id, bounds, Direction::Forward, u64::from(u32::MAX)).await?;
+    rows.iter().map(read_event).collect()
+}
+
+async fn rows_between(
+    tx: &ReadTx,
+    room_id: &RoomId,
+    bounds: Bounds,
+    direction: Direction,
+    limit: u64,
+) -> Result<Vec<QueryResult>, Error> {
+    let order = if direction == Direction::Forward { "ASC" } else { "DESC" };
+    let sql = format!(
+        "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
+         WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position {order} LIMIT {limit}"
+    );
+    tx.query(&sql, [room_id.as_str().into(), bounds.after.into(), bounds.upto.into()]).await
 }
 
 /// The newest event of a room within `bounds`.
@@ -157,7 +180,7 @@ pub async fn timelines(
     Ok(timelines)
 }
 
-fn read_event(row: &sea_orm::QueryResult) -> Result<RoomEvent, Error> {
+fn read_event(row: &QueryResult) -> Result<RoomEvent, Error> {
     StoredEvent::from_row(row)?.into_room_event()
 }
 
