@@ -9,7 +9,7 @@ use keystead_tests::{
 };
 use serde_json::{Value, json};
 
-async fn pair() -> (User, User, String) {
+pub(crate) async fn pair() -> (User, User, String) {
     let cluster = TestCluster::start().await;
     let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
     let room = alice.create_public_room().await;

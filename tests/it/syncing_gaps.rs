@@ -11,13 +11,7 @@ use keystead_tests::{
 };
 use serde_json::{Value, json};
 
-async fn pair() -> (User, User, String) {
-    let cluster = TestCluster::start().await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = alice.create_public_room().await;
-    bob.join(&room).await;
-    (alice, bob, room)
-}
+use crate::syncing::pair;
 
 async fn set_topic(user: &User, room: &str, topic: &str) {
     user.set_state(room, "m.room.topic", "", json!({ "topic": topic })).await;

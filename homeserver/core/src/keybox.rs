@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 pub use keystead_keybox::{
-    CryptoError, Entropy, audit_log, encoding::base64, master_key, sha256, suite::is_keybox_suite,
+    CryptoError, Entropy, audit_log, encoding::base64, fingerprint::of_key, master_key, sha256,
+    suite::is_keybox_suite,
 };
 use keystead_keybox::{
     audit_log::{Direction, KeyExchange, LogEvent},

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use keystead_core::room::Signer;
+use keystead_core::{keybox::of_key, room::Signer};
 use keystead_store::{Error, ReadTx, Store, WriteTx, settings};
 use ruma::{MilliSecondsSinceUnixEpoch, signatures::Ed25519KeyPair};
 use serde::{Deserialize, Serialize};
@@ -54,10 +54,9 @@ pub struct Rotated {
     pub fingerprint: String,
 }
 
-/// A key as people compare it: its public part as 16 groups of 4 hexadecimal digits.
-fn fingerprint(public_key: &[u8]) -> String {
-    let group = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    public_key.chunks(2).map(group).collect::<Vec<_>>().join(" ")
+/// A key as people compare it, in one line.
+fn fingerprint(key_pair: &Ed25519KeyPair) -> String {
+    of_key(&key_pair.public_key()).replace('\n', " ")
 }
 
 /// Reads the keys; whichever replica comes first makes the first one.
@@ -100,7 +99,7 @@ pub async fn current_public_key(store: &Store) -> Result<Vec<u8>, StartError> {
 pub async fn current(store: &Store) -> Result<(String, String), StartError> {
     let stored = store.read("signing_key", |tx| async move { Stored::read(&tx).await }).await?;
     let key_pair = stored.key_pair()?;
-    Ok((format!("ed25519:{}", key_pair.version()), fingerprint(&key_pair.public_key())))
+    Ok((format!("ed25519:{}", key_pair.version()), fingerprint(&key_pair)))
 }
 
 /// Puts a new key in force. The key before is published as an old one from now on; its private part is gone. Replicas go on with the old one until they
@@ -125,7 +124,7 @@ pub async fn rotate(store: &Store, now: MilliSecondsSinceUnixEpoch) -> Result<Ro
                 serde_json::to_string(&old).map_err(|error| StartError::SigningKey(error.to_string()))?;
             put(&tx, OLD_KEYS, &old).await?;
             let now = Stored::read(&tx).await?.key_pair()?;
-            let fingerprint = fingerprint(&now.public_key());
+            let fingerprint = fingerprint(&now);
             Ok(Rotated { old: id(before.version()), new: id(&version), fingerprint })
         })
         .await

@@ -92,7 +92,7 @@ async fn commit(context: &Context, shard: Shard, mut writes: Vec<Queued>, known:
     }
 }
 
-/// Whether a write is known to have perhaps been done, or makes no event now, so that no insert would find out whether it made one before.
+/// Whether to ask if a write was done before: it may have been, or it makes no event now, so that no insert would find out.
 fn may_have_been_done((write, built): (&Queued, &Result<Vec<SignedPdu>, Refusal>)) -> bool {
     write.may_be_done || write.transaction.is_some() && built.as_ref().map_or(true, Vec::is_empty)
 }

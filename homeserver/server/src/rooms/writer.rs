@@ -91,7 +91,7 @@ pub enum WriteError {
     #[error("something else has the name already")]
     Conflict,
     /// Too many writes wait already.
-    #[error("too many writes wait for this room's shard")]
+    #[error("too many writes wait")]
     Busy,
     /// The database could not do it; whether it was done is not known if the connection broke.
     #[error("the database could not write the event")]
