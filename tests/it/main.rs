@@ -32,6 +32,7 @@ mod media_care;
 mod media_s3;
 mod monitoring;
 mod push_rules;
+mod relations;
 mod restore;
 mod rooms;
 mod routes;

@@ -30,6 +30,8 @@ pub struct Unsigned<'a> {
     pub redacted_because: Option<&'a RawValue>,
     /// The asking user's membership at the event.
     pub membership: Option<&'a str>,
+    /// What the children of the event say about it.
+    pub relations: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -38,6 +40,8 @@ struct UnsignedJson<'a> {
     age: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     membership: Option<&'a str>,
+    #[serde(rename = "m.relations", skip_serializing_if = "Option::is_none")]
+    relations: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_content: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +130,7 @@ fn client_event(
             membership: unsigned.membership,
             prev_content: unsigned.prev_content,
             redacted_because: unsigned.redacted_because,
+            relations: unsigned.relations,
             replaces_state: unsigned.replaces_state,
             transaction_id: unsigned.transaction_id,
         },

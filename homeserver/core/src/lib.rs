@@ -14,6 +14,7 @@ pub mod password;
 pub mod pdu;
 pub mod push;
 pub mod redaction;
+pub mod relations;
 pub mod room;
 pub mod room_creation;
 pub mod room_upgrade;

@@ -24,7 +24,7 @@ use crate::{
     media::{Media, objects::ObjectsError},
     rate_limits::RateLimits,
     restores::Restores,
-    rooms::Writer,
+    rooms::{Parents, Writer},
     signing_keys::{self, OldKey},
     streams::{Fence, Listener, Tail},
     sync::{Acknowledgements, DeviceCaches, ReaderCaches},
@@ -69,6 +69,8 @@ pub struct App {
     pub media: Media,
     /// What this replica has read of the streams, and the caches that it keeps right.
     pub tail: Arc<Tail>,
+    /// Which events may have children.
+    pub parents: Arc<Parents>,
     /// Appends events to rooms.
     pub writer: Writer,
     /// Stores the keys of devices.
@@ -154,8 +156,12 @@ impl App {
         let (devices, readers) = (Arc::<DeviceCaches>::default(), Arc::<ReaderCaches>::default());
         let sessions = Arc::new(SessionCache::default());
         let published_keys = Arc::<PublishedKeys>::default();
-        let listeners = listeners(&devices, &published_keys, &readers, &sessions);
+        let parents = Arc::new(Parents::new(store.shards()));
+        let mut listeners = listeners(&devices, &published_keys, &readers, &sessions);
+        let hearing = Arc::clone(&parents);
+        listeners.push(Box::new(move |entry| hearing.hear(&entry.item, entry.position)));
         let tail = Tail::start(store.clone(), listeners).await?;
+        parents.hears_all_after(|shard| tail.position(shard));
         let batches = metrics.clone();
         let observe = Box::new(move |writes, events| batches.events_committed(writes, events));
         let message_writers = settings.database.message_writers;
@@ -189,6 +195,7 @@ impl App {
             published_keys,
             store,
             tail,
+            parents,
             writer,
             devices,
             readers,

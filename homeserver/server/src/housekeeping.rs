@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keystead_store::{Error, media, to_device, transactions};
+use keystead_store::{Error, media, rooms, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::{app::App, telemetry::metrics::Removed, url_preview};
@@ -23,6 +23,48 @@ const KEPT_FOR_ABSENT: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// How long an address for an upload stays known after it has lapsed: an upload that began in time may take this long.
 const LAPSED_FOR: Duration = Duration::from_secs(24 * 3_600);
+
+/// How often to look for rooms whose events' relationships are not all noted: those from before they were, and those to which replicas of
+/// an older version have appended.
+const NOTE_RELATIONS_EVERY: Duration = Duration::from_secs(600);
+/// How many such rooms are read about at once, and how many pages of events are looked through in each before the next one.
+const UNNOTED_ROOMS: u32 = 100;
+const UNNOTED_PAGES: usize = 20;
+
+/// Notes how the events of older rooms relate to each other, until the server stops.
+pub async fn note_relations(app: Arc<App>) {
+    let mut interval = tokio::time::interval(NOTE_RELATIONS_EVERY);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {
+                if let Err(error) = note_all_relations(&app).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot note the relationships of older events");
+                }
+            }
+            () = app.shutdown.draining() => return,
+        }
+    }
+}
+
+async fn note_all_relations(app: &App) -> Result<(), Error> {
+    loop {
+        let unnoted = app
+            .store
+            .read_one("unnoted_relations", |tx| async move {
+                rooms::with_unindexed_relations(&tx, UNNOTED_ROOMS).await
+            })
+            .await?;
+        if unnoted.is_empty() {
+            return Ok(());
+        }
+        for room_id in unnoted {
+            if app.shutdown.is_draining() {
+                return Ok(());
+            }
+            rooms::index_relations(&app.store, &room_id, UNNOTED_PAGES).await?;
+        }
+    }
+}
 
 /// Clears away until the server stops.
 pub async fn run(app: Arc<App>) {

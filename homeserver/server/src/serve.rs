@@ -59,6 +59,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     place::check(&app).await?;
     app.shutdown.tasks().spawn(jobs::run(Arc::clone(&app)));
     app.shutdown.tasks().spawn(housekeeping::run(Arc::clone(&app)));
+    app.shutdown.tasks().spawn(housekeeping::note_relations(Arc::clone(&app)));
     app.shutdown.tasks().spawn(heartbeat::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 

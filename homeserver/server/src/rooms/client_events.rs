@@ -7,6 +7,8 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
+use super::relations::aggregate;
+use crate::sync::IgnoredUsers;
 use keystead_core::{
     client_format::{self, MalformedEvent, Unsigned},
     room::RoomEvent,
@@ -35,20 +37,25 @@ pub enum Form {
     WithRoomId,
 }
 
-/// Writes events for a client, in their order; what belongs into `unsigned` is read from the database.
+/// Writes events for a client, in their order; what belongs into `unsigned` is read from the database. With the users whom the reader
+/// ignores given, what the events' children say is shown with them; then all are of one room.
 ///
 /// # Errors
 /// The database's own, or an event that cannot be written for clients.
 pub async fn client_events<E: Borrow<RoomEvent> + Sync>(
     tx: &ReadTx,
     events: &[E],
-    reader: Reader<'_>,
+    (reader, ignored): (Reader<'_>, Option<&IgnoredUsers>),
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
     let state: Vec<&RoomEvent> =
         events.iter().map(Borrow::borrow).filter(|event| event.pdu.state_key.is_some()).collect();
     let replaced = rooms::replaced_by(tx, &state).await?;
-    write_all(tx, events, &replaced, reader, form).await
+    let relations = match ignored {
+        Some(ignored) => aggregate(tx, events, (reader, ignored), form).await?,
+        None => HashMap::new(),
+    };
+    write_all(tx, events, (&replaced, &relations), reader, form).await
 }
 
 /// Like [`client_events`], for events that are shown as the state of a room: what they replaced is left out, which is
@@ -62,13 +69,13 @@ pub async fn client_state<E: Borrow<RoomEvent> + Sync>(
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
-    write_all(tx, events, &HashMap::new(), reader, form).await
+    write_all(tx, events, (&HashMap::new(), &HashMap::new()), reader, form).await
 }
 
 async fn write_all<E: Borrow<RoomEvent> + Sync>(
     tx: &ReadTx,
     events: &[E],
-    replaced: &HashMap<OwnedEventId, RoomEvent>,
+    (replaced, relations): (&HashMap<OwnedEventId, RoomEvent>, &HashMap<OwnedEventId, Box<RawValue>>),
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
@@ -79,7 +86,8 @@ async fn write_all<E: Borrow<RoomEvent> + Sync>(
         .map(|event| {
             let redaction = event.pdu.redacted_by.as_ref().and_then(|id| redactions.get(id));
             let replaced = replaced.get(&event.pdu.event_id);
-            write(event, redaction, replaced, reader, form)
+            let relations = relations.get(&event.pdu.event_id).map(AsRef::as_ref);
+            write(event, (redaction, replaced, relations), reader, form)
                 .map_err(|error| Error::corrupt("events", "json", event.pdu.event_id.as_str(), error))
         })
         .collect()
@@ -97,13 +105,13 @@ pub fn client_event(
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Box<RawValue>, MalformedEvent> {
-    write(event, redaction, None, reader, form)
+    write(event, (redaction, None, None), reader, form)
 }
 
-fn write(
+/// Writes one event with what emptied it, what it replaced and what its children say.
+pub(super) fn write(
     event: &RoomEvent,
-    redaction: Option<&RoomEvent>,
-    replaced: Option<&RoomEvent>,
+    (redaction, replaced, relations): (Option<&RoomEvent>, Option<&RoomEvent>, Option<&RawValue>),
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Box<RawValue>, MalformedEvent> {
@@ -117,6 +125,7 @@ fn write(
         replaces_state: replaced.map(|replaced| &*replaced.pdu.event_id),
         redacted_because: redacted_because.as_deref(),
         membership: None,
+        relations,
     };
     match form {
         Form::Sync => client_format::for_sync(pdu, &unsigned),

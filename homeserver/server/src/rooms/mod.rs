@@ -5,13 +5,16 @@ mod batch;
 mod client_events;
 mod messages;
 mod own_member;
+mod parents;
 mod placement;
+mod relations;
 mod visibility;
 mod writer;
 
 pub(crate) use self::own_member::set_own_member;
 pub use self::{
     client_events::{Form, Reader, client_event, client_events, client_state},
+    parents::Parents,
     visibility::RoomView,
     writer::{Alongside, BatchObserver, Target, Write, WriteError, Writer, Written},
 };

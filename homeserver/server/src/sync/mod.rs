@@ -32,8 +32,12 @@ use ruma::{
 };
 use tokio::time::Instant;
 
-pub use self::{acknowledgements::Acknowledgements, devices::DeviceCaches, readers::ReaderCaches};
-use self::{changes::Changes, readers::IgnoredUsers};
+use self::changes::Changes;
+pub use self::{
+    acknowledgements::Acknowledgements,
+    devices::DeviceCaches,
+    readers::{IgnoredUsers, ReaderCaches},
+};
 use crate::{
     accounts::sessions,
     app::App,

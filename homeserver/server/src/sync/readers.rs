@@ -67,7 +67,7 @@ pub struct ReaderCaches {
 }
 
 /// The users whose messages and invitations a reader does not want.
-pub(super) type IgnoredUsers = BTreeMap<OwnedUserId, IgnoredUser>;
+pub type IgnoredUsers = BTreeMap<OwnedUserId, IgnoredUser>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
@@ -148,7 +148,7 @@ impl ReaderCaches {
     ///
     /// # Errors
     /// The database's own. A list that is malformed counts as empty.
-    pub(super) async fn ignored(&self, store: &Store, user_id: &UserId) -> Result<Arc<IgnoredUsers>, Error> {
+    pub async fn ignored(&self, store: &Store, user_id: &UserId) -> Result<Arc<IgnoredUsers>, Error> {
         if let Some(ignored) = lock(&self.ignored).get(user_id) {
             return Ok(ignored.clone());
         }

@@ -86,6 +86,7 @@ impl Sync<'_> {
             .filter_map(|candidate| states.get(candidate.room_id))
             .collect();
         self.count_ahead(&unknown).await?;
+        self.look_for_children(stored.values()).await?;
         let mut joined = BTreeMap::new();
         for mut candidate in candidates {
             let in_memory = candidate.changes.events.take().filter(|_| !candidate.is_new);
@@ -186,6 +187,21 @@ impl Sync<'_> {
             })
             .collect();
         Ok(self.app.tail.timelines(wanted, self.timeline_limit() + 1).await?)
+    }
+
+    /// Asks, at once for all rooms, which of the older events have children, as far as that is not known yet.
+    async fn look_for_children<'e>(
+        &self,
+        timelines: impl Iterator<Item = &'e Vec<Arc<RoomEvent>>>,
+    ) -> Result<(), ApiError> {
+        let Some(question) = self.app.parents.question(timelines.flatten()) else { return Ok(()) };
+        let events = &question.events;
+        let read = self
+            .app
+            .store
+            .read_one("sync_children", |tx| async move { rooms::possible_parents(&tx, events).await });
+        self.app.parents.answer(&question, read.await?);
+        Ok(())
     }
 
     async fn states_of(
@@ -314,11 +330,12 @@ impl Sync<'_> {
     async fn write_timeline<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
         let is_plain =
             |event: &Arc<RoomEvent>| event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none();
-        let written = if events.iter().all(is_plain) {
+        let may_be_parents = self.app.parents.may_be_among(events);
+        let written = if !may_be_parents && events.iter().all(is_plain) {
             self.write_plain(events)?
         } else {
-            // What a state event replaced and what emptied a redacted one has to be looked up.
-            let reader = self.reader();
+            // What a state event replaced, what emptied a redacted one and what others say about it has to be looked up.
+            let reader = (self.reader(), may_be_parents.then_some(&*self.ignored));
             self.app
                 .store
                 .read("sync_events", |tx| async move { client_events(&tx, events, reader, Form::Sync).await })

@@ -37,6 +37,7 @@ fn steps() -> Vec<Step> {
         step("m0012_replaced_state", include_str!("m0012_replaced_state.sql")),
         step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
         step("m0014_restores_and_replicas", include_str!("m0014_restores_and_replicas.sql")),
+        step("m0015_event_relations", include_str!("m0015_event_relations.sql")),
     ]
 }
 

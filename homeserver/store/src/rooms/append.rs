@@ -13,7 +13,7 @@ use ruma::{
 };
 use sea_orm::{DbBackend, Value};
 
-use super::RoomHead;
+use super::{RoomHead, relations};
 use crate::{
     Error, Store, WriteTx, keys, rows, streams,
     transactions::{self, ClientTransaction},
@@ -46,7 +46,9 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
     upsert_memberships(tx, append.events).await?;
     let expected = append.done.len();
     let events = append.events.iter().map(|(position, event)| event_row(append.shard, *position, event));
+    let related = append.events.iter().filter_map(|(position, event)| relations::row(&event.pdu, *position));
     let inserts = vec![
+        Insert { table: "event_relations", columns: relations::COLUMNS, rows: related.collect(), suffix: "" },
         Insert { table: "events", columns: EVENT, rows: events.collect(), suffix: "" },
         Insert {
             table: "rooms",
@@ -55,7 +57,9 @@ pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
             suffix: "ON CONFLICT (room_id) DO UPDATE SET \
                      position = excluded.position, depth = excluded.depth, extremities = excluded.extremities, \
                      state_position = CASE WHEN excluded.state_position > rooms.state_position \
-                     THEN excluded.state_position ELSE rooms.state_position END",
+                     THEN excluded.state_position ELSE rooms.state_position END, \
+                     relations_position = CASE WHEN rooms.relations_position = rooms.position \
+                     THEN excluded.position ELSE rooms.relations_position END",
         },
         Insert {
             table: "client_transactions",
@@ -132,6 +136,10 @@ pub async fn append_messages(
     let heads = given(message_heads(&messages, known)?);
     let events = messages.iter().map(|message| event_row(message.shard, message.after, message.event));
     let events = given(events.collect());
+    let related: Vec<_> =
+        messages.iter().filter_map(|message| relations::row(&message.event.pdu, message.after)).collect();
+    // Most batches have none, and are spared the part of the statement.
+    let related = if related.is_empty() { None } else { Some(given(related)) };
     let done = messages.into_iter().map(|Message { event, transaction, .. }| {
         let done = vec![(transaction, event.pdu.event_id.to_string())];
         let mut row = transactions::rows(done, now).pop().unwrap_or_default();
@@ -140,6 +148,7 @@ pub async fn append_messages(
     });
     let done = given(done.collect());
     let (transaction, event) = (transactions::COLUMNS.join(", "), EVENT.join(", "));
+    let relation = related.as_deref().map_or_else(String::new, insert_relations);
     // Whoever appends to a shard holds its row until the commit. The statement waits for those, too, in the order of the shards as
     // all do, and then finds the rooms as they were left, which is what the conditions on a row that is updated are about; all
     // else is seen as of its beginning.
@@ -151,6 +160,8 @@ pub async fn append_messages(
          moved AS (UPDATE stream_shards s SET position = s.position + held.added FROM held WHERE s.shard = held.shard \
              RETURNING s.shard, s.position - held.added AS before), \
          room AS (UPDATE rooms SET position = moved.before + heads.last, depth = GREATEST(rooms.depth, heads.depth), \
+             relations_position = CASE WHEN rooms.relations_position = rooms.position \
+                 THEN moved.before + heads.last ELSE rooms.relations_position END, \
              extremities = (COALESCE((SELECT jsonb_agg(tip) FROM jsonb_array_elements_text(rooms.extremities::jsonb) AS now (tip) \
                  WHERE NOT jsonb_exists(heads.consumed::jsonb, tip)), '[]') || heads.tips::jsonb)::text \
              FROM heads JOIN moved ON moved.shard = heads.shard \
@@ -161,7 +172,7 @@ pub async fn append_messages(
              RETURNING rooms.room_id, moved.before), \
          event AS (INSERT INTO events ({event}) \
              SELECT e.shard, room.before + e.position, e.room_id, e.event_id, e.json, e.device_id, e.transaction_id \
-             FROM ({events}) AS e ({event}), room WHERE e.room_id = room.room_id), \
+             FROM ({events}) AS e ({event}), room WHERE e.room_id = room.room_id), {relation}\
          noted AS (INSERT INTO client_transactions ({transaction}) \
              SELECT done.user_id, done.device_id, done.kind, done.transaction_id, done.result, done.created_ts \
              FROM done, room WHERE done.room_id = room.room_id) \
@@ -187,6 +198,16 @@ pub async fn append_messages(
         .map(|(shard, before)| (*shard, before + counts.get(shard).copied().unwrap_or_default()));
     store.announce(reach.collect());
     Ok(appended)
+}
+
+/// The part of the statement of [`append_messages`] that notes the relationships of its messages.
+fn insert_relations(related: &str) -> String {
+    let columns = relations::COLUMNS.join(", ");
+    format!(
+        "relation AS (INSERT INTO event_relations ({columns}) \
+             SELECT r.room_id, room.before + r.position, r.parent_id, r.rel_type, r.event_type, r.sender \
+             FROM ({related}) AS r ({columns}), room WHERE r.room_id = room.room_id), "
+    )
 }
 
 /// What appending does to where the rooms stand: up to which position each must not have changed, the last event's position,
@@ -223,7 +244,16 @@ fn message_heads(
 }
 
 const EVENT: &[&str] = &["shard", "position", "room_id", "event_id", "json", "device_id", "transaction_id"];
-const HEAD: &[&str] = &["room_id", "shard", "version", "position", "depth", "extremities", "state_position"];
+const HEAD: &[&str] = &[
+    "room_id",
+    "shard",
+    "version",
+    "position",
+    "depth",
+    "extremities",
+    "state_position",
+    "relations_position",
+];
 
 fn event_row(shard: Shard, position: i64, event: &SignedPdu) -> Vec<Value> {
     vec![
@@ -335,6 +365,8 @@ fn head_rows(append: &Append<'_>) -> Result<Vec<Vec<Value>>, Error> {
             i64::try_from(head.depth).unwrap_or(i64::MAX).into(),
             extremities.into(),
             state_changed.get(&head.room_id).copied().unwrap_or_default().into(),
+            // Of a room that is made now: all its events are in this transaction.
+            head.position.into(),
         ])
     };
     append.heads.iter().map(row).collect()

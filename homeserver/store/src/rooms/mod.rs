@@ -1,6 +1,7 @@
 //! Rooms: their events, their state and who is in them.
 
 mod append;
+mod relations;
 mod state;
 mod timeline;
 
@@ -22,6 +23,10 @@ use sea_orm::{QueryResult, Value};
 
 pub use self::{
     append::{Append, Appended, Message, append, append_messages},
+    relations::{
+        Child, Related, Thread, children, forget_relations, index_relations, newest_threads,
+        possible_parents, related_events, with_unindexed_relations,
+    },
     state::{
         joined_positions, members_at, members_of_at, replaced_by, state_at, state_before, state_between,
         state_event_at, state_history, state_without_members_at,

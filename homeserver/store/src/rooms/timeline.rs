@@ -118,7 +118,7 @@ pub async fn all_events_between(
     rows.iter().map(read_event).collect()
 }
 
-async fn rows_between(
+pub(super) async fn rows_between(
     tx: &ReadTx,
     room_id: &RoomId,
     bounds: Bounds,
@@ -180,7 +180,7 @@ pub async fn timelines(
     Ok(timelines)
 }
 
-fn read_event(row: &QueryResult) -> Result<RoomEvent, Error> {
+pub(super) fn read_event(row: &QueryResult) -> Result<RoomEvent, Error> {
     StoredEvent::from_row(row)?.into_room_event()
 }
 

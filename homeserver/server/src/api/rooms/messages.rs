@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 
 use super::{
     access::{self, Access},
-    reader,
+    reader, relations,
     timeline::{MAX_EVENTS, Walk, Wanted, passes, place, senders, walk},
 };
 use crate::{
@@ -68,6 +68,7 @@ pub(super) async fn get_message_events(
     if is_empty {
         return Ok(response);
     }
+    let ignored = &*relations::prepare(&ctx, room_id).await?;
     let read = ctx.app.store.read("messages", |tx| async move {
         let view = &RoomView::load(&tx, room_id, reader.user_id).await?;
         let found = walk(&tx, Wanted { room_id, view, filter }, bounds, direction, limit).await?;
@@ -77,7 +78,7 @@ pub(super) async fn get_message_events(
             }
             _ => Vec::new(),
         };
-        let chunk = client_events(&tx, &found.events, reader, Form::WithRoomId).await?;
+        let chunk = client_events(&tx, &found.events, (reader, Some(ignored)), Form::WithRoomId).await?;
         let state = client_state(&tx, &members, reader, Form::WithRoomId).await?;
         Ok::<_, Error>((found, chunk, state))
     });
@@ -104,6 +105,7 @@ pub(super) async fn get_context(
     let newest = until.unwrap_or(room.position);
     let (event_id, filter) = (&*request.event_id, &request.filter);
     let limit = usize::try_from(u64::from(request.limit)).unwrap_or(MAX_EVENTS).min(MAX_EVENTS);
+    let ignored = &*relations::prepare(&ctx, room_id).await?;
     let read = ctx.app.store.read("context", |tx| async move {
         let Some(event) = rooms::event(&tx, room_id, event_id).await? else { return Ok(None) };
         let view = &RoomView::load(&tx, room_id, reader.user_id).await?;
@@ -129,9 +131,9 @@ pub(super) async fn get_context(
         state.retain(|event| passes(filter, event));
         let form = Form::WithRoomId;
         Ok::<_, Error>(Some(Context {
-            event: client_events(&tx, &[event], reader, form).await?.pop(),
-            events_before: client_events(&tx, &before.events, reader, form).await?,
-            events_after: client_events(&tx, &after.events, reader, form).await?,
+            event: client_events(&tx, &[event], (reader, Some(ignored)), form).await?.pop(),
+            events_before: client_events(&tx, &before.events, (reader, Some(ignored)), form).await?,
+            events_after: client_events(&tx, &after.events, (reader, Some(ignored)), form).await?,
             state: client_state(&tx, &state, reader, form).await?,
             start: before.reached.to_string(),
             end: after.reached.to_string(),
@@ -163,13 +165,14 @@ pub(super) async fn get_room_event(
         if error.status() == http::StatusCode::FORBIDDEN { no_such_event() } else { error }
     })?;
     let event_id = &*request.event_id;
+    let ignored = &*relations::prepare(&ctx, room_id).await?;
     let read = ctx.app.store.read("event", |tx| async move {
         let Some(event) = rooms::event(&tx, room_id, event_id).await? else { return Ok(None) };
         let view = RoomView::load(&tx, room_id, reader.user_id).await?;
         if !view.may_see(event.position) {
             return Ok(None);
         }
-        Ok::<_, Error>(client_events(&tx, &[event], reader, Form::WithRoomId).await?.pop())
+        Ok::<_, Error>(client_events(&tx, &[event], (reader, Some(ignored)), Form::WithRoomId).await?.pop())
     });
     let event = read.await?.ok_or_else(no_such_event)?;
     Ok(get_room_event::v3::Response::new(Raw::from_json(event)))
@@ -225,10 +228,10 @@ async fn last_before(
     Ok(bounds.after)
 }
 
-fn raw<T>(events: Vec<Box<RawValue>>) -> Vec<Raw<T>> {
+pub(super) fn raw<T>(events: Vec<Box<RawValue>>) -> Vec<Raw<T>> {
     events.into_iter().map(Raw::from_json).collect()
 }
 
-fn no_such_event() -> ApiError {
+pub(super) fn no_such_event() -> ApiError {
     ApiError::not_found("There is no such event, or you may not see it")
 }

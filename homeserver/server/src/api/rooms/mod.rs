@@ -9,6 +9,7 @@ mod members;
 mod membership;
 mod messages;
 mod redaction;
+mod relations;
 mod sending;
 mod state;
 mod timeline;
@@ -48,6 +49,10 @@ pub(super) fn routes(router: &mut Router) {
         .route(messages::get_message_events)
         .route(messages::get_room_event)
         .route(redaction::redact_event)
+        .route(relations::get_relating_events)
+        .route(relations::get_relating_events_with_rel_type)
+        .route(relations::get_relating_events_with_rel_type_and_event_type)
+        .route(relations::get_threads)
         .route(sending::send_message_event)
         .route(state::get_state_event_for_key)
         .route(state::get_state_events)

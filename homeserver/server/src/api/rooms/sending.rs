@@ -5,7 +5,7 @@
 use ruma::{api::client::message::send_message_event::v3, events::MessageLikeEventType};
 use serde::Deserialize;
 
-use super::{content, draft, redaction, transaction, write};
+use super::{content, draft, redaction, relations, transaction, write};
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
@@ -33,6 +33,7 @@ pub(super) async fn send_message_event(
         redaction::check(&ctx, &request.room_id, &target).await?;
         draft.redacts = Some(target);
     }
+    relations::check_thread(&ctx, &request.room_id, &draft.content).await?;
     let written = write(&ctx, &request.room_id, draft, Some(transaction)).await?;
     Ok(v3::Response::new(written.event_id))
 }

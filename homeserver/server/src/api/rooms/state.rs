@@ -55,10 +55,9 @@ pub(super) async fn get_state_event_for_key(
         return Ok(get_state_event_for_key::v3::Response::new(event.pdu.content.clone()));
     }
     let events = &[event];
-    let read = ctx
-        .app
-        .store
-        .read("state_event", |tx| async move { client_events(&tx, events, reader, Form::WithRoomId).await });
+    let read = ctx.app.store.read("state_event", |tx| async move {
+        client_events(&tx, events, (reader, None), Form::WithRoomId).await
+    });
     let event = read.await?.pop().ok_or_else(|| ApiError::not_found("The room has no such state"))?;
     Ok(get_state_event_for_key::v3::Response::new(event))
 }

@@ -15,8 +15,13 @@ use ruma::{
             },
             message::{get_message_events, send_message_event},
             redact::redact_event,
+            relations::{
+                get_relating_events, get_relating_events_with_rel_type,
+                get_relating_events_with_rel_type_and_event_type,
+            },
             room::{create_room, get_event_by_timestamp, get_room_event},
             state::{get_state_event_for_key, get_state_events, send_state_event},
+            threads::get_threads,
         },
     },
     owned_device_id,
@@ -464,4 +469,209 @@ async fn an_event_is_found_with_what_surrounds_it_and_by_its_time() {
     let request: get_event_by_timestamp::v1::Request = query_request(&[room.as_str()], &query);
     let refused = messages::get_event_by_timestamp(server.ctx("a"), request).await;
     assert_eq!(errcode(refused), (404, "M_NOT_FOUND".to_owned()));
+}
+
+/// Sends an event that relates to another; returns its id.
+async fn relate(
+    server: &Server,
+    who: &str,
+    room: &RoomId,
+    relation: (&str, &EventId),
+    body: &str,
+) -> OwnedEventId {
+    let (rel_type, parent) = relation;
+    let content = json!({
+        "body": body, "m.new_content": { "body": body },
+        "m.relates_to": { "rel_type": rel_type, "event_id": parent },
+    });
+    let id = format!("{rel_type}{body}");
+    let request: send_message_event::v3::Request = request(&[room.as_str(), "m.room.message", &id], content);
+    sending::send_message_event(server.ctx(who), request).await.unwrap().event_id
+}
+
+async fn relations(
+    server: &Server,
+    who: &str,
+    path: (&RoomId, &EventId),
+    query: &str,
+) -> Result<Value, ApiError> {
+    let request: get_relating_events::v1::Request = query_request(&[path.0.as_str(), path.1.as_str()], query);
+    let response = super::relations::get_relating_events(server.ctx(who), request).await?;
+    let chunk: Vec<_> = response
+        .chunk
+        .iter()
+        .map(|event| serde_json::from_str(event.json().get()).unwrap())
+        .collect::<Vec<Value>>();
+    Ok(json!({
+        "chunk": chunk, "next_batch": response.next_batch, "prev_batch": response.prev_batch,
+        "recursion_depth": response.recursion_depth,
+    }))
+}
+
+async fn event(server: &Server, who: &str, room: &RoomId, event: &EventId) -> Value {
+    let request: get_room_event::v3::Request = query_request(&[room.as_str(), event.as_str()], "");
+    let response = messages::get_room_event(server.ctx(who), request).await.unwrap();
+    serde_json::from_str(response.event.json().get()).unwrap()
+}
+
+#[tokio::test]
+async fn relations_are_read_in_pages_in_either_direction() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    let root = &server.send("a", room, "root").await.unwrap();
+    let mut children = Vec::new();
+    for number in 0..5 {
+        children.push(relate(&server, "a", room, ("m.thread", root), &number.to_string()).await);
+    }
+    let children: Vec<&str> = children.iter().map(|id| id.as_str()).collect();
+    let first = relations(&server, "a", (room, root), "limit=2").await.unwrap();
+    assert_eq!(ids(&first["chunk"]), [children[4], children[3]]);
+    assert_eq!((&first["prev_batch"], &first["recursion_depth"]), (&Value::Null, &Value::Null));
+    let next = first["next_batch"].as_str().unwrap();
+    let second = relations(&server, "a", (room, root), &format!("limit=5&from={next}")).await.unwrap();
+    assert_eq!(ids(&second["chunk"]), [children[2], children[1], children[0]]);
+    assert_eq!((&second["prev_batch"], &second["next_batch"]), (&json!(next), &Value::Null));
+    let until = relations(&server, "a", (room, root), &format!("to={next}")).await.unwrap();
+    assert_eq!(ids(&until["chunk"]), [children[4], children[3]]);
+    let forward = relations(&server, "a", (room, root), "limit=3&dir=f").await.unwrap();
+    assert_eq!(ids(&forward["chunk"]), children[..3]);
+    let next = forward["next_batch"].as_str().unwrap();
+    let rest = relations(&server, "a", (room, root), &format!("dir=f&from={next}")).await.unwrap();
+    assert_eq!(ids(&rest["chunk"]), children[3..]);
+    let bad = relations(&server, "a", (room, root), "from=x").await;
+    assert_eq!(errcode(bad), (400, "M_INVALID_PARAM".to_owned()));
+    let stranger = relations(&server, "z", (room, root), "").await;
+    assert_eq!(errcode(stranger), (404, "M_NOT_FOUND".to_owned()));
+    let unknown = relations(&server, "a", (room, &EventId::parse("$x").unwrap()), "").await;
+    assert_eq!(errcode(unknown), (404, "M_NOT_FOUND".to_owned()));
+}
+
+#[tokio::test]
+async fn relations_of_relations_are_found_down_to_a_depth() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    let root = &server.send("a", room, "root").await.unwrap();
+    let mut chain = vec![root.clone()];
+    for (number, rel_type) in ["m.thread", "m.annotation", "m.reference", "m.reference"].iter().enumerate() {
+        let parent = chain.last().unwrap().clone();
+        chain.push(relate(&server, "a", room, (rel_type, &parent), &number.to_string()).await);
+    }
+    let all = relations(&server, "a", (room, root), "recurse=true").await.unwrap();
+    assert_eq!(ids(&all["chunk"]), [chain[3].as_str(), chain[2].as_str(), chain[1].as_str()]);
+    assert_eq!(all["recursion_depth"], 3);
+    let path = [room.as_str(), root.as_str(), "m.reference"];
+    let request: get_relating_events_with_rel_type::v1::Request = query_request(&path, "recurse=true");
+    let found = super::relations::get_relating_events_with_rel_type(server.ctx("a"), request).await.unwrap();
+    assert_eq!(found.chunk.len(), 1, "what lies between is of other kinds");
+    let path = [room.as_str(), root.as_str(), "m.thread", "m.room.encrypted"];
+    let request: get_relating_events_with_rel_type_and_event_type::v1::Request = query_request(&path, "");
+    let found = super::relations::get_relating_events_with_rel_type_and_event_type(server.ctx("a"), request);
+    assert!(found.await.unwrap().chunk.is_empty());
+}
+
+#[tokio::test]
+async fn an_event_is_shown_with_what_its_children_say() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    server.join("b", room).await.unwrap();
+    let root = &server.send("a", room, "root").await.unwrap();
+    assert_eq!(event(&server, "a", room, root).await["unsigned"].get("m.relations"), None);
+    relate(&server, "a", room, ("m.replace", root), "first").await;
+    let newest = relate(&server, "a", room, ("m.replace", root), "second").await;
+    relate(&server, "b", room, ("m.replace", root), "not mine").await;
+    let reference = relate(&server, "b", room, ("m.reference", root), "see").await;
+    relate(&server, "b", room, ("m.thread", root), "reply").await;
+    let latest = relate(&server, "b", room, ("m.thread", root), "last").await;
+    let edited = relate(&server, "b", room, ("m.replace", &latest), "edited").await;
+    let shown = event(&server, "a", room, root).await;
+    let relations = &shown["unsigned"]["m.relations"];
+    assert_eq!(relations["m.replace"]["event_id"], json!(newest));
+    assert_eq!(relations["m.reference"], json!({ "chunk": [{ "event_id": reference }] }));
+    let thread = &relations["m.thread"];
+    assert_eq!((&thread["count"], &thread["current_user_participated"]), (&json!(2), &json!(true)));
+    assert_eq!(thread["latest_event"]["event_id"], json!(latest));
+    assert_eq!(thread["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"], json!(edited));
+
+    server.redact("a", room, &newest).await.unwrap();
+    let shown = event(&server, "a", room, root).await;
+    assert_eq!(shown["unsigned"]["m.relations"]["m.replace"]["content"]["body"], "first");
+    let shown = server.messages("a", room, "dir=b&limit=50").await.unwrap();
+    let shown = shown["chunk"].as_array().unwrap().iter().find(|event| event["event_id"] == json!(root));
+    assert_eq!(shown.unwrap()["unsigned"]["m.relations"]["m.thread"]["count"], 2);
+}
+
+#[tokio::test]
+async fn a_thread_does_not_begin_within_another() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    let root = &server.send("a", room, "root").await.unwrap();
+    let reply = relate(&server, "a", room, ("m.thread", root), "reply").await;
+    let content = json!({ "body": "x", "m.relates_to": { "rel_type": "m.thread", "event_id": reply } });
+    let send = |who: &str, id: &str| {
+        let path = [room.as_str(), "m.room.message", id];
+        let request: send_message_event::v3::Request = request(&path, content.clone());
+        sending::send_message_event(server.ctx(who), request)
+    };
+    assert_eq!(errcode(send("a", "nested").await), (400, "M_UNKNOWN".to_owned()));
+    assert_eq!(errcode(send("z", "nested").await), forbidden());
+}
+
+#[tokio::test]
+async fn relationships_that_nobody_noted_are_found_on_first_use() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({})).await;
+    let root = &server.send("a", room, "root").await.unwrap();
+    let old = relate(&server, "a", room, ("m.thread", root), "old").await;
+    // As a version leaves it that notes no relationships.
+    let forgotten = server
+        .app
+        .store
+        .write("test", |tx| async move { keystead_store::rooms::forget_relations(&tx, room).await });
+    forgotten.await.unwrap();
+    let new = relate(&server, "a", room, ("m.thread", root), "new").await;
+    for _ in 0..2 {
+        let found = relations(&server, "a", (room, root), "").await.unwrap();
+        assert_eq!(ids(&found["chunk"]), [new.as_str(), old.as_str()]);
+    }
+    let newest = relate(&server, "a", room, ("m.thread", root), "newest").await;
+    let unnoted = server
+        .app
+        .store
+        .read("test", |tx| async move { keystead_store::rooms::with_unindexed_relations(&tx, 9).await });
+    assert_eq!(unnoted.await.unwrap(), [""; 0], "whoever appends at the end keeps it noted");
+    let found = relations(&server, "a", (room, root), "").await.unwrap();
+    assert_eq!(ids(&found["chunk"]), [newest.as_str(), new.as_str(), old.as_str()]);
+}
+
+#[tokio::test]
+async fn threads_are_listed_by_their_newest_events() {
+    let server = Server::start().await;
+    let room = &server.room("a", json!({ "preset": "public_chat" })).await;
+    server.join("b", room).await.unwrap();
+    let (first, second, third) = (
+        server.send("a", room, "1").await.unwrap(),
+        server.send("b", room, "2").await.unwrap(),
+        server.send("b", room, "3").await.unwrap(),
+    );
+    relate(&server, "b", room, ("m.thread", &first), "1a").await;
+    relate(&server, "b", room, ("m.thread", &second), "2a").await;
+    relate(&server, "b", room, ("m.thread", &third), "3a").await;
+    relate(&server, "b", room, ("m.thread", &first), "1b").await;
+    let threads = async |who: &str, query: &str| {
+        let request: get_threads::v1::Request = query_request(&[room.as_str()], query);
+        let response = super::relations::get_threads(server.ctx(who), request).await.unwrap();
+        let chunk: Vec<Value> =
+            response.chunk.iter().map(|event| serde_json::from_str(event.json().get()).unwrap()).collect();
+        (json!(chunk), response.next_batch)
+    };
+    let (page, next) = threads("a", "limit=2").await;
+    assert_eq!(ids(&page), [first.as_str(), third.as_str()]);
+    assert_eq!(page[0]["unsigned"]["m.relations"]["m.thread"]["count"], 2);
+    let (page, next) = threads("a", &format!("limit=2&from={}", next.unwrap())).await;
+    assert_eq!((ids(&page), next), (vec![second.as_str()], None));
+    let (page, _) = threads("a", "include=participated").await;
+    assert_eq!(ids(&page), [first.as_str()]);
+    relate(&server, "a", room, ("m.thread", &second), "2b").await;
+    let (page, _) = threads("a", "include=participated").await;
+    assert_eq!(ids(&page), [second.as_str(), first.as_str()]);
 }

@@ -1,0 +1,115 @@
+//! Events that relate to others: each replica shows what was sent through the other.
+
+use keystead_tests::{
+    TestCluster, User,
+    http::encode,
+    sync::timeline,
+    user::{in_room, transaction_id},
+};
+use serde_json::{Value, json};
+
+/// Sends a message that relates to another event; returns its id.
+async fn relate(user: &User, room: &str, (rel_type, parent): (&str, &str), body: &str) -> String {
+    let content = json!({
+        "msgtype": "m.text", "body": body, "m.new_content": { "msgtype": "m.text", "body": body },
+        "m.relates_to": { "rel_type": rel_type, "event_id": parent },
+    });
+    user.send_event(room, "m.room.message", content).await
+}
+
+async fn get(user: &User, room: &str, rest: &str) -> Value {
+    user.get(&format!("/_matrix/client/v1/rooms/{}{rest}", encode(room))).await.ok()
+}
+
+fn ids(chunk: &Value) -> Vec<&str> {
+    chunk.as_array().expect("a list").iter().filter_map(|event| event["event_id"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn relations_sent_through_one_replica_are_read_through_the_other() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let root = alice.at(0).send_text(&room, "root").await;
+    let edit = relate(&alice.at(0), &room, ("m.replace", &root), "edited").await;
+    let reply = relate(&bob.at(1), &room, ("m.thread", &root), "reply").await;
+    let reaction = json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": root, "key": "x" } });
+    let reaction = bob.at(1).send_event(&room, "m.reaction", reaction).await;
+    for replica in 0..2 {
+        let alice = alice.at(replica);
+        let all = get(&alice, &room, &format!("/relations/{}", encode(&root))).await;
+        assert_eq!(ids(&all["chunk"]), [&*reaction, &*reply, &*edit]);
+        let threaded = get(&alice, &room, &format!("/relations/{}/m.thread", encode(&root))).await;
+        assert_eq!(ids(&threaded["chunk"]), [&*reply]);
+        let reactions = format!("/relations/{}/m.annotation/m.reaction", encode(&root));
+        assert_eq!(ids(&get(&alice, &room, &reactions).await["chunk"]), [&*reaction]);
+        let threads = get(&alice, &room, "/threads").await;
+        assert_eq!(ids(&threads["chunk"]), [&*root]);
+        let relations = &threads["chunk"][0]["unsigned"]["m.relations"];
+        assert_eq!(relations["m.replace"]["event_id"], json!(edit));
+        assert_eq!(relations["m.thread"]["latest_event"]["event_id"], json!(reply));
+    }
+    bob.put(&in_room(&room, &format!("/redact/{}/{}", encode(&reply), transaction_id())), json!({}))
+        .await
+        .ok();
+    assert_eq!(ids(&get(&alice, &room, "/threads").await["chunk"]), [""; 0]);
+    let threaded = get(&alice, &room, &format!("/relations/{}/m.thread", encode(&root))).await;
+    assert_eq!(ids(&threaded["chunk"]), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_sync_shows_events_with_what_their_children_say() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob, eve) =
+        (cluster.user("alice").await, cluster.user("bob").await, cluster.user("eve").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    eve.join(&room).await;
+    let before = bob.sync_once(None).await;
+    let root = alice.send_text(&room, "root").await;
+    let reply = relate(&alice, &room, ("m.thread", &root), "reply").await;
+    relate(&eve, &room, ("m.thread", &root), "noise").await;
+    let ignored = json!({ "ignored_users": { (eve.id.clone()): {} } });
+    bob.put(&format!("/user/{}/account_data/m.ignored_user_list", encode(&bob.id)), ignored).await.ok();
+    for since in [None, before["next_batch"].as_str()] {
+        let answer = bob.sync_once(since).await;
+        let shown = timeline(&answer, &room).iter().find(|event| event["event_id"] == json!(root));
+        let thread = &shown.expect("the root")["unsigned"]["m.relations"]["m.thread"];
+        assert_eq!(thread["latest_event"]["event_id"], json!(reply), "{since:?}");
+        assert_eq!(thread["latest_event"].get("room_id"), None, "as all events of a sync");
+        assert_eq!((&thread["count"], &thread["current_user_participated"]), (&json!(1), &json!(false)));
+    }
+    let path = in_room(&room, &format!("/context/{}?limit=0", encode(&root)));
+    let context = alice.get(&path).await.ok();
+    assert_eq!(context["event"]["unsigned"]["m.relations"]["m.thread"]["count"], 2);
+}
+
+#[tokio::test]
+async fn strangers_learn_nothing_of_relations() {
+    let cluster = TestCluster::start().await;
+    let (alice, eve) = (cluster.user("alice").await, cluster.user("eve").await);
+    let room = alice.create_room(json!({ "preset": "private_chat" })).await;
+    let root = alice.send_text(&room, "root").await;
+    relate(&alice, &room, ("m.thread", &root), "reply").await;
+    let base = format!("/_matrix/client/v1/rooms/{}", encode(&room));
+    eve.get(&format!("{base}/relations/{}", encode(&root))).await.refused(404, "M_NOT_FOUND");
+    eve.get(&format!("{base}/threads")).await.refused(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn what_no_column_takes_relates_to_nothing() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let room = alice.create_public_room().await;
+    let root = alice.send_text(&room, "root").await;
+    for (rel_type, parent) in
+        [("a\0b", &*root), (&*"x".repeat(4_000), &*root), ("m.thread", "$a\0b"), ("r", "no id")]
+    {
+        relate(&alice, &room, (rel_type, parent), "odd").await;
+    }
+    let all = get(&alice, &room, &format!("/relations/{}", encode(&root))).await;
+    assert_eq!(ids(&all["chunk"]), [""; 0]);
+    let odd = format!("/_matrix/client/v1/rooms/{}/relations/{}/a%00b", encode(&room), encode(&root));
+    alice.get(&odd).await.refused(400, "M_INVALID_PARAM");
+}
