@@ -21,6 +21,8 @@ pub use keyboxes::{ListedKeyBox, LogFilter, LogItem, ServerKey};
 pub use media::Download;
 pub use pin::{ServerFingerprint, normal_pin, with_pin};
 pub use releases::Release;
+#[doc(hidden)]
+pub use releases::parse_releases;
 pub use rooms::{MessagesPage, NewRoom};
 
 use http::Http;

@@ -34,6 +34,8 @@ use crate::engine::{Engine, KeyBoxAddress, KeyRef, KnownKeyBox, Message, Notice,
 use crate::store::{Account, Keeper, Lock, Store};
 
 pub use attachments::{FileError, Progress, SavedFile, SentFile, Transfer};
+#[doc(hidden)]
+pub use attachments::{look_at_picture, safe_file_name};
 pub use audit::{AuditReport, Difference};
 pub use closing::{Changed, CloseError};
 pub use error::ClientError;

@@ -18,6 +18,13 @@ pub mod events;
 pub mod qr;
 pub mod store;
 
+/// What reads bytes from outside and is of no use by itself: for the fuzz targets in `fuzz/`.
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::api::parse_releases;
+    pub use crate::client::{look_at_picture, safe_file_name};
+}
+
 /// The examples of the README, compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -17,11 +17,12 @@ impl Api {
     /// left out.
     pub async fn releases(&self) -> Result<Vec<Release>, ApiError> {
         let path = "/_matrix/client/unstable/com.trustner.keybox/v1/releases";
-        Ok(parse(&self.text(Call::get(path)).await?))
+        Ok(parse_releases(&self.text(Call::get(path)).await?))
     }
 }
 
-fn parse(text: &str) -> Vec<Release> {
+/// The releases in such a list.
+pub fn parse_releases(text: &str) -> Vec<Release> {
     let release = |line: &str| {
         let (sha256, name) = line.trim().split_once(char::is_whitespace)?;
         let is_digest = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -42,6 +43,6 @@ mod tests {
         let text =
             format!("# releases\n{digest}  keybox 1.0\n{digest} *keybox.exe\nabc  short\n\n{digest}\n");
         let release = |name: &str| Release { sha256: digest.to_lowercase(), name: name.to_owned() };
-        assert_eq!(parse(&text), [release("keybox 1.0"), release("keybox.exe")]);
+        assert_eq!(parse_releases(&text), [release("keybox 1.0"), release("keybox.exe")]);
     }
 }

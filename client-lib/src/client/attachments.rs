@@ -21,6 +21,9 @@ use super::{Client, ClientError};
 use crate::api::Api;
 use crate::engine::Message;
 
+pub use names::harmless as safe_file_name;
+pub use picture::look_at_picture;
+
 /// How much of a file is worked on at once.
 const PART: usize = 64 * 1024;
 

@@ -20,11 +20,11 @@ use ruma::api::{
         read_marker::set_read_marker,
         receipt::create_receipt,
         room::{create_room, upgrade_room},
-        session::login,
         state::send_state_event,
         sync::sync_events,
         to_device::send_event_to_device,
         typing::create_typing_event,
+        uiaa::UserIdentifier,
     },
 };
 
@@ -49,7 +49,8 @@ fuzz_target!(|data: &[u8]| {
     let user = ["@a:x"];
     match which % 22 {
         0 => read::<register::v3::Request>(query, body, &[]),
-        1 => read::<login::v3::Request>(query, body, &[]),
+        // As in the body of a login, which has a type of the server's own: ruma's expects a `type` that may be missing.
+        1 => drop(serde_json::from_slice::<UserIdentifier>(body)),
         2 => read::<create_alias::v3::Request>(query, body, &["#a:x"]),
         3 => read::<add_backup_keys::v3::Request>(query, body, &[]),
         4 => read::<update_device::v3::Request>(query, body, &["D"]),

@@ -4,20 +4,20 @@
 const MAX_BYTES: usize = 200;
 
 /// The last part of a name, without anything that means more than itself to a file system, a shell or a terminal.
-pub(super) fn harmless(name: &str) -> String {
+pub fn harmless(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let mut clean: String = last
         .chars()
         .filter(|c| !c.is_control() && !turns_direction(*c))
         .map(|c| if "<>:\"|?*".contains(c) { '_' } else { c })
         .collect();
-    // A leading dot hides a file, a leading dash is an option, and Windows drops dots and spaces at the end.
-    clean = clean.trim().trim_end_matches(['.', ' ']).to_owned();
+    clean = clean.trim().to_owned();
+    clean.truncate(clean.floor_char_boundary(MAX_BYTES));
+    // Windows drops dots and spaces at the end; a leading dot hides a file, a leading dash is an option.
+    clean.truncate(clean.trim_end_matches(|c: char| c == '.' || c.is_whitespace()).len());
     if clean.starts_with(['.', '-']) {
         clean.replace_range(..1, "_");
     }
-    let end = (0..=MAX_BYTES.min(clean.len())).rev().find(|at| clean.is_char_boundary(*at)).unwrap_or(0);
-    clean.truncate(end);
     if clean.is_empty() { "attachment".to_owned() } else { clean }
 }
 
@@ -78,6 +78,7 @@ mod tests {
         }
         let long = harmless(&"日".repeat(500));
         assert_eq!(long.len(), 198);
+        assert_eq!(harmless(&format!("{}. b", "a".repeat(198))), "a".repeat(198), "cut at a dot");
     }
 
     #[test]

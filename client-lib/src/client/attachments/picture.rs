@@ -1,6 +1,6 @@
 //! What is said about a picture besides the picture: how large it is, and a small version of it, so that a receiver sees something at once.
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
@@ -45,7 +45,16 @@ pub(super) struct Thumbnail {
 
 /// Looks at a file; nothing if it is no picture of a kind that is known here. Takes time and memory: for a thread of its own.
 pub(super) fn look_at(path: &Path) -> Option<Picture> {
-    let mut reader = ImageReader::open(path).ok()?.with_guessed_format().ok()?;
+    examine(ImageReader::open(path).ok()?)
+}
+
+/// The width and height of a picture, after its small version was made.
+pub fn look_at_picture(bytes: &[u8]) -> Option<(u32, u32)> {
+    examine(ImageReader::new(Cursor::new(bytes))).map(|picture| (picture.width, picture.height))
+}
+
+fn examine(reader: ImageReader<impl BufRead + Seek>) -> Option<Picture> {
+    let mut reader = reader.with_guessed_format().ok()?;
     let media_type = media_type(reader.format()?)?;
     reader.limits(limits());
     let mut decoder = reader.into_decoder().ok()?;
