@@ -104,6 +104,37 @@ async fn a_one_time_key_is_never_replaced() {
 }
 
 #[tokio::test]
+async fn other_keys_of_a_device_take_the_place_of_all_it_had() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let first = publish(&alice).await;
+    let upload = json!({ "one_time_keys": one_time_keys(&alice, &first, 1, 5), "fallback_keys": fallback_key(&alice, &first) });
+    alice.post("/keys/upload", upload).await.ok();
+    let mut bobs = bob.at(1).syncing();
+    bobs.until_joined(&room).await;
+
+    let second = SigningKey::named(&alice.device);
+    let keys = device_keys(&alice, &second);
+    let upload = json!({ "device_keys": keys, "one_time_keys": one_time_keys(&alice, &second, 1, 2) });
+    let counts = alice.at(1).post("/keys/upload", upload).await.ok();
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 2, "those of the former keys are gone");
+    bobs.until("alice's other keys", |answer| {
+        answer["device_lists"]["changed"].as_array()?.contains(&json!(alice.id)).then_some(())
+    })
+    .await;
+    let shown = bob.post("/keys/query", json!({ "device_keys": { &alice.id: [] } })).await.ok();
+    assert_eq!(shown["device_keys"][&alice.id][&alice.device]["keys"], keys["keys"]);
+    let claim = json!({ "one_time_keys": { &alice.id: { &alice.device: "signed_curve25519" } } });
+    for number in 0..3 {
+        let claimed = bob.at(number).post("/keys/claim", claim.clone()).await.ok();
+        let of_alice = claimed["one_time_keys"].get(&alice.id);
+        assert_eq!(of_alice.is_some(), number < 2, "the former fallback key is gone, too: {claimed}");
+    }
+}
+
+#[tokio::test]
 async fn changes_of_devices_show_in_the_syncs_of_those_who_share_a_room() {
     let cluster = TestCluster::start().await;
     let (alice, bob, eve) =

@@ -125,8 +125,7 @@ pub fn check_device_keys(
     Ok(object)
 }
 
-/// Whether two `device_keys` objects hold the same keys. Under one device id the keys never change; what else the object
-/// says (algorithms, signatures) may.
+/// Whether two `device_keys` objects hold the same keys, whatever else they say (algorithms, signatures).
 pub fn same_device_keys(stored: &CanonicalJsonObject, new: &CanonicalJsonObject) -> bool {
     stored.get("keys") == new.get("keys")
 }

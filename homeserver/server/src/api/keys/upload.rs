@@ -100,20 +100,28 @@ impl Upload {
         self.device_keys.is_none() && self.one_time_keys.is_empty() && self.fallback_keys.is_empty()
     }
 
-    /// Whether the device keys differ from the stored ones, as far as they may.
-    async fn changes_device_keys(&self, tx: &ReadTx, stored: Option<&String>) -> Result<bool, ApiError> {
-        let Some(new) = &self.device_keys else { return Ok(false) };
+    /// What becomes of the device keys.
+    async fn change_of_device_keys(
+        &self,
+        tx: &ReadTx,
+        stored: Option<&String>,
+    ) -> Result<DeviceKeysChange, ApiError> {
+        let Some(new) = &self.device_keys else { return Ok(DeviceKeysChange::None) };
         let Some(stored) = stored else {
             self.refuse_revoked(tx, new).await?;
-            return Ok(true);
+            return Ok(DeviceKeysChange::First);
         };
         let stored = stored_object("device_keys", self.device.1.as_str(), stored)?;
-        if !rules::same_device_keys(&stored, new) {
+        if rules::same_device_keys(&stored, new) {
+            let same = &stored == new;
+            return Ok(if same { DeviceKeysChange::None } else { DeviceKeysChange::Description });
+        }
+        if rules::is_keybox(&stored) || rules::is_keybox(new) {
             return Err(ApiError::invalid_param(
-                "This device has published other keys, and the keys of a device never change: log in as a new device",
+                "This device has published other keys, and the keys of a KeyBox never change: log in as a new device",
             ));
         }
-        Ok(&stored != new)
+        Ok(DeviceKeysChange::Replaced)
     }
 
     /// Refuses the key set of a KeyBox that was revoked: whoever has its private keys may have the account's password, too
@@ -130,11 +138,15 @@ impl Upload {
     }
 
     /// Publishes the identity keys. The shards of the user's device list are locked.
-    async fn put_device_keys(&self, tx: &WriteTx, is_first: bool) -> Result<(), Error> {
+    async fn put_device_keys(&self, tx: &WriteTx, change: DeviceKeysChange) -> Result<(), Error> {
         let (Some(device_keys), (user_id, device_id)) = (&self.device_keys, &self.device) else {
             return Ok(());
         };
-        if is_first && rules::is_keybox(device_keys) {
+        if change == DeviceKeysChange::Replaced {
+            // What the former keys have signed, or were signed with, is worth nothing now.
+            keys::delete_of_device(tx, user_id, device_id).await?;
+        }
+        if change == DeviceKeysChange::First && rules::is_keybox(device_keys) {
             let name = devices::find(tx, user_id, device_id).await?.and_then(|device| device.display_name);
             let actor = Actor { now: self.now, address: Some(self.client_addr), device_id: Some(device_id) };
             actor.note(tx, user_id, LogEvent::KeyboxRegistered(actor.on(device_id, name))).await?;
@@ -180,9 +192,22 @@ struct Stored {
     one_time_keys: BTreeMap<DeviceKey, String>,
 }
 
+/// What becomes of the identity keys of a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DeviceKeysChange {
+    /// They stay as they are.
+    None,
+    /// There were none before.
+    First,
+    /// The keys stay; what is said about them (algorithms, signatures) changes.
+    Description,
+    /// Other keys take their place. The specification does not forbid it; for KeyBoxes their profile does (`profiles/keybox/SPEC.md`, section 3).
+    Replaced,
+}
+
 /// What of an upload is new.
 struct New {
-    device_keys: bool,
+    device_keys: DeviceKeysChange,
     one_time_keys: Vec<NewKey>,
 }
 
@@ -199,13 +224,16 @@ impl Batch<'_> {
                 new => checked.push(new),
             }
         }
-        self.put_device_keys(tx, &checked, &stored).await?;
+        self.put_device_keys(tx, &checked).await?;
         let (mut one_time_keys, mut fallback_keys) = (Vec::new(), Vec::new());
         let mut results = Vec::with_capacity(checked.len());
         for (upload, new) in self.uploads.iter().zip(checked) {
             let of_device = |key| (upload.device.clone(), key);
             results.push(new.map(|new| {
                 let mut counts = stored.counts.remove(&upload.device).unwrap_or_default();
+                if new.device_keys == DeviceKeysChange::Replaced {
+                    counts.clear();
+                }
                 for key in &new.one_time_keys {
                     *counts.entry(key.algorithm.clone()).or_default() += 1;
                 }
@@ -232,7 +260,8 @@ impl Batch<'_> {
         let stored = self.device_keys(tx).await?;
         for upload in self.uploads {
             // A refusal is for when the shards are locked.
-            if matches!(upload.changes_device_keys(tx, stored.get(&upload.device)).await, Ok(true)) {
+            let change = upload.change_of_device_keys(tx, stored.get(&upload.device)).await;
+            if change.is_ok_and(|change| change != DeviceKeysChange::None) {
                 shards.extend(keys::device_list_shards(tx, &upload.device.0).await?);
             }
         }
@@ -263,18 +292,14 @@ impl Batch<'_> {
     }
 
     /// Publishes identity keys, in the order of the users: so does whoever else takes the locks of several users' device lists.
-    async fn put_device_keys(
-        &self,
-        tx: &WriteTx,
-        checked: &[Result<New, ApiError>],
-        stored: &Stored,
-    ) -> Result<(), Error> {
-        let changes = |new: &Result<New, ApiError>| new.as_ref().is_ok_and(|new| new.device_keys);
-        let changed = self.uploads.iter().zip(checked).filter(|(_, new)| changes(new));
-        let changed: BTreeMap<&Device, &Upload> =
-            changed.map(|(upload, _)| (&upload.device, upload)).collect();
-        for (device, upload) in changed {
-            upload.put_device_keys(tx, !stored.device_keys.contains_key(device)).await?;
+    async fn put_device_keys(&self, tx: &WriteTx, checked: &[Result<New, ApiError>]) -> Result<(), Error> {
+        let change = |new: &Result<New, ApiError>| new.as_ref().ok().map(|new| new.device_keys);
+        let changes = self.uploads.iter().zip(checked).filter_map(|(upload, new)| {
+            let change = change(new).filter(|change| *change != DeviceKeysChange::None)?;
+            Some((&upload.device, (upload, change)))
+        });
+        for (upload, change) in changes.collect::<BTreeMap<_, _>>().into_values() {
+            upload.put_device_keys(tx, change).await?;
         }
         Ok(())
     }
@@ -289,10 +314,12 @@ impl Stored {
         if !self.counts.contains_key(&upload.device) {
             return Err(ApiError::unknown_token(false));
         }
-        Ok(New {
-            one_time_keys: upload.new_one_time_keys(&self.one_time_keys)?,
-            device_keys: upload.changes_device_keys(tx, self.device_keys.get(&upload.device)).await?,
-        })
+        let device_keys = upload.change_of_device_keys(tx, self.device_keys.get(&upload.device)).await?;
+        let one_time_keys = match device_keys {
+            DeviceKeysChange::Replaced => upload.one_time_keys.clone(),
+            _ => upload.new_one_time_keys(&self.one_time_keys)?,
+        };
+        Ok(New { device_keys, one_time_keys })
     }
 }
 
