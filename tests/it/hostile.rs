@@ -222,6 +222,7 @@ async fn malformed_json_has_the_errcode_that_says_so() {
     };
     send(b"{").await.refused(400, "M_NOT_JSON");
     send(b"\xff").await.refused(400, "M_NOT_JSON");
+    send(b"{\"nobody reads this\": \"\xff\"}").await.refused(400, "M_NOT_JSON");
     send(b"[]").await.refused(400, "M_BAD_JSON");
     send(br#"{"invite": 7}"#).await.refused(400, "M_BAD_JSON");
 }

@@ -137,6 +137,7 @@ impl OwnRequest {
     ///
     /// 400 `M_NOT_JSON` or `M_BAD_JSON`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        check_encoding(&self.body)?;
         let json = serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_data() {
                 ApiError::bad_json(error.to_string())
@@ -353,6 +354,7 @@ impl Call {
         let args: Vec<&str> = self.path_args.iter().map(String::as_str).collect();
         let (parts, body) = self.request.into_parts();
         let body = if asks_without_body(&parts, &body) { b"{}" } else { body.as_ref() };
+        check_encoding(body)?;
         let request = Req::try_from_http_request_inner(Request::from_parts(parts, body), &args)?;
         // What is no JSON has been refused by now.
         check_depth(body)?;
@@ -423,6 +425,12 @@ where
             (self.handler)(ctx, call.read()?, Streaming { method, headers, body }).await?.into_response()
         })
     }
+}
+
+/// Refuses bytes that are no text: serde_json finds them where it reads a string only, not where it passes over one (RFC 8259, section 8.1).
+fn check_encoding(body: &[u8]) -> Result<(), ApiError> {
+    let text = std::str::from_utf8(body).map(drop);
+    text.map_err(|error| ApiError::not_json(format!("The body is not UTF-8: {error}")))
 }
 
 /// Refuses what the server could read and store, but others could not read once it stands in an answer to them: device keys,
