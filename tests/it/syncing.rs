@@ -101,6 +101,25 @@ async fn a_gap_is_marked_and_its_state_is_given() {
 }
 
 #[tokio::test]
+async fn who_wants_no_timeline_gets_the_state_alone() {
+    let (alice, bob, room) = pair().await;
+    let mut bobs = bob.at(1).syncing_with(&timeline_limit(0));
+    let first = bobs.until_joined(&room).await;
+    assert_eq!((&first["timeline"]["events"], &first["timeline"]["limited"]), (&json!([]), &json!(true)));
+    assert!(of_type(events(&first["state"]), "m.room.create").is_some(), "{first:#}");
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "news" })).await;
+    let next = bobs.until_joined(&room).await;
+    assert_eq!((&next["timeline"]["events"], &next["timeline"]["limited"]), (&json!([]), &json!(true)));
+    assert_eq!(events(&next["state"]).len(), 1, "{next:#}");
+    assert_eq!(events(&next["state"])[0]["content"]["topic"], "news");
+    // What was not shown can be read from where the timeline would have ended.
+    let before = next["timeline"]["prev_batch"].as_str().expect("a token");
+    let page =
+        bob.get(&in_room(&room, &format!("/messages?dir=b&limit=1&from={}", encode(before)))).await.ok();
+    assert_eq!(page["chunk"][0]["content"]["topic"], "news");
+}
+
+#[tokio::test]
 async fn an_old_token_still_works_on_any_replica() {
     let (alice, bob, room) = pair().await;
     let mut bobs = bob.at(0).syncing();

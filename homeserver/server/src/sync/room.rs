@@ -213,8 +213,10 @@ impl Sync<'_> {
         Ok(states.into_iter().map(|state| (state.room_id.clone(), state)).collect())
     }
 
+    /// How many events a timeline may have; none, for who asks for none: then what has changed is all in the state.
     pub(super) fn timeline_limit(&self) -> usize {
-        filter::limit(self.filter().room.timeline.limit, TIMELINE_LIMIT, TIMELINE_MOST)
+        let asked = self.filter().room.timeline.limit;
+        if asked == Some(UInt::MIN) { 0 } else { filter::limit(asked, TIMELINE_LIMIT, TIMELINE_MOST) }
     }
 
     async fn joined_room(
