@@ -98,6 +98,21 @@ async fn registration_refuses_names_that_are_taken_or_malformed() {
 }
 
 #[tokio::test]
+async fn capitals_in_a_username_mean_small_letters() {
+    let cluster = TestCluster::start().await;
+    let auth = json!({ "type": "m.login.dummy" });
+    let body = json!({ "username": "Alice", "password": PASSWORD, "auth": auth });
+    assert_eq!(cluster.send(post("/register", &body)).await.ok()["user_id"], "@alice:keystead.test");
+    let body = json!({ "username": "ALICE", "password": PASSWORD, "auth": auth });
+    cluster.send(post("/register", &body)).await.refused(400, "M_USER_IN_USE");
+    for user in ["Alice", "@ALICE:keystead.test", "alice"] {
+        let identifier = json!({ "type": "m.id.user", "user": user });
+        let body = json!({ "type": "m.login.password", "identifier": identifier, "password": PASSWORD });
+        assert_eq!(cluster.send(post("/login", &body)).await.ok()["user_id"], "@alice:keystead.test");
+    }
+}
+
+#[tokio::test]
 async fn two_registrations_of_one_name_at_once_make_one_account() {
     let cluster = TestCluster::start().await;
     let body = json!({ "username": "alice", "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
@@ -216,6 +231,9 @@ async fn removing_a_device_asks_for_the_password() {
     assert_eq!((wrong.status, wrong.errcode()), (401, "M_FORBIDDEN"), "{}", wrong.text);
     assert!(wrong.body.get("flows").is_some(), "another try is possible: {}", wrong.text);
     laptop.get("/account/whoami").await.ok();
+    let mut of_bob = auth(PASSWORD);
+    of_bob["auth"]["identifier"]["user"] = json!("bob");
+    phone.send(Request::new(Method::DELETE, &*path).json(&of_bob)).await.refused(403, "M_FORBIDDEN");
 
     phone.send(Request::new(Method::DELETE, &*path).json(&auth(PASSWORD))).await.ok();
     for replica in 0..2 {

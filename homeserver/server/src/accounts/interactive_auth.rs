@@ -138,7 +138,8 @@ impl Challenge<'_> {
                 let named = login::identified_user(app, &given.identifier);
                 let user_id = match (named, self.user_id) {
                     (Ok(named), Some(user_id)) if named == user_id => named,
-                    _ => return refused(ErrorKind::Forbidden, "This is not the account that is logged in"),
+                    // Not 401, which invites to try again: no password of somebody else will do.
+                    _ => return Err(ApiError::forbidden("This is not the account that is logged in")),
                 };
                 match login::check_password(app, &user_id, &given.password, self.now, self.address).await {
                     Ok(_) => Ok(Ok(())),

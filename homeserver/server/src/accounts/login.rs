@@ -55,14 +55,20 @@ pub fn identified_user(app: &App, identifier: &UserIdentifier) -> Result<OwnedUs
     }
 }
 
-/// The user that a client means by this name.
+/// The user that a client means by this name: a user id of this server, or its local part, in which capitals mean small letters, as when
+/// it was registered.
 ///
 /// # Errors
 ///
 /// 403 `M_FORBIDDEN` for whom this server cannot know.
 pub fn named_user(app: &App, name: &str) -> Result<OwnedUserId, ApiError> {
-    UserId::parse_with_server_name(name, &app.settings.server.name)
+    let server = &app.settings.server.name;
+    UserId::parse_with_server_name(name, server)
+        .and_then(|user_id| {
+            let localpart = user_id.localpart().to_ascii_lowercase();
+            UserId::parse(format!("@{localpart}:{}", user_id.server_name()))
+        })
         .ok()
-        .filter(|user_id| user_id.server_name() == app.settings.server.name && !name.contains('\0'))
+        .filter(|user_id| user_id.server_name() == server && !name.contains('\0'))
         .ok_or_else(|| ApiError::forbidden(WRONG))
 }

@@ -30,14 +30,14 @@ pub struct NewAccount<'a> {
     pub token: Option<&'a str>,
 }
 
-/// The user id of a name that somebody wants; a random one if none is given.
+/// The user id of a name that somebody wants, whose capitals become small letters; a random one if none is given.
 ///
 /// # Errors
 ///
 /// 400 `M_INVALID_USERNAME`, saying why.
 pub fn user_id(app: &App, name: Option<&str>) -> Result<OwnedUserId, ApiError> {
     let generated = || app.entropy.readable(GENERATED_LENGTH).to_lowercase();
-    let name = name.map_or_else(generated, str::to_owned);
+    let name = name.map_or_else(generated, str::to_ascii_lowercase);
     let invalid =
         |text: &'static str| ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidUsername, text);
     let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._=-/+".contains(c);
@@ -45,7 +45,7 @@ pub fn user_id(app: &App, name: Option<&str>) -> Result<OwnedUserId, ApiError> {
         return Err(invalid("The username must not be empty"));
     }
     if !name.chars().all(is_allowed) {
-        return Err(invalid("The username may have lower-case letters a-z, digits and . _ = - / + only"));
+        return Err(invalid("The username may have the letters a-z, digits and . _ = - / + only"));
     }
     if name.starts_with('_') {
         return Err(invalid("The username must not begin with an underscore"));
