@@ -113,3 +113,39 @@ async fn what_no_column_takes_relates_to_nothing() {
     let odd = format!("/_matrix/client/v1/rooms/{}/relations/{}/a%00b", encode(&room), encode(&root));
     alice.get(&odd).await.refused(400, "M_INVALID_PARAM");
 }
+
+#[tokio::test]
+async fn nobody_says_the_same_of_an_event_twice() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let root = alice.send_text(&room, "root").await;
+    let reaction =
+        |key: &str| json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": root, "key": key } });
+    let path = |id: &str| in_room(&room, &format!("/send/m.reaction/{id}"));
+
+    // Through both replicas at once, each request with an id of its own.
+    let tries = (0..24_usize).map(|number| {
+        let (alice, path, content) = (alice.at(number % 2), path(&format!("same{number}")), reaction("x"));
+        async move { (number, alice.put(&path, content).await) }
+    });
+    let answers = futures_util::future::join_all(tries).await;
+    let (sent, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| answer.status == 200);
+    let [(number, answer)] = <[_; 1]>::try_from(sent).expect("one of them is sent");
+    for (_, answer) in refused {
+        answer.refused(400, "M_DUPLICATE_ANNOTATION");
+    }
+    let first = answer.ok()["event_id"].as_str().expect("an id").to_owned();
+    for replica in 0..2 {
+        let again = alice.at(replica).put(&path(&format!("same{number}")), reaction("x")).await.ok();
+        assert_eq!(again["event_id"], json!(first), "the same request gets the same answer");
+    }
+
+    alice.put(&path("other"), reaction("y")).await.ok();
+    bob.put(&path("bob"), reaction("x")).await.ok();
+    alice.put(&in_room(&room, "/send/m.other/type"), reaction("x")).await.ok();
+    alice.put(&path("late"), reaction("x")).await.refused(400, "M_DUPLICATE_ANNOTATION");
+    alice.put(&in_room(&room, &format!("/redact/{}/r", encode(&first))), json!({})).await.ok();
+    alice.at(1).put(&path("late"), reaction("x")).await.ok();
+}

@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::pdu::Pdu;
 
+/// The relationship of an event that says something short about another, such as a reaction.
+pub const ANNOTATION: &str = "m.annotation";
 /// The relationship of an event that replaces another.
 pub const REPLACE: &str = "m.replace";
 /// The relationship of an event that refers to another.
@@ -26,6 +28,8 @@ pub struct Relation {
     pub rel_type: String,
     /// The other event, which is the parent.
     pub parent: OwnedEventId,
+    /// What an [`ANNOTATION`] says.
+    pub key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +42,7 @@ struct Content {
 struct RelatesTo {
     rel_type: String,
     event_id: OwnedEventId,
+    key: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -61,9 +66,13 @@ pub fn relation_in(content: &RawValue) -> Option<Relation> {
     if !content.contains("m.relates_to") && !content.contains("\\u") {
         return None;
     }
-    let RelatesTo { rel_type, event_id } = serde_json::from_str::<Content>(content).ok()?.relates_to;
+    let RelatesTo { rel_type, event_id, key } = serde_json::from_str::<Content>(content).ok()?.relates_to;
     let fits = is_storable(&rel_type) && is_storable(event_id.as_str());
-    fits.then_some(Relation { rel_type, parent: event_id })
+    let key = match key {
+        Some(serde_json::Value::String(key)) if rel_type == ANNOTATION => Some(key),
+        _ => None,
+    };
+    fits.then_some(Relation { rel_type, parent: event_id, key })
 }
 
 fn is_storable(text: &str) -> bool {
@@ -113,8 +122,13 @@ mod tests {
         let related =
             |relates_to: Value| relation_of(&pdu(json!({ "content": { "m.relates_to": relates_to } })));
         let found = related(json!({ "rel_type": "m.thread", "event_id": "$root", "is_falling_back": true }));
-        let thread = Relation { rel_type: THREAD.to_owned(), parent: owned_event_id!("$root") };
+        let thread = Relation { rel_type: THREAD.to_owned(), parent: owned_event_id!("$root"), key: None };
         assert_eq!(found, Some(thread));
+        let key = |rel_type: &str, key: Value| {
+            related(json!({ "rel_type": rel_type, "event_id": "$root", "key": key })).unwrap().key
+        };
+        assert_eq!(key(ANNOTATION, json!("a\0")), Some("a\0".to_owned()));
+        assert_eq!((key(ANNOTATION, json!(1)), key(THREAD, json!("a"))), (None, None));
         let none = [
             json!(null),
             json!({ "m.in_reply_to": { "event_id": "$x" } }),

@@ -205,7 +205,7 @@ fn insert_relations(related: &str) -> String {
     let columns = relations::COLUMNS.join(", ");
     format!(
         "relation AS (INSERT INTO event_relations ({columns}) \
-             SELECT r.room_id, room.before + r.position, r.parent_id, r.rel_type, r.event_type, r.sender \
+             SELECT r.room_id, room.before + r.position, r.parent_id, r.rel_type, r.event_type, r.sender, r.annotation \
              FROM ({related}) AS r ({columns}), room WHERE r.room_id = room.room_id), "
     )
 }

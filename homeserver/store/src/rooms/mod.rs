@@ -24,8 +24,8 @@ use sea_orm::{QueryResult, Value};
 pub use self::{
     append::{Append, Appended, Message, append, append_messages},
     relations::{
-        Child, Related, Thread, children, forget_relations, index_relations, newest_threads,
-        possible_parents, related_events, with_unindexed_relations,
+        Annotation, Child, Related, Thread, children, forget_relations, index_relations, is_annotated,
+        newest_threads, possible_parents, related_events, with_unindexed_relations,
     },
     state::{
         joined_positions, members_at, members_of_at, replaced_by, state_at, state_before, state_between,

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use keystead_core::{
+    keybox::{base64, sha256},
     pdu::Pdu,
     relations::{Relation, THREAD, relation_of},
     room::RoomEvent,
@@ -18,16 +19,17 @@ use super::{
     parse_event_id,
     timeline::{Bounds, Direction, read_event, rows_between},
 };
-use crate::{Error, ReadTx, Store, WriteTx, streams};
+use crate::{Error, ReadTx, Store, WriteTx, streams, transactions::ClientTransaction};
 
 /// How many events one transaction looks through for relationships. With the last of them it holds up those who append.
 const PAGE: u64 = 500;
 
-pub(super) const COLUMNS: &[&str] = &["room_id", "position", "parent_id", "rel_type", "event_type", "sender"];
+pub(super) const COLUMNS: &[&str] =
+    &["room_id", "position", "parent_id", "rel_type", "event_type", "sender", "annotation"];
 
 /// The row of an event that relates to another.
 pub(super) fn row(pdu: &Pdu, position: i64) -> Option<Vec<Value>> {
-    let Relation { rel_type, parent } = relation_of(pdu)?;
+    let Relation { rel_type, parent, key } = relation_of(pdu)?;
     Some(vec![
         pdu.room_id.as_str().into(),
         position.into(),
@@ -35,7 +37,13 @@ pub(super) fn row(pdu: &Pdu, position: i64) -> Option<Vec<Value>> {
         rel_type.into(),
         pdu.event_type.to_string().into(),
         pdu.sender.as_str().into(),
+        key.as_deref().map(hash_of).into(),
     ])
+}
+
+/// What stands for the key of an annotation, which may be of any length and have any characters.
+fn hash_of(key: &str) -> String {
+    base64(&sha256(key.as_bytes()))
 }
 
 /// Brings the relationships of a room up to date, if they are not: to be called before they are asked for. Takes up to so many `pages`
@@ -207,6 +215,43 @@ fn recursion(depth: u32) -> String {
              JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
              WHERE f.depth < {depth} AND e.redacted_by IS NULL) "
     )
+}
+
+/// An annotation that a client sends.
+#[derive(Clone, Debug)]
+pub struct Annotation {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The event that it is about.
+    pub parent: OwnedEventId,
+    /// Its type.
+    pub event_type: String,
+    /// What it says.
+    pub key: String,
+    /// The client's transaction that sends it.
+    pub transaction: ClientTransaction,
+}
+
+/// Whether the sender of an annotation has sent the same before, by another transaction, and it was not redacted since.
+///
+/// # Errors
+/// The database's own.
+pub async fn is_annotated(tx: &ReadTx, annotation: &Annotation) -> Result<bool, Error> {
+    let Annotation { room_id, parent, event_type, key, transaction } = annotation;
+    let sql = "SELECT e.position FROM event_relations r JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
+               WHERE r.room_id = $1 AND r.parent_id = $2 AND r.sender = $3 AND r.annotation = $4 AND r.event_type = $5 \
+               AND e.redacted_by IS NULL AND NOT (COALESCE(e.device_id, '') = $6 AND COALESCE(e.transaction_id, '') = $7) \
+               LIMIT 1";
+    let values: [Value; 7] = [
+        room_id.as_str().into(),
+        parent.as_str().into(),
+        transaction.user_id.as_str().into(),
+        hash_of(key).into(),
+        event_type.as_str().into(),
+        transaction.device_id.as_str().into(),
+        transaction.transaction_id.as_str().into(),
+    ];
+    Ok(!tx.query(sql, values).await?.is_empty())
 }
 
 /// A thread of a room.

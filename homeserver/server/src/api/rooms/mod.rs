@@ -3,6 +3,7 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#rooms>.
 
 mod access;
+mod annotations;
 mod creation;
 mod joining;
 mod members;
@@ -88,14 +89,20 @@ async fn write(
     transaction: Option<ClientTransaction>,
 ) -> Result<Written, ApiError> {
     ctx.limit_messages()?;
+    let annotation =
+        transaction.as_ref().and_then(|transaction| annotations::annotation_of(room_id, &draft, transaction));
+    if let Some(annotation) = &annotation {
+        annotations::check(ctx, annotation).await?;
+    }
     let write = Write {
         target: Target::Room(room_id.to_owned()),
         drafts: vec![draft],
         transaction,
-        alongside: None,
+        alongside: annotation.map(annotations::once),
         now: ctx.now,
     };
     ctx.app.writer.write(write).await.map_err(|error| match error {
+        WriteError::Conflict => annotations::duplicate(),
         WriteError::UnknownRoom => not_in_room(),
         error => error.into(),
     })
