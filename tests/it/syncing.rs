@@ -55,6 +55,55 @@ async fn the_sender_learns_which_transaction_an_event_was() {
 }
 
 #[tokio::test]
+async fn events_tell_what_their_reader_was_to_the_room() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    let before = alice.send_text(&room, "before").await;
+    alice.invite(&room, &bob).await;
+    let between = alice.send_text(&room, "between").await;
+    bob.join(&room).await;
+    let after = alice.send_text(&room, "after").await;
+    let membership = |events: &[Value], id: &str| {
+        let event = events.iter().find(|event| event["event_id"] == id);
+        event.unwrap_or_else(|| panic!("{id}: {events:#?}"))["unsigned"]["membership"].clone()
+    };
+    let expected = [(&before, "leave"), (&between, "invite"), (&after, "join")];
+
+    // A first sync, a page, a single event and its surroundings tell the same.
+    let answer = bob.sync_once(None).await;
+    let page = bob.get(&in_room(&room, "/messages?dir=b&limit=50")).await.ok();
+    for (id, was) in expected {
+        assert_eq!(membership(timeline(&answer, &room), id), was, "sync, {id}");
+        assert_eq!(membership(page["chunk"].as_array().expect("events"), id), was, "messages, {id}");
+        let event = bob.get(&in_room(&room, &format!("/event/{}", encode(id)))).await.ok();
+        assert_eq!(event["unsigned"]["membership"], was, "event, {id}");
+        let context = bob.get(&in_room(&room, &format!("/context/{}?limit=0", encode(id)))).await.ok();
+        assert_eq!(context["event"]["unsigned"]["membership"], was, "context, {id}");
+    }
+    let members = bob.get(&in_room(&room, "/members")).await.ok();
+    let member = |id: &str| {
+        let chunk = members["chunk"].as_array().expect("members");
+        let member = chunk.iter().find(|event| event["state_key"] == id).expect("a member");
+        member["unsigned"]["membership"].clone()
+    };
+    assert_eq!((member(&alice.id), member(&bob.id)), (json!("leave"), json!("join")));
+
+    // News of every later sync, and what was last seen of a room that was left.
+    let mut bobs = bob.syncing();
+    bobs.next(0).await;
+    let news = alice.send_text(&room, "news").await;
+    assert_eq!(bobs.until_event(&room, &news).await["unsigned"]["membership"], "join");
+    let last = alice.send_text(&room, "last").await;
+    bob.leave(&room).await;
+    let answer = bobs.until("left", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    let events = events(&answer["timeline"]).to_vec();
+    assert_eq!(membership(&events, &last), "join");
+    let left = events.last().expect("an event");
+    assert_eq!((&left["state_key"], &left["unsigned"]["membership"]), (&json!(bob.id), &json!("leave")));
+}
+
+#[tokio::test]
 async fn an_initial_sync_has_the_state_and_the_newest_events() {
     let (alice, bob, room) = pair().await;
     alice.set_state(&room, "m.room.name", "", json!({ "name": "Lobby" })).await;

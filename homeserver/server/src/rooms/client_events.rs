@@ -17,6 +17,8 @@ use keystead_store::{Error, ReadTx, rooms};
 use ruma::{DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, UserId};
 use serde_json::value::RawValue;
 
+use super::MembershipHistory;
+
 /// Who reads the events, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -26,6 +28,19 @@ pub struct Reader<'a> {
     pub device_id: &'a DeviceId,
     /// When the request came, in milliseconds since the epoch.
     pub now: MilliSecondsSinceUnixEpoch,
+    /// What the user was to the room of the events, where that is known: each is told with it.
+    pub memberships: Option<&'a MembershipHistory>,
+}
+
+impl<'a> Reader<'a> {
+    /// The same for the events of one room.
+    #[must_use]
+    pub fn knowing<'b>(self, memberships: &'b MembershipHistory) -> Reader<'b>
+    where
+        'a: 'b,
+    {
+        Reader { memberships: Some(memberships), ..self }
+    }
 }
 
 /// In which of the two forms events are written.
@@ -124,7 +139,7 @@ pub(super) fn write(
         prev_content: replaced.map(|replaced| &*replaced.pdu.content),
         replaces_state: replaced.map(|replaced| &*replaced.pdu.event_id),
         redacted_because: redacted_because.as_deref(),
-        membership: None,
+        membership: reader.memberships.and_then(|memberships| memberships.at(event.position)),
         relations,
     };
     match form {
@@ -152,7 +167,7 @@ async fn redactions_of<E: Borrow<RoomEvent> + Sync>(
 #[cfg(test)]
 mod tests {
     use keystead_core::pdu::{ClientSend, Pdu};
-    use ruma::{device_id, owned_event_id, owned_room_id, user_id};
+    use ruma::{device_id, events::room::member::MembershipState, owned_event_id, owned_room_id, user_id};
     use serde_json::{Value, json};
 
     use super::*;
@@ -172,7 +187,7 @@ mod tests {
     }
 
     fn reader<'a>(user_id: &'a UserId, device_id: &'a DeviceId) -> Reader<'a> {
-        Reader { user_id, device_id, now: MilliSecondsSinceUnixEpoch(1_500_u32.into()) }
+        Reader { user_id, device_id, now: MilliSecondsSinceUnixEpoch(1_500_u32.into()), memberships: None }
     }
 
     #[test]
@@ -189,6 +204,24 @@ mod tests {
         for (user, device, unsigned) in table {
             let written = client_event(&event, None, reader(user, device), Form::Sync).unwrap();
             assert_eq!(parsed(&written)["unsigned"], unsigned, "{user} {device}");
+        }
+    }
+
+    #[test]
+    fn an_event_tells_what_its_reader_was_to_the_room() {
+        let event = event(owned_event_id!("$e"), json!({}));
+        let reader = reader(user_id!("@b:x"), device_id!("D"));
+        let table = [
+            (
+                MembershipHistory::whole(vec![(1, MembershipState::Invite), (2, MembershipState::Join)]),
+                json!("invite"),
+            ),
+            (MembershipHistory::whole(Vec::new()), json!("leave")),
+            (MembershipHistory::newest(2, MembershipState::Join), Value::Null),
+        ];
+        for (memberships, expected) in table {
+            let written = client_event(&event, None, reader.knowing(&memberships), Form::Sync).unwrap();
+            assert_eq!(parsed(&written)["unsigned"]["membership"], expected, "{memberships:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod aliases;
 mod batch;
 mod client_events;
+mod membership_history;
 mod messages;
 mod own_member;
 mod parents;
@@ -14,6 +15,7 @@ mod writer;
 pub(crate) use self::own_member::set_own_member;
 pub use self::{
     client_events::{Form, Reader, client_event, client_events, client_state},
+    membership_history::MembershipHistory,
     parents::Parents,
     visibility::RoomView,
     writer::{Alongside, BatchObserver, Target, Write, WriteError, Writer, Written},

@@ -1,7 +1,7 @@
 //! What one user may see of one room.
 
 use keystead_core::{
-    room::{RoomEvent, membership_of},
+    room::RoomEvent,
     visibility::{Setting, Viewer, may_see, or_default},
 };
 use keystead_store::{Error, ReadTx, rooms};
@@ -11,13 +11,15 @@ use ruma::{
 };
 use serde::Deserialize;
 
+use super::MembershipHistory;
+
 /// The history of a room's visibility and of one user's membership: enough to judge any event of the room.
 #[derive(Clone, Debug)]
 pub struct RoomView {
     /// From which position on each visibility held, oldest first.
     visibilities: Vec<(i64, HistoryVisibility)>,
-    /// From which position on the user had each membership, oldest first.
-    memberships: Vec<(i64, MembershipState)>,
+    /// From which position on the user had each membership.
+    memberships: MembershipHistory,
 }
 
 #[derive(Deserialize)]
@@ -32,35 +34,41 @@ impl RoomView {
     /// The database's own.
     pub async fn load(tx: &ReadTx, room_id: &RoomId, user_id: &UserId) -> Result<Self, Error> {
         let visibilities = rooms::state_history(tx, room_id, ("m.room.history_visibility", "")).await?;
-        let memberships = rooms::state_history(tx, room_id, ("m.room.member", user_id.as_str())).await?;
         Ok(Self {
             visibilities: visibilities.iter().map(|event| (event.position, visibility_of(event))).collect(),
-            memberships: memberships
-                .iter()
-                .map(|event| (event.position, membership_of(&event.pdu)))
-                .collect(),
+            memberships: MembershipHistory::load(tx, room_id, user_id).await?,
         })
+    }
+
+    /// What the user was to the room, from its beginning.
+    pub fn memberships(&self) -> &MembershipHistory {
+        &self.memberships
+    }
+
+    /// As [`RoomView::memberships`], where nothing else is asked any more.
+    pub fn into_memberships(self) -> MembershipHistory {
+        self.memberships
     }
 
     /// The user's membership after the newest event.
     pub fn membership(&self) -> MembershipState {
-        self.memberships.last().map_or(MembershipState::Leave, |(_, membership)| membership.clone())
+        self.memberships.changes().last().map_or(MembershipState::Leave, |(_, membership)| membership.clone())
     }
 
     /// The position from which on the user is no longer in the room, if the user was in it and left.
     pub fn left_at(&self) -> Option<i64> {
-        let (position, membership) = self.memberships.last()?;
+        let (position, membership) = self.memberships.changes().last()?;
         matches!(membership, MembershipState::Leave | MembershipState::Ban).then_some(*position)
     }
 
     /// Whether the user ever was in the room.
     pub fn was_joined(&self) -> bool {
-        self.memberships.iter().any(|(_, membership)| *membership == MembershipState::Join)
+        self.memberships.changes().iter().any(|(_, membership)| *membership == MembershipState::Join)
     }
 
     /// Whether the user was in the room after the event at `position`.
     pub fn was_joined_at(&self, position: i64) -> bool {
-        at(&self.memberships, position) == Some(&MembershipState::Join)
+        at(self.memberships.changes(), position) == Some(&MembershipState::Join)
     }
 
     /// The position of the event with which the user was last taken out of the room. `None` for those who are in it, and
@@ -68,7 +76,7 @@ impl RoomView {
     pub fn joined_until(&self) -> Option<i64> {
         let mut ended = None;
         let mut joined = false;
-        for (position, membership) in &self.memberships {
+        for (position, membership) in self.memberships.changes() {
             match (joined, *membership == MembershipState::Join) {
                 (false, true) => ended = None,
                 (true, false) => ended = Some(*position),
@@ -81,7 +89,7 @@ impl RoomView {
 
     /// Whether the user ever was in the room, or was invited to it.
     pub fn knows_room(&self) -> bool {
-        !self.memberships.is_empty()
+        !self.memberships.changes().is_empty()
     }
 
     /// Whether anybody may read the room now.
@@ -96,9 +104,10 @@ impl RoomView {
     pub fn may_see(&self, position: i64) -> bool {
         let visibility = |position| or_default(at(&self.visibilities, position).cloned());
         let membership =
-            |position| at(&self.memberships, position).cloned().unwrap_or(MembershipState::Leave);
+            |position| at(self.memberships.changes(), position).cloned().unwrap_or(MembershipState::Leave);
         let joined_since = self
             .memberships
+            .changes()
             .iter()
             .any(|(since, membership)| *since > position && *membership == MembershipState::Join);
         let setting = Setting { before: visibility(position - 1), after: visibility(position) };
@@ -134,6 +143,7 @@ mod tests {
             (vec![(1, Join), (5, Leave), (7, Join), (9, Ban)], Some(9)),
         ];
         for (memberships, expected) in table {
+            let memberships = MembershipHistory::whole(memberships);
             let view = RoomView { visibilities: Vec::new(), memberships };
             assert_eq!(view.joined_until(), expected, "{view:?}");
         }

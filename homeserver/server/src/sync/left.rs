@@ -13,7 +13,11 @@ use super::{
     Sync,
     state::{Span, Wanted, lazy_load},
 };
-use crate::{http::error::ApiError, rooms::RoomView, streams::RoomMembership};
+use crate::{
+    http::error::ApiError,
+    rooms::{MembershipHistory, RoomView},
+    streams::RoomMembership,
+};
 
 impl Sync<'_> {
     /// What happened in a room until the user left; `None` if the client never knew of the room.
@@ -45,12 +49,12 @@ impl Sync<'_> {
         let span = Span::new(&visible, &timeline, membership.position);
 
         let mut left = LeftRoom::new();
-        left.timeline = self.timeline(&timeline, limited, &span).await?;
+        left.timeline = self.timeline(&timeline, limited, &span, view.memberships()).await?;
         if view.was_joined() {
             // Who joined and left between two syncs has been told nothing of the room yet.
             let is_known = |since: &i64| !self.request.full_state && view.was_joined_at(*since);
             let wanted = since.filter(is_known).map_or(Wanted::Whole, Wanted::Since);
-            left.state = self.state_when_left(room_id, wanted, &span, &timeline).await?;
+            left.state = self.state_when_left(room_id, wanted, &span, &timeline, view.memberships()).await?;
         }
         Ok(Some(left))
     }
@@ -63,6 +67,7 @@ impl Sync<'_> {
         wanted: Wanted,
         span: &Span,
         timeline: &[Arc<RoomEvent>],
+        memberships: &MembershipHistory,
     ) -> Result<State, ApiError> {
         let until = if self.request.state_after { span.end() + 1 } else { span.start() };
         let events = self
@@ -81,7 +86,7 @@ impl Sync<'_> {
         }
         let missing = lazy_load(self.speakers(wanted, timeline, &[]), timeline, &mut events);
         events.extend(self.members_when_left(room_id, missing, span.end()).await?);
-        self.write_section(events).await
+        self.write_section(events, memberships).await
     }
 
     /// The member events of some users as they were when the user left.

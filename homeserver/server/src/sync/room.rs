@@ -30,8 +30,9 @@ use super::{
     state::{Span, Wanted},
 };
 use crate::{
+    context::Session,
     http::error::ApiError,
-    rooms::{Form, Reader, RoomView, client_event, client_events, client_state},
+    rooms::{Form, MembershipHistory, Reader, RoomView, client_event, client_events, client_state},
     streams::RoomMembership,
 };
 
@@ -231,7 +232,7 @@ impl Sync<'_> {
         let mut looked_at = new.events.clone();
         let mut limited = self.cut(&mut looked_at);
         let mut timeline = looked_at.clone();
-        self.hide_what_came_before_joining(room_id, &mut timeline).await?;
+        let memberships = &self.hide_what_came_before_joining(room_id, &mut timeline).await?;
         timeline.retain(|event| self.wants_in_timeline(event));
         limited |= self.drop_outdated(&mut looked_at, &mut timeline);
         let span = Span::new(&looked_at, &timeline, end);
@@ -251,8 +252,9 @@ impl Sync<'_> {
             }
             let all_new = new.are_all.then_some(&*new.events);
             let wanted = (wanted, all_new);
-            room.state = self.state_section(state, wanted, &span, &timeline, &room.summary.heroes).await?;
-            room.timeline = self.timeline(&timeline, limited, &span).await?;
+            let heroes = &room.summary.heroes;
+            room.state = self.state_section(state, wanted, &span, &timeline, heroes, memberships).await?;
+            room.timeline = self.timeline(&timeline, limited, &span, memberships).await?;
         }
         room.account_data.events = self.room_account_data(room_id, changes)?;
         room.ephemeral = self.ephemeral(candidate, typing)?;
@@ -270,15 +272,19 @@ impl Sync<'_> {
         surplus > 0
     }
 
-    /// Takes out what the user may not see: only before the newest change of the own membership can there be such events.
+    /// Takes out what the user may not see: only before the newest change of the own membership can there be such events. Returns
+    /// what the user was to the room, at least from the first of the events on.
     async fn hide_what_came_before_joining(
         &self,
         room_id: &RoomId,
         timeline: &mut Vec<Arc<RoomEvent>>,
-    ) -> Result<(), ApiError> {
-        let joined_at = self.rooms.get(room_id).map_or(i64::MAX, |membership| membership.position);
+    ) -> Result<MembershipHistory, ApiError> {
+        let membership = self.rooms.get(room_id);
+        let joined_at = membership.map_or(i64::MAX, |membership| membership.position);
         if timeline.first().is_none_or(|oldest| oldest.position >= joined_at) {
-            return Ok(());
+            let newest =
+                |now: &RoomMembership| MembershipHistory::newest(now.position, now.membership.clone());
+            return Ok(membership.map(newest).unwrap_or_default());
         }
         let user_id = self.user_id();
         let view = self
@@ -287,7 +293,7 @@ impl Sync<'_> {
             .read("sync_visibility", |tx| async move { RoomView::load(&tx, room_id, user_id).await })
             .await?;
         timeline.retain(|event| view.may_see(event.position));
-        Ok(())
+        Ok(view.into_memberships())
     }
 
     pub(super) fn wants_in_timeline(&self, event: &RoomEvent) -> bool {
@@ -306,20 +312,25 @@ impl Sync<'_> {
         events: &[Arc<RoomEvent>],
         limited: bool,
         span: &Span,
+        memberships: &MembershipHistory,
     ) -> Result<Timeline, ApiError> {
         let mut timeline = Timeline::new();
         timeline.limited = limited;
         timeline.prev_batch = Some(TimelineToken(span.looked_from - 1).to_string());
-        timeline.events = self.write_timeline(events).await?;
+        timeline.events = self.write_timeline(events, memberships).await?;
         Ok(timeline)
     }
 
     /// State in the form that clients read, with the fields that the filter wants; what it replaced is left out.
-    pub(super) async fn write_state<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
+    pub(super) async fn write_state<T>(
+        &self,
+        events: &[Arc<RoomEvent>],
+        memberships: &MembershipHistory,
+    ) -> Result<Vec<Raw<T>>, ApiError> {
+        let reader = self.reader(memberships);
         let written = if events.iter().all(|event| event.pdu.redacted_by.is_none()) {
-            self.write_plain(events)?
+            write_plain(events, reader)?
         } else {
-            let reader = self.reader();
             self.app
                 .store
                 .read("sync_state", |tx| async move { client_state(&tx, events, reader, Form::Sync).await })
@@ -329,15 +340,20 @@ impl Sync<'_> {
     }
 
     /// The events of a timeline in the form that clients read, with the fields that the filter wants.
-    async fn write_timeline<T>(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Raw<T>>, ApiError> {
+    async fn write_timeline<T>(
+        &self,
+        events: &[Arc<RoomEvent>],
+        memberships: &MembershipHistory,
+    ) -> Result<Vec<Raw<T>>, ApiError> {
+        let reader = self.reader(memberships);
         let is_plain =
             |event: &Arc<RoomEvent>| event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none();
         let may_be_parents = self.app.parents.may_be_among(events);
         let written = if !may_be_parents && events.iter().all(is_plain) {
-            self.write_plain(events)?
+            write_plain(events, reader)?
         } else {
             // What a state event replaced, what emptied a redacted one and what others say about it has to be looked up.
-            let reader = (self.reader(), may_be_parents.then_some(&*self.ignored));
+            let reader = (reader, may_be_parents.then_some(&*self.ignored));
             self.app
                 .store
                 .read("sync_events", |tx| async move { client_events(&tx, events, reader, Form::Sync).await })
@@ -346,14 +362,9 @@ impl Sync<'_> {
         self.pick_fields(written)
     }
 
-    fn reader(&self) -> Reader<'_> {
-        let session = &self.request.session;
-        Reader { user_id: &session.user_id, device_id: &session.device_id, now: self.now }
-    }
-
-    fn write_plain(&self, events: &[Arc<RoomEvent>]) -> Result<Vec<Box<RawValue>>, ApiError> {
-        let write = |event: &Arc<RoomEvent>| client_event(event, None, self.reader(), Form::Sync);
-        events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)
+    fn reader<'r>(&'r self, memberships: &'r MembershipHistory) -> Reader<'r> {
+        let Session { user_id, device_id, .. } = &self.request.session;
+        Reader { user_id, device_id, now: self.now, memberships: Some(memberships) }
     }
 
     fn pick_fields<T>(&self, written: Vec<Box<RawValue>>) -> Result<Vec<Raw<T>>, ApiError> {
@@ -449,4 +460,10 @@ impl Sync<'_> {
         events.dedup_by_key(|event| event.position);
         events.iter().map(|event| client_format::stripped(&event.pdu).map_err(ApiError::internal)).collect()
     }
+}
+
+/// Events that neither replaced anything nor were redacted, in the form that clients read.
+fn write_plain(events: &[Arc<RoomEvent>], reader: Reader<'_>) -> Result<Vec<Box<RawValue>>, ApiError> {
+    let write = |event: &Arc<RoomEvent>| client_event(event, None, reader, Form::Sync);
+    events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)
 }

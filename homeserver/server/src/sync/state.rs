@@ -20,7 +20,7 @@ use ruma::{
 };
 
 use super::Sync;
-use crate::http::error::ApiError;
+use crate::{http::error::ApiError, rooms::MembershipHistory};
 
 /// What of the state an answer shows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -138,6 +138,7 @@ impl Sync<'_> {
         span: &Span,
         timeline: &[Arc<RoomEvent>],
         heroes: &[OwnedUserId],
+        memberships: &MembershipHistory,
     ) -> Result<State, ApiError> {
         let until = if self.request.state_after { span.end + 1 } else { span.start };
         let speakers = self.speakers(wanted, timeline, heroes);
@@ -154,13 +155,17 @@ impl Sync<'_> {
         }
         let missing = lazy_load(speakers, timeline, &mut events);
         events.extend(missing.iter().filter_map(|user_id| room.get("m.room.member", user_id).cloned()));
-        self.write_section(events).await
+        self.write_section(events, memberships).await
     }
 
     /// The state section of these events, without those that the filter does not want.
-    pub(super) async fn write_section(&self, mut events: Vec<Arc<RoomEvent>>) -> Result<State, ApiError> {
+    pub(super) async fn write_section(
+        &self,
+        mut events: Vec<Arc<RoomEvent>>,
+        memberships: &MembershipHistory,
+    ) -> Result<State, ApiError> {
         events.retain(|event| self.wants_state(event));
-        let events = StateEvents::with_events(self.write_state(&events).await?);
+        let events = StateEvents::with_events(self.write_state(&events, memberships).await?);
         Ok(if self.request.state_after { State::After(events) } else { State::Before(events) })
     }
 

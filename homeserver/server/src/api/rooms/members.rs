@@ -26,7 +26,7 @@ use crate::{
     api::guard,
     context::{Ctx, Session},
     http::error::ApiError,
-    rooms::{Form, client_state},
+    rooms::{Form, MembershipHistory, client_state},
 };
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`.
@@ -52,7 +52,8 @@ pub(super) async fn get_member_events(
             }
         };
         members.retain(|event| is_asked_for(request, &membership_of(&event.pdu)));
-        client_state(&tx, &members, reader, Form::WithRoomId).await
+        let memberships = MembershipHistory::load(&tx, room_id, reader.user_id).await?;
+        client_state(&tx, &members, reader.knowing(&memberships), Form::WithRoomId).await
     });
     let chunk = read.await?.into_iter().map(Raw::from_json).collect();
     Ok(get_member_events::v3::Response::new(chunk))

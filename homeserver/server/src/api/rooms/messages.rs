@@ -78,6 +78,7 @@ pub(super) async fn get_message_events(
             }
             _ => Vec::new(),
         };
+        let reader = reader.knowing(view.memberships());
         let chunk = client_events(&tx, &found.events, (reader, Some(ignored)), Form::WithRoomId).await?;
         let state = client_state(&tx, &members, reader, Form::WithRoomId).await?;
         Ok::<_, Error>((found, chunk, state))
@@ -129,7 +130,7 @@ pub(super) async fn get_context(
             }
         };
         state.retain(|event| passes(filter, event));
-        let form = Form::WithRoomId;
+        let (reader, form) = (reader.knowing(view.memberships()), Form::WithRoomId);
         Ok::<_, Error>(Some(Context {
             event: client_events(&tx, &[event], (reader, Some(ignored)), form).await?.pop(),
             events_before: client_events(&tx, &before.events, (reader, Some(ignored)), form).await?,
@@ -172,6 +173,7 @@ pub(super) async fn get_room_event(
         if !view.may_see(event.position) {
             return Ok(None);
         }
+        let reader = reader.knowing(view.memberships());
         Ok::<_, Error>(client_events(&tx, &[event], (reader, Some(ignored)), Form::WithRoomId).await?.pop())
     });
     let event = read.await?.ok_or_else(no_such_event)?;

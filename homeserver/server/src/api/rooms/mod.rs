@@ -123,7 +123,8 @@ fn transaction(ctx: &Ctx<Session>, kind: String, id: &TransactionId) -> ClientTr
 
 /// The one who asks, as a reader of events.
 fn reader(ctx: &Ctx<Session>) -> Reader<'_> {
-    Reader { user_id: &ctx.requester.user_id, device_id: &ctx.requester.device_id, now: ctx.now }
+    let Session { user_id, device_id, .. } = &ctx.requester;
+    Reader { user_id, device_id, now: ctx.now, memberships: None }
 }
 
 /// The content of an event as a client sent it.

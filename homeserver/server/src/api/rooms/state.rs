@@ -29,7 +29,7 @@ use super::{
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
-    rooms::{Form, aliases::check_canonical_alias, client_events, client_state},
+    rooms::{Form, MembershipHistory, aliases::check_canonical_alias, client_events, client_state},
 };
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`.
@@ -56,7 +56,8 @@ pub(super) async fn get_state_event_for_key(
     }
     let events = &[event];
     let read = ctx.app.store.read("state_event", |tx| async move {
-        client_events(&tx, events, (reader, None), Form::WithRoomId).await
+        let memberships = MembershipHistory::load(&tx, room_id, reader.user_id).await?;
+        client_events(&tx, events, (reader.knowing(&memberships), None), Form::WithRoomId).await
     });
     let event = read.await?.pop().ok_or_else(|| ApiError::not_found("The room has no such state"))?;
     Ok(get_state_event_for_key::v3::Response::new(event))
@@ -71,6 +72,8 @@ pub(super) async fn get_state_events(
     let Access { room, until } = access::readable(&ctx, room_id).await?;
     let now: &Vec<_> = &room.iter().cloned().collect();
     let read = ctx.app.store.read("state", |tx| async move {
+        let memberships = MembershipHistory::load(&tx, room_id, reader.user_id).await?;
+        let reader = reader.knowing(&memberships);
         match until {
             None => client_state(&tx, now, reader, Form::WithRoomId).await,
             Some(position) => {
