@@ -33,6 +33,7 @@ mod media_s3;
 mod monitoring;
 mod push_rules;
 mod relations;
+mod reporting;
 mod restore;
 mod rooms;
 mod routes;

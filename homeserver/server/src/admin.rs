@@ -1,6 +1,7 @@
 //! `keystead admin`: what is done to a server from its own machine, beside the running replicas.
 
 mod media;
+mod reports;
 mod restore;
 
 use std::{
@@ -33,7 +34,7 @@ use crate::{
     signing_keys,
 };
 
-use self::{media::MediaCommand, restore::AfterRestore};
+use self::{media::MediaCommand, reports::ReportsCommand, restore::AfterRestore};
 
 /// Characters of a password that is made up here: 120 random bits.
 const PASSWORD_LENGTH: usize = 24;
@@ -55,6 +56,9 @@ pub(crate) enum AdminCommand {
     /// Look after the files that users uploaded
     #[command(subcommand)]
     Media(MediaCommand),
+    /// Look at what users reported: events, rooms and users
+    #[command(subcommand)]
+    Reports(ReportsCommand),
     /// Give an account another password, and end its sessions
     ResetPassword(ResetPassword),
     /// Seal all passphrases that the server keeps under the first of the configured master keys
@@ -143,6 +147,8 @@ pub(crate) enum AdminError {
     BackupOfPostgres,
     #[error("no medium of this server has the address {0}")]
     NoSuchMedium(String),
+    #[error("there is no report {0}; nothing was deleted")]
+    NoSuchReport(String),
     #[error("the passphrases of {0} KeyBox(es) could not be sealed anew: see the list above")]
     NotAllResealed(usize),
     #[error("no such account, or it is closed")]
@@ -175,6 +181,7 @@ pub(crate) async fn run(settings: Settings, command: AdminCommand) -> Result<(),
         AdminCommand::Backup(args) => restore::backup(&app, &args).await,
         AdminCommand::CreateUser(args) => create_user(&app, &args).await,
         AdminCommand::Media(command) => media::run(&app, command).await,
+        AdminCommand::Reports(command) => reports::run(&app, command).await,
         AdminCommand::ResetPassword(args) => reset_password(&app, &args).await,
         AdminCommand::RotateMasterKey => rotate_master_key(&app).await,
         AdminCommand::SigningKey(SigningKeyCommand::Rotate) => rotate_signing_key(&app).await,

@@ -25,6 +25,8 @@ pub enum Limit {
     Messages,
     /// Registrations, and questions about registration tokens, from an address.
     Registration,
+    /// Reports to the administrators by a user.
+    Reports,
     /// Requests that the specification calls rate-limited, by user or, without one, by address.
     Requests,
     /// Files that a user uploads.
@@ -40,6 +42,7 @@ impl Limit {
             Self::Login => (20.0, 0.5),
             Self::Messages => (100.0, 20.0),
             Self::Registration => (20.0, 0.2),
+            Self::Reports => (20.0, 0.1),
             Self::Requests => (300.0, 30.0),
             Self::Uploads => (50.0, 1.0),
             Self::UrlPreviews => (20.0, 0.5),

@@ -41,6 +41,7 @@ pub mod pushers;
 pub mod receipts;
 pub mod registration;
 pub mod replicas;
+pub mod reports;
 pub mod restored;
 pub mod room_aliases;
 pub mod room_directory;

@@ -17,6 +17,7 @@ mod push_rules;
 mod pushers;
 mod receipts;
 pub(crate) mod releases;
+mod reporting;
 mod room_aliases;
 mod room_directory;
 mod rooms;
@@ -58,6 +59,7 @@ pub fn routes() -> Router {
     rooms::routes(&mut router);
     router.route_with(Options::LONG_POLL, sync::sync_events);
     reading(&mut router);
+    reports(&mut router);
     user_data(&mut router);
     router
 }
@@ -176,6 +178,10 @@ fn reading(router: &mut Router) {
     for path in typing::PATHS {
         router.route_own::<AccessToken, _, _, _>(Method::PUT, path, Options::NORMAL, typing::set_typing);
     }
+}
+
+fn reports(router: &mut Router) {
+    router.route(reporting::report_content).route(reporting::report_room).route(reporting::report_user);
 }
 
 fn user_data(router: &mut Router) {

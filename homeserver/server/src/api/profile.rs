@@ -122,7 +122,7 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     }
 }
 
-async fn known_user(app: &App, user_id: &UserId) -> Result<(), ApiError> {
+pub(super) async fn known_user(app: &App, user_id: &UserId) -> Result<(), ApiError> {
     let found = app.store.read("find_user", |tx| async move { users::find(&tx, user_id).await }).await?;
     found.map(drop).ok_or_else(|| ApiError::not_found("There is no such user on this server"))
 }

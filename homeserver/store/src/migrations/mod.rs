@@ -38,6 +38,7 @@ fn steps() -> Vec<Step> {
         step("m0013_revoked_key_sets", include_str!("m0013_revoked_key_sets.sql")),
         step("m0014_restores_and_replicas", include_str!("m0014_restores_and_replicas.sql")),
         step("m0015_event_relations", include_str!("m0015_event_relations.sql")),
+        step("m0016_reports_and_openid", include_str!("m0016_reports_and_openid.sql")),
     ]
 }
 
