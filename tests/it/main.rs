@@ -31,6 +31,7 @@ mod media;
 mod media_care;
 mod media_s3;
 mod monitoring;
+mod openid;
 mod push_rules;
 mod relations;
 mod reporting;

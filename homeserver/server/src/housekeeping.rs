@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keystead_store::{Error, media, rooms, to_device, transactions};
+use keystead_store::{Error, media, openid_tokens, rooms, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
 use crate::{app::App, telemetry::metrics::Removed, url_preview};
@@ -78,6 +78,7 @@ pub async fn run(app: Arc<App>) {
             _ = forget.tick() => {
                 forget_transactions(&app).await;
                 forget_lapsed_media(&app).await;
+                forget_openid_tokens(&app).await;
                 expire_messages(&app).await;
                 if let Err(error) = url_preview::forget_old(&app).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old previews of pages");
@@ -135,6 +136,17 @@ async fn forget_lapsed_media(app: &App) {
         .await;
     if let Err(error) = forgotten {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget lapsed addresses of media");
+    }
+}
+
+async fn forget_openid_tokens(app: &App) {
+    let now = app.clock.now();
+    let forgotten: Result<u64, Error> = app
+        .store
+        .write("forget_openid_tokens", |tx| async move { openid_tokens::delete_expired(&tx, now).await })
+        .await;
+    if let Err(error) = forgotten {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget OpenID tokens that expired");
     }
 }
 

@@ -36,6 +36,7 @@ mod link;
 pub mod login_failures;
 pub mod media;
 mod migrations;
+pub mod openid_tokens;
 pub mod profiles;
 pub mod pushers;
 pub mod receipts;

@@ -11,6 +11,7 @@ mod key_backup;
 mod keyboxes;
 mod keys;
 mod media;
+mod openid;
 mod operations;
 mod profile;
 mod push_rules;
@@ -195,10 +196,17 @@ fn user_data(router: &mut Router) {
         .route(account_data::set_room_account_data)
         .route(filter::create_filter)
         .route(filter::get_filter)
+        .route(openid::request_openid_token)
         .route(profile::delete_profile_field)
         .route(profile::get_profile)
         .route(profile::get_profile_field)
-        .route(profile::set_profile_field);
+        .route(profile::set_profile_field)
+        .route_own::<NoAuthentication, _, _, _>(
+            Method::GET,
+            openid::USERINFO_PATH,
+            Options::NORMAL,
+            openid::userinfo,
+        );
     for path in voip::PATHS {
         router.route_own::<AccessToken, _, _, _>(Method::GET, path, Options::UNFENCED, voip::get_turn_server);
     }

@@ -11,3 +11,11 @@ CREATE TABLE reports (
     reason TEXT NOT NULL
 );
 CREATE INDEX reports_received ON reports (received_ts, report_id);
+
+-- OpenID tokens, as hashes.
+CREATE TABLE openid_tokens (
+    token_hash TEXT NOT NULL PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    expires_ts BIGINT NOT NULL
+);
+CREATE INDEX openid_tokens_expires ON openid_tokens (expires_ts);
