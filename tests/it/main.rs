@@ -42,6 +42,7 @@ mod secrets_in_logs;
 mod security;
 mod sessions;
 mod signing_keys;
+mod spaces;
 mod syncing;
 mod syncing_gaps;
 mod traces;

@@ -72,6 +72,8 @@ struct ClientEventJson<'a> {
 #[derive(Serialize)]
 struct StrippedJson<'a> {
     content: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
     sender: &'a UserId,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_key: Option<&'a str>,
@@ -102,8 +104,26 @@ pub fn for_sync(pdu: &Pdu, unsigned: &Unsigned<'_>) -> Result<Box<RawValue>, Mal
 ///
 /// [stripped state]: https://spec.matrix.org/v1.19/client-server-api/#stripped-state
 pub fn stripped(pdu: &Pdu) -> Result<Box<RawValue>, MalformedEvent> {
+    stripped_with(pdu, None)
+}
+
+/// A child of a space as the hierarchy shows it: stripped state with the time at which it was set.
+///
+/// > The `m.space.child` events of the space-room, represented as Stripped State Events with an added `origin_server_ts` key.
+///
+/// # Errors
+/// [`MalformedEvent`] if the event cannot be written, which valid parts never cause.
+pub fn stripped_with_time(pdu: &Pdu) -> Result<Box<RawValue>, MalformedEvent> {
+    stripped_with(pdu, Some(pdu.origin_server_ts))
+}
+
+fn stripped_with(
+    pdu: &Pdu,
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
+) -> Result<Box<RawValue>, MalformedEvent> {
     Ok(to_raw_value(&StrippedJson {
         content: &pdu.content,
+        origin_server_ts,
         sender: &pdu.sender,
         state_key: pdu.state_key.as_deref(),
         event_type: &pdu.event_type,
@@ -240,6 +260,15 @@ mod tests {
             parsed(&stripped(&pdu).unwrap()),
             json!({ "type": "m.room.name", "state_key": "", "content": { "name": "n" }, "sender": "@a:b.c" })
         );
+    }
+
+    #[test]
+    fn a_child_of_a_space_tells_when_it_was_set() {
+        let pdu =
+            pdu(json!({ "type": "m.space.child", "state_key": "!c:b.c", "content": { "via": ["b.c"] } }));
+        let child = parsed(&stripped_with_time(&pdu).unwrap());
+        assert_eq!((&child["origin_server_ts"], &child["state_key"]), (&json!(1000), &json!("!c:b.c")));
+        assert!(parsed(&stripped(&pdu).unwrap()).get("origin_server_ts").is_none());
     }
 
     #[test]

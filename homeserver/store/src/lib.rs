@@ -46,6 +46,7 @@ pub mod reports;
 pub mod restored;
 pub mod room_aliases;
 pub mod room_directory;
+pub mod room_summaries;
 pub mod rooms;
 mod rows;
 pub mod sessions;

@@ -23,6 +23,7 @@ mod room_aliases;
 mod room_directory;
 mod rooms;
 mod server_keys;
+mod spaces;
 mod sync;
 mod third_party;
 mod to_device;
@@ -93,6 +94,8 @@ fn directories(router: &mut Router) {
         .route(room_directory::get_public_rooms_filtered)
         .route(room_directory::get_room_visibility)
         .route(room_directory::set_room_visibility)
+        .route(spaces::get_hierarchy)
+        .route(spaces::get_summary)
         .route(third_party::get_location_for_protocol)
         .route(third_party::get_location_for_room_alias)
         .route(third_party::get_protocol)

@@ -225,7 +225,8 @@ fn chunk(room: &ListedRoom) -> PublicRoomsChunk {
     chunk
 }
 
-fn value<T: DeserializeOwned>(event: &RoomEvent, key: &str) -> Option<T> {
+/// A field of an event's content; `None` if it is not there or not of its type.
+pub(super) fn value<T: DeserializeOwned>(event: &RoomEvent, key: &str) -> Option<T> {
     let mut content: Value = serde_json::from_str(event.pdu.content.get()).ok()?;
     serde_json::from_value(content.get_mut(key)?.take()).ok()
 }
