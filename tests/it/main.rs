@@ -38,6 +38,7 @@ mod reporting;
 mod restore;
 mod rooms;
 mod routes;
+mod search;
 mod secrets_in_logs;
 mod security;
 mod sessions;

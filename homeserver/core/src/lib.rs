@@ -18,6 +18,7 @@ pub mod relations;
 pub mod room;
 pub mod room_creation;
 pub mod room_upgrade;
+pub mod search;
 pub mod shard;
 pub mod throttle;
 pub mod token;

@@ -8,6 +8,7 @@ use std::{
 
 use keystead_core::room::Signer;
 use keystead_store::{Options, Store};
+use tokio::sync::Semaphore;
 
 use crate::{
     accounts::{
@@ -38,6 +39,9 @@ use crate::{
 
 /// How long a request waits for this replica to see what was written before.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many requests that read a great many rows a replica runs at a time.
+const LONG_READS: usize = 2;
 
 /// What all endpoints share, made once when the server starts.
 pub struct App {
@@ -91,6 +95,8 @@ pub struct App {
     pub filters: FilterCache,
     /// Tells a collector what requests did.
     pub traces: Traces,
+    /// Turns of requests that read a great many rows: the connections to the database are there for all the others, too.
+    pub(crate) long_reads: Semaphore,
     /// Looks at pages on the web.
     pub(crate) url_previews: UrlPreviews,
     fence: Fence,
@@ -176,6 +182,7 @@ impl App {
             sessions,
             shutdown: Shutdown::default(),
             traces: Traces::start(&settings.traces)?,
+            long_reads: Semaphore::new(LONG_READS),
             url_previews: UrlPreviews::new(&settings.url_preview)?,
             settings,
             clock,

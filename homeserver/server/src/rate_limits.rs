@@ -29,6 +29,8 @@ pub enum Limit {
     Reports,
     /// Requests that the specification calls rate-limited, by user or, without one, by address.
     Requests,
+    /// Searches for words, and lists of notifications, by a user.
+    Searches,
     /// Files that a user uploads.
     Uploads,
     /// Pages on the web that a user wants to be looked at.
@@ -44,6 +46,7 @@ impl Limit {
             Self::Registration => (20.0, 0.2),
             Self::Reports => (20.0, 0.1),
             Self::Requests => (300.0, 30.0),
+            Self::Searches => (30.0, 1.0),
             Self::Uploads => (50.0, 1.0),
             Self::UrlPreviews => (20.0, 0.5),
         }

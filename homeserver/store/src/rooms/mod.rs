@@ -2,6 +2,7 @@
 
 mod append;
 mod relations;
+mod search;
 mod state;
 mod timeline;
 
@@ -27,6 +28,7 @@ pub use self::{
         Annotation, Child, Related, Thread, children, forget_relations, index_relations, is_annotated,
         newest_threads, possible_parents, related_events, with_unindexed_relations,
     },
+    search::{WithWords, with_words},
     state::{
         joined_positions, members_at, members_of_at, replaced_by, state_at, state_before, state_between,
         state_event_at, state_history, state_without_members_at,

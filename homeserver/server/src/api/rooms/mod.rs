@@ -11,6 +11,7 @@ mod membership;
 mod messages;
 mod redaction;
 mod relations;
+mod search;
 mod sending;
 mod state;
 mod timeline;
@@ -54,6 +55,7 @@ pub(super) fn routes(router: &mut Router) {
         .route(relations::get_relating_events_with_rel_type)
         .route(relations::get_relating_events_with_rel_type_and_event_type)
         .route(relations::get_threads)
+        .route(search::search_events)
         .route(sending::send_message_event)
         .route(state::get_state_event_for_key)
         .route(state::get_state_events)
