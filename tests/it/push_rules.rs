@@ -3,6 +3,7 @@
 use keystead_tests::{
     TestCluster,
     cluster::at,
+    http::encode,
     sync::{events, of_type},
 };
 use serde_json::{Value, json};
@@ -100,4 +101,59 @@ async fn what_the_server_set_cannot_be_taken_away() {
     alice.put("/pushrules/global/underride/.m.rule.message/enabled", json!({ "enabled": false })).await.ok();
     let shown = alice.get("/pushrules/global/underride/.m.rule.message").await.ok();
     assert_eq!(shown["enabled"], false);
+}
+
+#[tokio::test]
+async fn notifications_are_listed_with_the_newest_first_and_paged() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    alice.send_text(&room, "before bob").await;
+    bob.join(&room).await;
+    let mut sent = Vec::new();
+    sent.push(alice.at(0).send_text(&room, "one").await);
+    let mention = json!({ "msgtype": "m.text", "body": "two", "m.mentions": { "user_ids": [bob.id] } });
+    sent.push(alice.at(0).send_event(&room, "m.room.message", mention).await);
+    sent.push(alice.at(0).send_text(&room, "three").await);
+    bob.send_text(&room, "my own").await;
+    let path = keystead_tests::user::in_room(&room, &format!("/receipt/m.read/{}", encode(&sent[0])));
+    bob.at(0).post(&path, json!({})).await.ok();
+
+    let listed = async |query: &str| bob.at(1).get(&format!("/notifications{query}")).await.ok();
+    let ids = |answer: &Value| -> Vec<String> {
+        let list = answer["notifications"].as_array().expect("a list");
+        list.iter().map(|one| one["event"]["event_id"].as_str().expect("an id").to_owned()).collect()
+    };
+    let all = listed("").await;
+    sent.reverse();
+    assert_eq!(ids(&all), sent, "{all:#}");
+    assert!(all.get("next_token").is_none());
+    let read = |n: usize| all["notifications"][n]["read"].clone();
+    assert_eq!([read(0), read(1), read(2)], [false, false, true].map(Value::from));
+    let first = &all["notifications"][0];
+    assert_eq!((&first["room_id"], &first["event"]["content"]["body"]), (&json!(room), &json!("three")));
+    assert_eq!(first["ts"], first["event"]["origin_server_ts"]);
+    assert!(first["actions"].as_array().is_some_and(|actions| actions.contains(&json!("notify"))), "{first}");
+
+    let page = listed("?limit=2").await;
+    assert_eq!(ids(&page), sent[..2]);
+    let token = encode(page["next_token"].as_str().expect("a token"));
+    let rest = listed(&format!("?limit=2&from={token}")).await;
+    assert_eq!((ids(&rest), rest.get("next_token")), (sent[2..].to_vec(), None));
+    assert_eq!(ids(&listed("?only=highlight").await), sent[1..2]);
+    bob.get("/notifications?from=nonsense").await.refused(400, "M_INVALID_PARAM");
+    bob.get("/notifications?limit=many").await.refused(400, "M_INVALID_PARAM");
+
+    // What was redacted, what is said by those whom the user ignores, and rooms that they have left, notify nobody.
+    alice
+        .put(&keystead_tests::user::in_room(&room, &format!("/redact/{}/r", encode(&sent[0]))), json!({}))
+        .await
+        .ok();
+    assert_eq!(ids(&listed("").await), sent[1..]);
+    let ignored = format!("/user/{}/account_data/m.ignored_user_list", encode(&bob.id));
+    bob.put(&ignored, json!({ "ignored_users": { alice.id.clone(): {} } })).await.ok();
+    assert_eq!(ids(&listed("").await), [""; 0]);
+    bob.put(&ignored, json!({ "ignored_users": {} })).await.ok();
+    bob.leave(&room).await;
+    assert_eq!(ids(&listed("").await), [""; 0]);
 }

@@ -82,6 +82,16 @@ pub fn evaluate(rules: &Ruleset, event: &FlattenedJson, context: &PushConditionR
     }
 }
 
+/// What the event does for the member whom `context` describes, if it notifies them: the actions of the rule that says so.
+pub fn notifying_actions(
+    rules: &Ruleset,
+    event: &FlattenedJson,
+    context: &PushConditionRoomCtx,
+) -> Option<Vec<Action>> {
+    let rule = matching_rule(rules, event, context)?;
+    rule.triggers_notification().then(|| rule.actions().to_vec())
+}
+
 /// The first rule, by priority, that applies to the event. A user's own events match no rule.
 fn matching_rule<'a>(
     rules: &'a Ruleset,

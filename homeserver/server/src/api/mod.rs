@@ -11,6 +11,7 @@ mod key_backup;
 mod keyboxes;
 mod keys;
 mod media;
+mod notifications;
 mod openid;
 mod operations;
 mod profile;
@@ -152,6 +153,7 @@ fn keys(router: &mut Router) {
 
 fn notifications(router: &mut Router) {
     router
+        .route(notifications::get_notifications)
         .route(push_rules::delete_pushrule)
         .route(push_rules::get_pushrule)
         .route(push_rules::get_pushrule_actions)

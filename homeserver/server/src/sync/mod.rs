@@ -33,6 +33,7 @@ use ruma::{
 use tokio::time::Instant;
 
 use self::changes::Changes;
+pub(crate) use self::readers::{COUNTED_EVENTS, push_context};
 pub use self::{
     acknowledgements::Acknowledgements,
     devices::DeviceCaches,

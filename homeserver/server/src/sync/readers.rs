@@ -42,7 +42,7 @@ use crate::{http::error::ApiError, push_rules, streams::Item};
 /// The account data that names the users whom a reader ignores.
 const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 /// How far back events are counted: a number beyond it tells a person nothing more.
-const COUNTED_EVENTS: u64 = 100;
+pub(crate) const COUNTED_EVENTS: u64 = 100;
 /// How many rooms' unread events are in memory at once.
 const ROOMS_COUNTED_AT_ONCE: usize = 50;
 /// How many users' rules, and how many rooms' counts, are kept.
@@ -304,7 +304,7 @@ impl Sync<'_> {
 }
 
 /// What push rules may ask about a room and one of its members.
-fn push_context(room: &RoomState, user_id: &UserId) -> PushConditionRoomCtx {
+pub(crate) fn push_context(room: &RoomState, user_id: &UserId) -> PushConditionRoomCtx {
     #[derive(Deserialize)]
     struct Member {
         displayname: Option<String>,

@@ -242,11 +242,9 @@ async fn result(
     let all = &RoomEventFilter::default();
     let wanted = Wanted { room_id: &room_id, view, filter: all };
     let older = Bounds { after: 0, upto: event.position - 1 };
-    let before =
-        walk(tx, wanted, older, Direction::Backward, around(around_it.before_limit)).await?;
+    let before = walk(tx, wanted, older, Direction::Backward, around(around_it.before_limit)).await?;
     let newer = Bounds { after: event.position, upto: view.joined_until().unwrap_or(i64::MAX) };
-    let after =
-        walk(tx, wanted, newer, Direction::Forward, around(around_it.after_limit)).await?;
+    let after = walk(tx, wanted, newer, Direction::Forward, around(around_it.after_limit)).await?;
 
     let mut context = EventContextResult::new();
     if around_it.include_profile {
