@@ -372,3 +372,60 @@ async fn rate_limits_tell_when_to_try_again() {
         assert!(at(&body, "/retry_after_ms").as_u64().is_some_and(|time| time > 0), "{body}");
     }
 }
+
+#[tokio::test]
+async fn users_and_administrators_see_where_sessions_are() {
+    let cluster = TestCluster::start().await;
+    let (alice, eve) = (cluster.user("alice").await, cluster.user("eve").await);
+    cluster.login("alice").await;
+    let made = cluster.run(&["admin", "create-user", "root", "--admin"], &[]).await;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let password = String::from_utf8(made.stdout).expect("text");
+    let (_, password) = password.split_once("Its password is ").expect("a password");
+    let password = password.split_whitespace().next().expect("a password");
+    let root = cluster.send(post("/login", &password_login("root", password))).await.ok();
+    let root = User::from_login(&cluster, &root);
+
+    let path = "/admin/whois/%40alice%3Akeystead.test";
+    for asker in [alice.at(0), root.at(1)] {
+        let who = asker.get(path).await.ok();
+        assert_eq!(who["user_id"], alice.id.as_str());
+        let devices = who["devices"].as_object().expect("devices");
+        assert_eq!(devices.len(), 2, "{who:#}");
+        let connection = &devices[&alice.device]["sessions"][0]["connections"][0];
+        assert_eq!(connection["ip"], "127.0.0.1");
+        assert!(connection["last_seen"].as_u64().is_some_and(|ts| ts > 0), "{who:#}");
+    }
+    eve.get(path).await.refused(403, "M_FORBIDDEN");
+    root.get("/admin/whois/%40nobody%3Akeystead.test").await.refused(404, "M_NOT_FOUND");
+    cluster.send(get(path)).await.refused(401, "M_MISSING_TOKEN");
+}
+
+#[tokio::test]
+async fn addresses_and_numbers_are_refused_in_the_words_of_the_specification() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let email = json!({ "client_secret": "abc", "email": "a@example.org", "send_attempt": 1 });
+    let number = json!({ "client_secret": "abc", "country": "DE", "phone_number": "07", "send_attempt": 1 });
+    for (kind, body) in [("email", &email), ("msisdn", &number)] {
+        for at in ["/register", "/account/3pid"] {
+            let answer = cluster.send(post(&format!("{at}/{kind}/requestToken"), body)).await;
+            answer.refused(403, "M_THREEPID_DENIED");
+        }
+        let answer = cluster.send(post(&format!("/account/password/{kind}/requestToken"), body)).await;
+        answer.refused(400, "M_THREEPID_NOT_FOUND");
+    }
+    let sid = json!({ "client_secret": "abc", "sid": "1" });
+    alice.post("/account/3pid/add", sid).await.refused(403, "M_THREEPID_DENIED");
+    let bind = json!({
+        "client_secret": "abc", "sid": "1", "id_server": "id.example.org", "id_access_token": "x",
+    });
+    alice.post("/account/3pid/bind", bind).await.refused(400, "M_SERVER_NOT_TRUSTED");
+    let address = json!({ "medium": "email", "address": "a@example.org" });
+    for path in ["/account/3pid/delete", "/account/3pid/unbind"] {
+        let answer = alice.post(path, address.clone()).await.ok();
+        assert_eq!(answer, json!({ "id_server_unbind_result": "no-support" }));
+        alice.post(path, json!({ "medium": "email" })).await.refused(400, "M_BAD_JSON");
+    }
+    assert_eq!(alice.get("/account/3pid").await.ok(), json!({ "threepids": [] }));
+}

@@ -3,12 +3,12 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#account-registration-and-management>.
 
 use keystead_store::users;
-use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, get_3pids, whoami};
+use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
 
 use crate::{
     accounts::{deactivation, interactive_auth, password_policy, sessions},
     context::{Ctx, Session},
-    http::{error::ApiError, reply::RawJson},
+    http::error::ApiError,
     keyboxes::Actor,
 };
 
@@ -52,12 +52,4 @@ pub(super) async fn deactivate(
     deactivation::deactivate(&ctx.app, &ctx.requester.user_id, ctx.now, request.erase).await?;
     // No address or phone number was bound, so none had to be unbound.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
-}
-
-/// `GET /_matrix/client/v3/account/3pid`: accounts have no addresses or phone numbers.
-pub(super) async fn get_3pids(
-    _ctx: Ctx<Session>,
-    _request: get_3pids::v3::Request,
-) -> Result<RawJson, ApiError> {
-    Ok(RawJson(r#"{"threepids":[]}"#.into()))
 }

@@ -5,6 +5,8 @@ mod devices;
 mod login;
 mod manage;
 mod register;
+mod third_party_ids;
+mod whois;
 
 use http::Method;
 use ruma::api::auth_scheme::NoAuthentication;
@@ -28,11 +30,12 @@ pub(super) fn routes(router: &mut Router) {
         .route(login::refresh_token)
         .route(manage::change_password)
         .route(manage::deactivate)
-        .route(manage::get_3pids)
         .route(manage::whoami)
         .route(register::check_registration_token_validity)
         .route(register::get_username_availability)
-        .route(register::register);
+        .route(register::register)
+        .route(whois::get_user_info);
+    third_party_ids::routes(router);
     for path in ["/_matrix/client/r0/login", "/_matrix/client/v3/login"] {
         router.route_own::<NoAuthentication, _, _, _>(Method::POST, path, Options::NORMAL, login::login);
     }
