@@ -149,3 +149,79 @@ async fn nobody_says_the_same_of_an_event_twice() {
     alice.put(&in_room(&room, &format!("/redact/{}/r", encode(&first))), json!({})).await.ok();
     alice.at(1).put(&path("late"), reaction("x")).await.ok();
 }
+
+#[tokio::test]
+async fn nobody_learns_of_what_he_may_not_see() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    let visibility = json!({ "history_visibility": "joined" });
+    alice.put(&in_room(&room, "/state/m.room.history_visibility/"), visibility).await.ok();
+    bob.join(&room).await;
+    let root = alice.send_text(&room, "root").await;
+    let other = alice.send_text(&room, "other").await;
+    let seen = relate(&alice, &room, ("m.thread", &root), "seen").await;
+    bob.post(&in_room(&room, "/leave"), json!({})).await.ok();
+    for parent in [&root, &other] {
+        for rel_type in ["m.thread", "m.replace", "m.reference"] {
+            relate(&alice, &room, (rel_type, parent), "hidden").await;
+        }
+    }
+    bob.join(&room).await;
+    let threads = get(&bob, &room, "/threads").await;
+    assert_eq!(ids(&threads["chunk"]), [&*root], "of the other thread nothing is to be seen but its root");
+    let shown = json!({ "count": 1, "current_user_participated": false });
+    let relations = |event: &Value| {
+        let relations = &event["unsigned"]["m.relations"];
+        let thread = &relations["m.thread"];
+        assert_eq!((relations.get("m.replace"), relations.get("m.reference")), (None, None), "{event}");
+        json!({ "count": thread["count"], "current_user_participated": thread["current_user_participated"] })
+    };
+    assert_eq!(relations(&threads["chunk"][0]), shown);
+    assert_eq!(threads["chunk"][0]["unsigned"]["m.relations"]["m.thread"]["latest_event"]["event_id"], seen);
+    let all = get(&bob, &room, &format!("/relations/{}?recurse=true", encode(&root))).await;
+    assert_eq!(ids(&all["chunk"]), [&*seen]);
+    let event = bob.get(&in_room(&room, &format!("/event/{}", encode(&other)))).await.ok();
+    assert_eq!(event["unsigned"].get("m.relations"), None);
+    let thread = get(&alice, &room, &format!("/relations/{}/m.thread", encode(&root))).await;
+    assert_eq!(ids(&thread["chunk"]).len(), 2, "she may see both");
+}
+
+#[tokio::test]
+async fn pages_of_relations_stand_still_while_more_is_written() {
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let room = alice.create_public_room().await;
+    let root = alice.send_text(&room, "root").await;
+    let mut expected = Vec::new();
+    for number in 0..5 {
+        expected.push(relate(&alice.at(number % 2), &room, ("m.thread", &root), &number.to_string()).await);
+    }
+    let mut later = Vec::new();
+    for direction in ["b", "f"] {
+        let mut found = Vec::new();
+        let mut from = String::new();
+        for page in 0..100 {
+            later.push(relate(&alice.at(page), &room, ("m.thread", &root), "later").await);
+            let rest = format!("/relations/{}?limit=2&dir={direction}{from}", encode(&root));
+            let answer = get(&alice.at(page + 1), &room, &rest).await;
+            found.extend(ids(&answer["chunk"]).iter().map(|id| (*id).to_owned()));
+            match answer["next_batch"].as_str() {
+                Some(next) if found.len() < 7 => from = format!("&from={next}"),
+                _ => break,
+            }
+        }
+        let mut wanted = [expected.clone(), later.clone()].concat();
+        if direction == "b" {
+            wanted.truncate(6);
+            wanted.reverse();
+        }
+        wanted.truncate(found.len());
+        assert_eq!(found, wanted, "{direction}: each once and in order, from where the first page began");
+    }
+    alice.put(&in_room(&room, &format!("/redact/{}/r", encode(&root))), json!({})).await.ok();
+    let threads = get(&alice, &room, "/threads").await;
+    assert_eq!(ids(&threads["chunk"]), [&*root], "what was said in a thread stays when its root is redacted");
+    let thread = &threads["chunk"][0]["unsigned"]["m.relations"]["m.thread"];
+    assert_eq!(thread["count"], 5 + later.len());
+}

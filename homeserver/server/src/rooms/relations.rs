@@ -13,9 +13,9 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, ReadTx,
-    rooms::{self, Child},
+    rooms::{self, Child, View},
 };
-use ruma::{EventId, OwnedEventId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -24,10 +24,6 @@ use super::{
     visibility::RoomView,
 };
 use crate::sync::IgnoredUsers;
-
-/// Of so many replacements of an event at most, the newest, the most recent one is sought: by their senders' clocks they may stand in another
-/// order than they came in.
-const MAX_REPLACEMENTS: usize = 50;
 
 #[derive(Serialize)]
 struct Aggregated<'a> {
@@ -52,13 +48,13 @@ struct Reference<'a> {
 #[derive(Serialize)]
 struct ThreadSummary {
     latest_event: Box<RawValue>,
-    count: usize,
+    count: i64,
     current_user_participated: bool,
 }
 
 /// The `m.relations` of those of the events that have children which the reader may see; all events are of one room.
 ///
-/// What `ignored` users have sent counts for nothing, and neither does what was redacted. One statement where no event has children.
+/// What `ignored` users have sent counts for nothing, and neither does what was redacted.
 ///
 /// # Errors
 /// The database's own, or an event that cannot be written for clients.
@@ -68,37 +64,25 @@ pub(super) async fn aggregate<E: Borrow<RoomEvent> + Sync>(
     (reader, ignored): (Reader<'_>, &IgnoredUsers),
     form: Form,
 ) -> Result<HashMap<OwnedEventId, Box<RawValue>>, Error> {
-    let parents: Vec<&RoomEvent> =
-        events.iter().map(Borrow::borrow).filter(|event| event.pdu.state_key.is_none()).collect();
+    let parents = possible_parents(tx, events).await?;
     let Some(room_id) = parents.first().map(|event| &*event.pdu.room_id) else { return Ok(HashMap::new()) };
-    let ids: Vec<&EventId> = parents.iter().map(|event| &*event.pdu.event_id).collect();
-    let mut children = rooms::children(tx, room_id, &ids, &[REFERENCE, REPLACE, THREAD]).await?;
+    let visible = &RoomView::load(tx, room_id, reader.user_id).await?.visible();
+    let ignored = &ignored.keys().map(AsRef::as_ref).collect::<Vec<_>>();
+    let view = View { user_id: reader.user_id, visible, ignored };
+    let senders: Vec<_> = parents.iter().map(|event| (&*event.pdu.event_id, &*event.pdu.sender)).collect();
+    let children = rooms::children(tx, room_id, &senders, view).await?;
     if children.is_empty() {
         return Ok(HashMap::new());
     }
-    let view = RoomView::load(tx, room_id, reader.user_id).await?;
-    let counts = |child: &Child| view.may_see(child.position) && !ignored.contains_key(&child.sender);
-    let senders = parents.iter().map(|event| (&*event.pdu.event_id, &*event.pdu.sender)).collect();
-    children.retain(|child| counts(child) && !is_of_another(child, &senders));
     let families = families(&children);
-    let latest: Vec<&EventId> =
-        families.values().filter_map(|family| family.thread.last()).map(|child| &*child.event_id).collect();
-    let mut replacing_latest = replacements_of(tx, room_id, &latest).await?;
-    let senders = children.iter().map(|child| (&*child.event_id, &*child.sender)).collect();
-    replacing_latest.retain(|child| counts(child) && !is_of_another(child, &senders));
+    let mut known = rooms::events(tx, &Vec::from_iter(shown(&families))).await?;
+    let latest = families.values().filter_map(|family| family.thread);
+    let latest: Vec<_> = latest.filter_map(|child| known.get(&child.event_id)).collect();
+    let senders: Vec<_> = latest.iter().map(|event| (&*event.pdu.event_id, &*event.pdu.sender)).collect();
+    let replacing_latest = rooms::children(tx, room_id, &senders, view).await?;
     let second = self::families(&replacing_latest);
-
-    let newest = |children: &[&Child]| {
-        children.iter().rev().take(MAX_REPLACEMENTS).map(|child| child.event_id.clone()).collect::<Vec<_>>()
-    };
-    let shown: HashSet<OwnedEventId> = families
-        .values()
-        .chain(second.values())
-        .flat_map(|family| newest(&family.replace))
-        .chain(latest.iter().map(|id| (*id).to_owned()))
-        .collect();
-    let shown: Vec<&EventId> = shown.iter().map(AsRef::as_ref).collect();
-    let known = rooms::events(tx, &shown).await?;
+    let replacing = rooms::events(tx, &Vec::from_iter(second.values().flat_map(replacements))).await?;
+    known.extend(replacing);
     let writer = Writer { reader, form, known: &known, second: &second };
     let mut aggregated = HashMap::new();
     for parent in parents {
@@ -110,13 +94,29 @@ pub(super) async fn aggregate<E: Borrow<RoomEvent> + Sync>(
     Ok(aggregated)
 }
 
-/// Whether the child would replace somebody else's event: such ones must not crowd out those that may.
-fn is_of_another(child: &Child, senders: &HashMap<&EventId, &UserId>) -> bool {
-    child.rel_type == REPLACE && senders.get(&*child.parent).is_none_or(|sender| *sender != child.sender)
+/// Those of the events that may have children: hardly any, so that one statement is all that the others cost.
+async fn possible_parents<'e, E: Borrow<RoomEvent>>(
+    tx: &ReadTx,
+    events: &'e [E],
+) -> Result<Vec<&'e RoomEvent>, Error> {
+    let mut parents: Vec<&RoomEvent> =
+        events.iter().map(Borrow::borrow).filter(|event| event.pdu.state_key.is_none()).collect();
+    let ids: Vec<_> = parents.iter().map(|event| (&*event.pdu.room_id, &*event.pdu.event_id)).collect();
+    let possible = rooms::possible_parents(tx, &ids).await?;
+    parents.retain(|event| possible.contains(&event.pdu.event_id));
+    Ok(parents)
 }
 
-async fn replacements_of(tx: &ReadTx, room_id: &RoomId, parents: &[&EventId]) -> Result<Vec<Child>, Error> {
-    if parents.is_empty() { Ok(Vec::new()) } else { rooms::children(tx, room_id, parents, &[REPLACE]).await }
+/// The events that are shown with the parents of these children, or may be.
+fn shown<'a>(families: &HashMap<&EventId, Family<'a>>) -> HashSet<&'a EventId> {
+    let shown = families
+        .values()
+        .flat_map(|family| replacements(family).chain(family.thread.map(|child| &*child.event_id)));
+    shown.collect()
+}
+
+fn replacements<'a>(family: &Family<'a>) -> impl Iterator<Item = &'a EventId> {
+    family.replace.clone().into_iter().map(|child| &*child.event_id)
 }
 
 /// The children of one event, oldest first.
@@ -124,7 +124,8 @@ async fn replacements_of(tx: &ReadTx, room_id: &RoomId, parents: &[&EventId]) ->
 struct Family<'a> {
     reference: Vec<&'a Child>,
     replace: Vec<&'a Child>,
-    thread: Vec<&'a Child>,
+    /// The newest one of its thread.
+    thread: Option<&'a Child>,
 }
 
 fn families(children: &[Child]) -> HashMap<&EventId, Family<'_>> {
@@ -134,7 +135,7 @@ fn families(children: &[Child]) -> HashMap<&EventId, Family<'_>> {
         match &*child.rel_type {
             REFERENCE => family.reference.push(child),
             REPLACE => family.replace.push(child),
-            THREAD => family.thread.push(child),
+            THREAD => family.thread = Some(child),
             _ => {}
         }
     }
@@ -180,8 +181,8 @@ impl Writer<'_> {
     }
 
     fn thread(&self, root: &RoomEvent, family: &Family<'_>) -> Result<Option<ThreadSummary>, Error> {
-        let latest = family.thread.last().and_then(|child| self.known.get(&child.event_id));
-        let Some(latest) = latest else { return Ok(None) };
+        let Some(child) = family.thread else { return Ok(None) };
+        let Some(latest) = self.known.get(&child.event_id) else { return Ok(None) };
         let replace = match self.second.get(&*latest.pdu.event_id) {
             Some(family) => self.replacement(latest, family)?,
             None => None,
@@ -193,9 +194,8 @@ impl Writer<'_> {
         let user_id = self.reader.user_id;
         Ok(Some(ThreadSummary {
             latest_event: self.event(latest, relations.transpose()?.as_deref())?,
-            count: family.thread.len(),
-            current_user_participated: root.pdu.sender == user_id
-                || family.thread.iter().any(|child| child.sender == user_id),
+            count: child.siblings,
+            current_user_participated: root.pdu.sender == user_id || child.has_own,
         }))
     }
 

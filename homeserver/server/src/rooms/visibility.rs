@@ -1,10 +1,15 @@
 //! What one user may see of one room.
 
+use std::collections::BTreeSet;
+
 use keystead_core::{
     room::RoomEvent,
     visibility::{Setting, Viewer, may_see, or_default},
 };
-use keystead_store::{Error, ReadTx, rooms};
+use keystead_store::{
+    Error, ReadTx,
+    rooms::{self, Bounds},
+};
 use ruma::{
     RoomId, UserId,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
@@ -12,6 +17,9 @@ use ruma::{
 use serde::Deserialize;
 
 use super::MembershipHistory;
+
+/// Of how many parts of a room a statement is told at most that a user may see them.
+const MAX_PARTS: usize = 100;
 
 /// The history of a room's visibility and of one user's membership: enough to judge any event of the room.
 #[derive(Clone, Debug)]
@@ -114,6 +122,27 @@ impl RoomView {
         let viewer = Viewer { before: membership(position - 1), after: membership(position), joined_since };
         may_see(&setting, &viewer)
     }
+
+    /// All positions that the user may see events at, in ascending parts; the newest of them if there are very many.
+    pub fn visible(&self) -> Vec<Bounds> {
+        let changes = self.visibilities.iter().map(|(since, _)| since);
+        let changes = changes.chain(self.memberships.changes().iter().map(|(since, _)| since));
+        // The judgement of an event looks at what held before it, too.
+        let begins: BTreeSet<i64> = changes.flat_map(|since| [*since, since + 1]).chain([1]).collect();
+        let mut visible: Vec<Bounds> = Vec::new();
+        let mut ends = begins.iter().skip(1).map(|next| next - 1).chain([i64::MAX]);
+        for begin in &begins {
+            let Some(upto) = ends.next() else { break };
+            if !self.may_see(*begin) {
+                continue;
+            }
+            match visible.last_mut().filter(|last| last.upto == begin - 1) {
+                Some(last) => last.upto = upto,
+                None => visible.push(Bounds { after: begin - 1, upto }),
+            }
+        }
+        visible.split_off(visible.len().saturating_sub(MAX_PARTS))
+    }
 }
 
 /// What held after the event at `position`.
@@ -131,6 +160,26 @@ mod tests {
     use MembershipState::{Ban, Invite, Join, Leave};
 
     use super::*;
+
+    #[test]
+    fn the_visible_parts_are_those_whose_events_may_be_seen() {
+        use HistoryVisibility::{Joined, Shared, WorldReadable};
+        let histories = [
+            (vec![], vec![]),
+            (vec![(2, Shared)], vec![(1, Join)]),
+            (vec![(2, Joined)], vec![(4, Invite), (6, Join), (9, Leave), (12, Join)]),
+            (vec![(2, Joined), (5, WorldReadable), (7, Shared), (8, Joined)], vec![(11, Join), (13, Ban)]),
+            (vec![(3, Shared)], vec![(3, Join), (5, Leave)]),
+        ];
+        for (visibilities, memberships) in histories {
+            let view = RoomView { visibilities, memberships: MembershipHistory::whole(memberships) };
+            let visible = view.visible();
+            for position in 1..20 {
+                let within = visible.iter().any(|part| part.after < position && position <= part.upto);
+                assert_eq!(within, view.may_see(position), "{position} of {view:?}: {visible:?}");
+            }
+        }
+    }
 
     #[test]
     fn the_last_time_in_the_room_ends_with_the_first_event_after_it() {

@@ -25,7 +25,7 @@ use sea_orm::{QueryResult, Value};
 pub use self::{
     append::{Append, Appended, Message, append, append_messages},
     relations::{
-        Annotation, Child, Related, Thread, children, forget_relations, index_relations, is_annotated,
+        Annotation, Child, Related, Thread, View, children, forget_relations, index_relations, is_annotated,
         newest_threads, possible_parents, related_events, with_unindexed_relations,
     },
     search::{WithWords, with_words},

@@ -8,11 +8,11 @@ use std::collections::HashSet;
 use keystead_core::{
     keybox::{base64, sha256},
     pdu::Pdu,
-    relations::{Relation, THREAD, relation_of},
+    relations::{REFERENCE, REPLACE, Relation, THREAD, relation_of},
     room::RoomEvent,
     shard::Shard,
 };
-use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId};
 use sea_orm::{QueryResult, Value};
 
 use super::{
@@ -23,6 +23,12 @@ use crate::{Error, ReadTx, Store, WriteTx, streams, transactions::ClientTransact
 
 /// How many events one transaction looks through for relationships. With the last of them it holds up those who append.
 const PAGE: u64 = 500;
+
+/// Of so many replacements of an event at most, the newest, the most recent one is sought: by their senders' clocks they may stand in another
+/// order than they came in.
+const MAX_REPLACEMENTS: u32 = 50;
+/// So many of the events that refer to another are named with it at most, the newest.
+const MAX_REFERENCES: u32 = 500;
 
 pub(super) const COLUMNS: &[&str] =
     &["room_id", "position", "parent_id", "rel_type", "event_type", "sender", "annotation"];
@@ -254,6 +260,36 @@ pub async fn is_annotated(tx: &ReadTx, annotation: &Annotation) -> Result<bool, 
     Ok(!tx.query(sql, values).await?.is_empty())
 }
 
+/// Whose view of a room is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The user.
+    pub user_id: &'a UserId,
+    /// The parts of the room's timeline that the user may see.
+    pub visible: &'a [Bounds],
+    /// Users whose events count for nothing.
+    pub ignored: &'a [&'a UserId],
+}
+
+impl View<'_> {
+    /// The condition on a row `r` of `event_relations` and the event `e` that it is of, which were not redacted; adds its values to `values`.
+    fn condition(&self, tx: &ReadTx, values: &mut Vec<Value>) -> String {
+        let parts = self.visible.iter();
+        let parts: Vec<_> = parts
+            .map(|Bounds { after, upto }| format!("r.position > {after} AND r.position <= {upto}"))
+            .collect();
+        let visible = if parts.is_empty() { "1 = 0".to_owned() } else { parts.join(" OR ") };
+        // No statement takes any number of values; half of what it takes is for the rest of it.
+        let ignored = self.ignored.get(..tx.rows_a_statement(2).min(self.ignored.len())).unwrap_or_default();
+        if ignored.is_empty() {
+            return format!("e.redacted_by IS NULL AND ({visible})");
+        }
+        let (list, more) = tx.list(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
+        values.extend(more);
+        format!("e.redacted_by IS NULL AND ({visible}) AND r.sender NOT IN ({list})")
+    }
+}
+
 /// A thread of a room.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Thread {
@@ -265,32 +301,25 @@ pub struct Thread {
     pub has_own: bool,
 }
 
-/// The threads of a room whose newest event does not lie after `upto`, in the descending order of those: at most `limit`. What lies after
-/// `until`, what the users in `ignored` have sent and what was redacted counts for nothing.
+/// The threads of a room whose newest event does not lie after `upto`, in the descending order of those: at most `limit`. What is not in
+/// the `view` and what was redacted counts for nothing.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn newest_threads(
     tx: &ReadTx,
     room_id: &RoomId,
-    (user_id, ignored): (&UserId, &[&UserId]),
-    (upto, until): (i64, i64),
+    view: View<'_>,
+    upto: i64,
     limit: u64,
 ) -> Result<Vec<Thread>, Error> {
-    let mut values: Vec<Value> =
-        vec![room_id.as_str().into(), user_id.as_str().into(), until.into(), upto.into()];
-    let mut unwanted = String::new();
-    let ignored = ignored.get(..tx.rows_a_statement(1).min(ignored.len())).unwrap_or_default();
-    if !ignored.is_empty() {
-        let (list, more) = tx.list(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
-        values.extend(more);
-        unwanted = format!(" AND r.sender NOT IN ({list})");
-    }
+    let mut values: Vec<Value> = vec![room_id.as_str().into(), view.user_id.as_str().into(), upto.into()];
+    let counts = view.condition(tx, &mut values);
     let sql = format!(
         "SELECT r.parent_id, MAX(r.position) AS latest, MAX(CASE WHEN r.sender = $2 THEN 1 ELSE 0 END) AS own \
          FROM event_relations r JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
-         WHERE r.room_id = $1 AND r.rel_type = '{THREAD}' AND r.position <= $3 AND e.redacted_by IS NULL{unwanted} \
-         GROUP BY r.parent_id HAVING MAX(r.position) <= $4 ORDER BY latest DESC LIMIT {limit}"
+         WHERE r.room_id = $1 AND r.rel_type = '{THREAD}' AND {counts} \
+         GROUP BY r.parent_id HAVING MAX(r.position) <= $3 ORDER BY latest DESC LIMIT {limit}"
     );
     let read = |row: &QueryResult| {
         let own: i32 = row.try_get("", "own")?;
@@ -300,53 +329,63 @@ pub async fn newest_threads(
     tx.query(&sql, values).await?.iter().map(read).collect()
 }
 
-/// The child of an event.
+/// A child of an event, one of the newest of its kind.
 #[derive(Clone, Debug)]
 pub struct Child {
     /// The parent.
     pub parent: OwnedEventId,
     /// The kind of relationship.
     pub rel_type: String,
-    /// Its position.
-    pub position: i64,
     /// Its id.
     pub event_id: OwnedEventId,
-    /// Its type.
-    pub event_type: String,
-    /// Who sent it.
-    pub sender: OwnedUserId,
+    /// How many children the parent has that relate to it in the same way.
+    pub siblings: i64,
+    /// Whether the user has sent one of those.
+    pub has_own: bool,
 }
 
-/// The children of events of a room that relate to them by `rel_types`, oldest first, without those that were redacted.
+/// Children of events of a room, oldest first: those in the `view` that were not redacted, of each parent and kind of relationship (of
+/// references, replacements by the parent's sender and threads) the newest. The parents are given with their senders.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn children(
     tx: &ReadTx,
     room_id: &RoomId,
-    parents: &[&EventId],
-    rel_types: &[&str],
+    parents: &[(&EventId, &UserId)],
+    view: View<'_>,
 ) -> Result<Vec<Child>, Error> {
     let mut children = Vec::new();
-    let types = rel_types.iter().map(|rel_type| format!("'{rel_type}'")).collect::<Vec<_>>().join(", ");
-    for chunk in parents.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(2, chunk.iter().map(|id| id.as_str()));
+    // As many values again are left for the users who are ignored.
+    for chunk in parents.chunks((tx.rows_a_statement(2) / 4).max(1)) {
+        let mut values: Vec<Value> = vec![room_id.as_str().into(), view.user_id.as_str().into()];
+        let wanted =
+            chunk.iter().map(|(parent, sender)| vec![parent.as_str().into(), sender.as_str().into()]);
+        let (wanted, more) = tx.rows(values.len() + 1, wanted.collect());
+        values.extend(more);
+        let counts = view.condition(tx, &mut values);
         let sql = format!(
-            "SELECT r.parent_id, r.rel_type, r.position, e.event_id, r.event_type, r.sender FROM event_relations r \
-             JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
-             WHERE r.room_id = $1 AND r.parent_id IN ({wanted}) AND r.rel_type IN ({types}) \
-             AND e.redacted_by IS NULL ORDER BY r.position"
+            "WITH wanted (parent_id, sender) AS ({wanted}), found AS ( \
+                 SELECT r.parent_id, r.rel_type, r.position, e.event_id, \
+                 ROW_NUMBER() OVER (PARTITION BY r.parent_id, r.rel_type ORDER BY r.position DESC) AS place, \
+                 COUNT(*) OVER (PARTITION BY r.parent_id, r.rel_type) AS siblings, \
+                 MAX(CASE WHEN r.sender = $2 THEN 1 ELSE 0 END) OVER (PARTITION BY r.parent_id, r.rel_type) AS own \
+                 FROM wanted w JOIN event_relations r ON r.room_id = $1 AND r.parent_id = w.parent_id \
+                 JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
+                 WHERE (r.rel_type IN ('{REFERENCE}', '{THREAD}') OR r.rel_type = '{REPLACE}' AND r.sender = w.sender) \
+                 AND {counts}) \
+             SELECT parent_id, rel_type, event_id, siblings, own FROM found WHERE place <= CASE rel_type \
+             WHEN '{THREAD}' THEN 1 WHEN '{REPLACE}' THEN {MAX_REPLACEMENTS} ELSE {MAX_REFERENCES} END ORDER BY position"
         );
-        let room = std::iter::once(Value::from(room_id.as_str()));
-        for row in tx.query(&sql, room.chain(values)).await? {
+        for row in tx.query(&sql, values).await? {
             let event_id: String = row.try_get("", "event_id")?;
+            let own: i32 = row.try_get("", "own")?;
             children.push(Child {
                 parent: parent_id(&row)?,
                 rel_type: row.try_get("", "rel_type")?,
-                position: row.try_get("", "position")?,
                 event_id: parse_event_id("event_id", &event_id)?,
-                event_type: row.try_get("", "event_type")?,
-                sender: streams::user_id(&row, "event_relations", "sender")?,
+                siblings: row.try_get("", "siblings")?,
+                has_own: own == 1,
             });
         }
     }

@@ -13,7 +13,7 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, ReadTx,
-    rooms::{self, Bounds, Direction, Related},
+    rooms::{self, Bounds, Direction, Related, View},
 };
 use ruma::{
     EventId, RoomId, UInt, UserId,
@@ -245,7 +245,6 @@ pub(super) async fn get_threads(
         room_id,
         reader,
         ignored: &ignored.keys().map(AsRef::as_ref).collect::<Vec<_>>(),
-        until,
         participated: request.include == get_threads::v1::IncludeThreads::Participated,
         limit: filter::limit(request.limit, DEFAULT_EVENTS, MAX_EVENTS),
     };
@@ -266,7 +265,6 @@ struct Threads<'a> {
     room_id: &'a RoomId,
     reader: Reader<'a>,
     ignored: &'a [&'a UserId],
-    until: i64,
     participated: bool,
     limit: usize,
 }
@@ -279,11 +277,12 @@ impl Threads<'_> {
         mut upto: i64,
     ) -> Result<(Vec<RoomEvent>, Option<TimelineToken>), Error> {
         let view = RoomView::load(tx, self.room_id, self.reader.user_id).await?;
+        let visible = &view.visible();
+        let seen = View { user_id: self.reader.user_id, visible, ignored: self.ignored };
         let page = u64::try_from(self.limit + 1).unwrap_or(u64::MAX);
         let mut roots = Vec::new();
         for _ in 0..MAX_PAGES {
-            let whose = (self.reader.user_id, self.ignored);
-            let threads = rooms::newest_threads(tx, self.room_id, whose, (upto, self.until), page).await?;
+            let threads = rooms::newest_threads(tx, self.room_id, seen, upto, page).await?;
             let is_last = threads.len() <= self.limit;
             let ids: Vec<&EventId> = threads.iter().map(|thread| &*thread.root).collect();
             let mut events = rooms::events(tx, &ids).await?;
