@@ -225,3 +225,63 @@ async fn pages_of_relations_stand_still_while_more_is_written() {
     let thread = &threads["chunk"][0]["unsigned"]["m.relations"]["m.thread"];
     assert_eq!(thread["count"], 5 + later.len());
 }
+
+/// What is unread in a room: of all of it as clients without threads are told, of what is in no thread, and of each thread.
+async fn unread(user: &User, room: &str) -> (Value, Value, Value) {
+    let filter = encode(r#"{"room":{"timeline":{"unread_thread_notifications":true}}}"#);
+    let user = user.on_one_replica();
+    user.get("/account/whoami").await.ok();
+    let sync = async |query: String| {
+        let answer = user.get(&format!("/_matrix/client/v3/sync?timeout=0{query}")).await.ok();
+        answer["rooms"]["join"][room].clone()
+    };
+    let (plain, by_thread) = (sync(String::new()).await, sync(format!("&filter={filter}")).await);
+    assert_eq!(plain.get("unread_thread_notifications"), None, "nobody has asked for it");
+    let count = |room: &Value| room["unread_notifications"]["notification_count"].clone();
+    let mut threads = serde_json::Map::new();
+    for (root, counts) in by_thread["unread_thread_notifications"].as_object().into_iter().flatten() {
+        threads.insert(root.clone(), counts["notification_count"].clone());
+    }
+    (count(&plain), count(&by_thread), threads.into())
+}
+
+#[tokio::test]
+async fn what_is_unread_is_counted_by_thread() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = &*alice.create_public_room().await;
+    bob.join(room).await;
+    let bob_has_read = async |event: &str, thread: Option<&str>| {
+        let body = thread.map_or(json!({}), |thread| json!({ "thread_id": thread }));
+        bob.post(&in_room(room, &format!("/receipt/m.read/{}", encode(event))), body).await.ok();
+    };
+    let (first, second) = (alice.send_text(room, "1").await, alice.send_text(room, "2").await);
+    relate(&alice.at(0), room, ("m.thread", &first), "1a").await;
+    let last = relate(&alice.at(1), room, ("m.thread", &first), "1b").await;
+    relate(&alice.at(0), room, ("m.thread", &second), "2a").await;
+    let threads = |one: u32, other: u32| {
+        let unread = [(&first, one), (&second, other)].into_iter().filter(|(_, unread)| *unread > 0);
+        Value::from_iter(unread.map(|(root, unread)| (root.clone(), json!(unread))))
+    };
+    for replica in 0..2 {
+        assert_eq!(unread(&bob.at(replica), room).await, (json!(5), json!(2), threads(2, 1)));
+    }
+    bob_has_read(&second, Some("main")).await;
+    assert_eq!(unread(&bob, room).await, (json!(3), json!(0), threads(2, 1)));
+    bob_has_read(&last, Some(&first)).await;
+    assert_eq!(unread(&bob, room).await, (json!(1), json!(0), threads(0, 1)));
+    // What lies before the receipt of the main thread may yet be unread in another.
+    let newest = alice.send_text(room, "3").await;
+    bob_has_read(&newest, Some("main")).await;
+    assert_eq!(unread(&bob, room).await, (json!(1), json!(0), threads(0, 1)));
+    let unwanted = relate(&alice, room, ("m.thread", &first), "1c").await;
+    assert_eq!(unread(&bob.at(1), room).await, (json!(2), json!(0), threads(1, 1)));
+    alice.put(&in_room(room, &format!("/redact/{}/r", encode(&unwanted))), json!({})).await.ok();
+    assert_eq!(unread(&bob, room).await, (json!(1), json!(0), threads(0, 1)));
+    // A receipt without a thread is one for all of them.
+    let end = alice.send_text(room, "4").await;
+    bob_has_read(&end, None).await;
+    assert_eq!(unread(&bob, room).await, (json!(0), json!(0), json!({})));
+    relate(&alice, room, ("m.thread", &second), "2b").await;
+    assert_eq!(unread(&bob, room).await, (json!(1), json!(0), threads(0, 1)));
+}

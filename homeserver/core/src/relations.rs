@@ -59,6 +59,12 @@ pub fn relation_of(pdu: &Pdu) -> Option<Relation> {
     relation_in(&pdu.content).filter(|_| is_storable(&pdu.event_type.to_string()))
 }
 
+/// The root of the thread that an event is part of; `None` for what is in none. An event that relates to another in some other way counts as such,
+/// too: the thread of that one is not looked up.
+pub fn thread_root(pdu: &Pdu) -> Option<OwnedEventId> {
+    relation_of(pdu).filter(|relation| relation.rel_type == THREAD).map(|relation| relation.parent)
+}
+
 /// The relationship that a content names, of an event that is no state.
 pub fn relation_in(content: &RawValue) -> Option<Relation> {
     let content = content.get();

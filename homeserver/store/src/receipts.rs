@@ -107,8 +107,26 @@ pub async fn private_changed(
     rows.iter().map(streams::receipt).collect()
 }
 
-/// The positions up to which a reader has read rooms, by any receipt that is not for another thread than the main one; rooms
-/// without such a receipt are left out.
+/// The thread of what is in none, as receipts name it.
+pub const MAIN: &str = "main";
+
+/// How far a reader has read a room.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ReadUpTo {
+    /// The position of the newest event with a receipt without a thread, which is one for all of them.
+    pub all: Option<i64>,
+    /// The same for receipts of each thread: [`MAIN`], or the id of the thread's root.
+    pub threads: HashMap<String, i64>,
+}
+
+impl ReadUpTo {
+    /// Up to which position a thread is read, if any of it is.
+    pub fn in_thread(&self, thread: &str) -> Option<i64> {
+        self.threads.get(thread).copied().max(self.all)
+    }
+}
+
+/// How far a reader has read rooms; those without a receipt are left out.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
@@ -116,17 +134,25 @@ pub async fn read_positions(
     tx: &ReadTx,
     room_ids: &[&RoomId],
     reader: &UserId,
-) -> Result<HashMap<OwnedRoomId, i64>, Error> {
-    let mut positions = HashMap::new();
+) -> Result<HashMap<OwnedRoomId, ReadUpTo>, Error> {
+    let mut positions: HashMap<OwnedRoomId, ReadUpTo> = HashMap::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
         let (rooms, values) = tx.list(2, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "SELECT r.room_id, MAX(e.position) AS position FROM receipts r JOIN events e ON e.event_id = r.event_id \
-             WHERE r.room_id IN ({rooms}) AND r.user_id = $1 AND r.thread_id IN ('', 'main') GROUP BY r.room_id"
+            "SELECT r.room_id, r.thread_id, MAX(e.position) AS position \
+             FROM receipts r JOIN events e ON e.event_id = r.event_id \
+             WHERE r.room_id IN ({rooms}) AND r.user_id = $1 GROUP BY r.room_id, r.thread_id"
         );
         let reader = std::iter::once(Value::from(reader.as_str()));
         for row in tx.query(&sql, reader.chain(values)).await? {
-            positions.insert(streams::room_id(&row, "receipts")?, row.try_get("", "position")?);
+            let read = positions.entry(streams::room_id(&row, "receipts")?).or_default();
+            let (thread, position): (String, i64) =
+                (row.try_get("", "thread_id")?, row.try_get("", "position")?);
+            if thread.is_empty() {
+                read.all = Some(position);
+            } else {
+                read.threads.insert(thread, position);
+            }
         }
     }
     Ok(positions)

@@ -9,6 +9,7 @@ use keystead_core::{
     client_format,
     client_format::Unsigned,
     filter, push,
+    relations::thread_root,
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
@@ -16,7 +17,7 @@ use keystead_store::{
     rooms::{self, Bounds},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId,
     api::client::push::get_notifications::v3::{Notification, Request, Response},
     events::room::member::MembershipState,
     push::{Action, PushConditionRoomCtx, Ruleset},
@@ -115,15 +116,17 @@ async fn find(
             else {
                 continue;
             };
-            let read_upto = read.get(&room.room_id).copied().unwrap_or_default();
+            let read = read.get(&room.room_id);
             let context = push_context(room, reader.user_id);
             found.extend(events.into_iter().filter_map(|event| {
                 if oldest.as_ref().is_some_and(|oldest| place_of(&event) < *oldest) {
                     return None;
                 }
                 let actions = wanted.actions(&event, &context)?;
+                let root = thread_root(&event.pdu);
+                let thread = root.as_deref().map_or(receipts::MAIN, EventId::as_str);
                 Some(Notifying {
-                    is_read: event.position <= read_upto,
+                    is_read: read.and_then(|read| read.in_thread(thread)) >= Some(event.position),
                     event,
                     actions,
                     joined_at: *joined_at,

@@ -15,15 +15,17 @@ use std::{
 use keystead_core::{
     client_format::{self, Unsigned},
     push,
+    relations::thread_root,
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
-    Error, Store, account_data, receipts,
+    Error, Store, account_data,
+    receipts::{self, MAIN},
     rooms::{self, Bounds},
 };
 use lru::LruCache;
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
     events::{
         TimelineEventType,
@@ -69,12 +71,64 @@ pub struct ReaderCaches {
 /// The users whose messages and invitations a reader does not want.
 pub type IgnoredUsers = BTreeMap<OwnedUserId, IgnoredUser>;
 
-#[derive(Clone, Copy, Debug, Default)]
+/// The unread events of a room.
+#[derive(Clone, Debug, Default)]
 struct Count {
     /// The position up to which events are counted.
     upto: i64,
+    /// What is in no thread.
+    main: Tally,
+    /// The threads with unread events, by their roots.
+    threads: BTreeMap<OwnedEventId, Tally>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
     notifications: u32,
     highlights: u32,
+}
+
+impl Tally {
+    fn add(&mut self, more: Self) {
+        self.notifications = self.notifications.saturating_add(more.notifications);
+        self.highlights = self.highlights.saturating_add(more.highlights);
+    }
+}
+
+impl From<Tally> for UnreadNotificationsCount {
+    fn from(tally: Tally) -> Self {
+        let mut count = Self::new();
+        count.notification_count = Some(UInt::from(tally.notifications));
+        count.highlight_count = Some(UInt::from(tally.highlights));
+        count
+    }
+}
+
+impl Count {
+    fn new(upto: i64) -> Self {
+        Self { upto, ..Self::default() }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.main.notifications == 0 && self.threads.is_empty()
+    }
+
+    /// What the client is told: of the room and of its threads, or of all together.
+    fn told(&self, by_thread: bool) -> Unread {
+        if by_thread {
+            let threads = self.threads.iter().map(|(root, tally)| (root.clone(), (*tally).into()));
+            return Unread { room: self.main.into(), threads: threads.collect() };
+        }
+        let mut all = self.main;
+        self.threads.values().for_each(|tally| all.add(*tally));
+        Unread { room: all.into(), threads: BTreeMap::new() }
+    }
+}
+
+/// The counts of unread events as a client is told them.
+pub(super) struct Unread {
+    pub(super) room: UnreadNotificationsCount,
+    pub(super) threads: BTreeMap<OwnedEventId, UnreadNotificationsCount>,
 }
 
 impl Default for ReaderCaches {
@@ -117,9 +171,9 @@ impl ReaderCaches {
 
     /// The unread events of a user in a room as they were last counted, if none of them may have been redacted since.
     fn counted(&self, key: &(OwnedUserId, OwnedRoomId)) -> Option<Count> {
-        let count = lock(&self.counts).get(key).copied()?;
+        let count = lock(&self.counts).get(key).cloned()?;
         let redacted_at = lock(&self.redactions).peek(&key.1).copied().unwrap_or_default();
-        (count.notifications == 0 || count.upto >= redacted_at).then_some(count)
+        (count.is_nothing() || count.upto >= redacted_at).then_some(count)
     }
 
     /// The counter of a user, which others may share.
@@ -179,7 +233,7 @@ impl Sync<'_> {
         room: &RoomState,
         new: &[Arc<RoomEvent>],
         since: Option<i64>,
-    ) -> Result<UnreadNotificationsCount, ApiError> {
+    ) -> Result<Unread, ApiError> {
         let caches = &self.app.readers;
         let key = (self.user_id().to_owned(), room.room_id.clone());
         let upto = self.upto_in(&room.room_id);
@@ -194,19 +248,17 @@ impl Sync<'_> {
             }
             _ => self.count_stored(room, upto).await?,
         };
+        let told = count.told(self.filter().room.timeline.unread_thread_notifications);
         if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
             lock(&caches.counts).put(key, count);
         }
-        let mut answer = UnreadNotificationsCount::new();
-        answer.notification_count = Some(UInt::from(count.notifications));
-        answer.highlight_count = Some(UInt::from(count.highlights));
-        Ok(answer)
+        Ok(told)
     }
 
     async fn count_stored(&self, room: &RoomState, upto: i64) -> Result<Count, ApiError> {
         let unread = self.stored_unread(&[(&room.room_id, upto)]).await?.remove(&room.room_id);
         let unread = unread.unwrap_or_default();
-        self.count(room, &Vec::from_iter(&unread), Count { upto, ..Count::default() }).await
+        self.count(room, &Vec::from_iter(&unread), Count::new(upto)).await
     }
 
     /// Counts what is unread in rooms of which nothing is known yet, many at a time: a first sync asks for all of them.
@@ -222,8 +274,7 @@ impl Sync<'_> {
             let mut unread = self.stored_unread(&wanted).await?;
             for (room, (_, upto)) in chunk.iter().zip(wanted) {
                 let events = unread.remove(&room.room_id).unwrap_or_default();
-                let count = Count { upto, ..Count::default() };
-                let count = self.count(room, &Vec::from_iter(&events), count).await?;
+                let count = self.count(room, &Vec::from_iter(&events), Count::new(upto)).await?;
                 if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
                     lock(&caches.counts).put(key(room), count);
                 }
@@ -244,15 +295,37 @@ impl Sync<'_> {
             .read("sync_unread", |tx| async move {
                 let room_ids: Vec<_> = rooms.iter().map(|(room_id, _)| *room_id).collect();
                 let read = receipts::read_positions(&tx, &room_ids, user_id).await?;
-                let never_read: Vec<_> =
-                    room_ids.iter().filter(|room_id| !read.contains_key(**room_id)).copied().collect();
-                let joined = rooms::joined_positions(&tx, &never_read, user_id).await?;
-                let bounds = |(room_id, upto): &(&RoomId, i64)| {
-                    let after = read.get(*room_id).or_else(|| joined.get(*room_id)).copied().unwrap_or(*upto);
-                    ((*room_id).to_owned(), Bounds { after, upto: *upto })
-                };
-                let bounds: Vec<_> = rooms.iter().map(bounds).collect();
-                rooms::timelines(&tx, &bounds, COUNTED_EVENTS).await
+                let is_unread = |room_id: &RoomId| read.get(room_id).is_none_or(|read| read.all.is_none());
+                let not_all_read: Vec<_> =
+                    room_ids.iter().filter(|room_id| is_unread(room_id)).copied().collect();
+                let joined = rooms::joined_positions(&tx, &not_all_read, user_id).await?;
+                let (mut newer, mut threaded) = (Vec::new(), Vec::new());
+                for (room_id, upto) in rooms {
+                    let read = read.get(*room_id);
+                    let begin = read.and_then(|read| read.all).or_else(|| joined.get(*room_id).copied());
+                    let main = read.and_then(|read| read.in_thread(MAIN));
+                    let after = main.max(begin).unwrap_or(*upto);
+                    newer.push(((*room_id).to_owned(), Bounds { after, upto: *upto }));
+                    // What was read there is the main thread; others may not have been.
+                    if let Some(begin) = begin.filter(|begin| *begin < after) {
+                        threaded.push(((*room_id).to_owned(), Bounds { after: begin, upto: after }));
+                    }
+                }
+                let mut unread = rooms::timelines(&tx, &newer, COUNTED_EVENTS).await?;
+                if !threaded.is_empty() {
+                    for event in rooms::threaded_events(&tx, &threaded).await? {
+                        unread.entry(event.pdu.room_id.clone()).or_default().push(event);
+                    }
+                }
+                for (room_id, read) in &read {
+                    let Some(events) = unread.get_mut(room_id) else { continue };
+                    events.retain(|event| {
+                        let root = thread_root(&event.pdu);
+                        let thread = root.as_deref().map_or(MAIN, EventId::as_str);
+                        read.in_thread(thread).is_none_or(|position| position < event.position)
+                    });
+                }
+                Ok::<_, Error>(unread)
             })
             .await?;
         Ok(unread)
@@ -277,8 +350,14 @@ impl Sync<'_> {
             }
             let Some(flat) = self.app.readers.flat(event) else { continue };
             let outcome = push::evaluate(&rules, &flat, &context);
-            count.notifications = count.notifications.saturating_add(outcome.notify.into());
-            count.highlights = count.highlights.saturating_add(outcome.highlight.into());
+            if !outcome.notify && !outcome.highlight {
+                continue;
+            }
+            let tally = match thread_root(&event.pdu) {
+                Some(root) => count.threads.entry(root).or_default(),
+                None => &mut count.main,
+            };
+            tally.add(Tally { notifications: outcome.notify.into(), highlights: outcome.highlight.into() });
         }
         Ok(count)
     }

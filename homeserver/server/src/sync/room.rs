@@ -260,7 +260,9 @@ impl Sync<'_> {
         room.ephemeral = self.ephemeral(candidate, typing)?;
         if has_news || !candidate.changes.receipts.is_empty() {
             let counted = candidate.after.filter(|_| new.are_all);
-            room.unread_notifications = self.unread(state, &new.events, counted).await?;
+            let unread = self.unread(state, &new.events, counted).await?;
+            room.unread_notifications = unread.room;
+            room.unread_thread_notifications = unread.threads;
         }
         Ok(room)
     }

@@ -27,6 +27,8 @@ const PAGE: u64 = 500;
 /// Of so many replacements of an event at most, the newest, the most recent one is sought: by their senders' clocks they may stand in another
 /// order than they came in.
 const MAX_REPLACEMENTS: u32 = 50;
+/// Among so many related events those of threads are sought that have not been read.
+const MAX_THREADED: u32 = 1_000;
 /// So many of the events that refer to another are named with it at most, the newest.
 const MAX_REFERENCES: u32 = 500;
 
@@ -327,6 +329,37 @@ pub async fn newest_threads(
         Ok(Thread { root: parent_id(row)?, latest, has_own: own == 1 })
     };
     tx.query(&sql, values).await?.iter().map(read).collect()
+}
+
+/// The events of threads in parts of rooms, oldest first, which were not redacted: those among the 1,000 newest events of each part that relate to
+/// any other. One that cannot be read is passed over ([`Error::pass_over`]).
+///
+/// # Errors
+/// The database's own.
+pub async fn threaded_events(tx: &ReadTx, parts: &[(OwnedRoomId, Bounds)]) -> Result<Vec<RoomEvent>, Error> {
+    let mut events = Vec::new();
+    for chunk in parts.chunks(tx.rows_a_statement(3)) {
+        let wanted = chunk.iter().map(|(room_id, bounds)| {
+            vec![Value::from(room_id.as_str()), bounds.after.into(), bounds.upto.into()]
+        });
+        let (wanted, values) = tx.rows(1, wanted.collect());
+        // First where to begin, which walks the index backward and stops soon.
+        let sql = format!(
+            "WITH wanted (room_id, after, upto) AS ({wanted}), \
+             reach AS MATERIALIZED (SELECT w.room_id, w.upto, COALESCE(( \
+                 SELECT r.position FROM event_relations r \
+                 WHERE r.room_id = w.room_id AND r.position > w.after AND r.position <= w.upto \
+                 ORDER BY r.position DESC LIMIT 1 OFFSET {MAX_THREADED}), w.after) AS after FROM wanted w) \
+             SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id FROM reach \
+             JOIN event_relations r ON r.room_id = reach.room_id AND r.position > reach.after AND r.position <= reach.upto \
+             JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
+             WHERE r.rel_type = '{THREAD}' AND e.redacted_by IS NULL ORDER BY e.position"
+        );
+        for row in tx.query(&sql, values).await? {
+            events.extend(Error::pass_over(read_event(&row))?);
+        }
+    }
+    Ok(events)
 }
 
 /// A child of an event, one of the newest of its kind.
