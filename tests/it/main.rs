@@ -32,6 +32,7 @@ mod media_care;
 mod media_s3;
 mod monitoring;
 mod openid;
+mod presence;
 mod push_rules;
 mod relations;
 mod reporting;

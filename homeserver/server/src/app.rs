@@ -23,6 +23,7 @@ use crate::{
     http::error::ApiError,
     lifecycle::Shutdown,
     media::{Media, objects::ObjectsError},
+    presence::PresenceNotes,
     rate_limits::RateLimits,
     restores::Restores,
     rooms::{Parents, Writer},
@@ -91,6 +92,8 @@ pub struct App {
     pub devices: Arc<DeviceCaches>,
     /// What is known of readers for syncs: whom they ignore, their push rules and unread events.
     pub readers: Arc<ReaderCaches>,
+    /// What this replica wrote last about who is there.
+    pub presence: Arc<PresenceNotes>,
     /// The filters that were used lately.
     pub filters: FilterCache,
     /// Tells a collector what requests did.
@@ -166,6 +169,9 @@ impl App {
         let mut listeners = listeners(&devices, &published_keys, &readers, &sessions);
         let hearing = Arc::clone(&parents);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item, entry.position)));
+        let presence = Arc::<PresenceNotes>::default();
+        let hearing = Arc::clone(&presence);
+        listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
         let tail = Tail::start(store.clone(), listeners).await?;
         parents.hears_all_after(|shard| tail.position(shard));
         let batches = metrics.clone();
@@ -182,6 +188,7 @@ impl App {
             sessions,
             shutdown: Shutdown::default(),
             traces: Traces::start(&settings.traces)?,
+            presence,
             long_reads: Semaphore::new(LONG_READS),
             url_previews: UrlPreviews::new(&settings.url_preview)?,
             settings,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use keystead_store::{Error, media, openid_tokens, rooms, to_device, transactions};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
-use crate::{app::App, telemetry::metrics::Removed, url_preview};
+use crate::{app::App, presence, telemetry::metrics::Removed, url_preview};
 
 /// How often to look whose typing has run out.
 const TYPING_EVERY: Duration = Duration::from_secs(1);
@@ -74,7 +74,12 @@ pub async fn run(app: Arc<App>) {
     loop {
         tokio::select! {
             _ = typing.tick() => app.tail.expire_typing(app.clock.now()),
-            _ = count.tick() => count_pending(&app).await,
+            _ = count.tick() => {
+                count_pending(&app).await;
+                if let Err(error) = presence::mark_gone(&app).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell who has gone");
+                }
+            }
             _ = forget.tick() => {
                 forget_transactions(&app).await;
                 forget_lapsed_media(&app).await;

@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod keyboxes;
 mod lifecycle;
 pub mod media;
+pub mod presence;
 mod profiles;
 mod push_rules;
 pub mod rate_limits;

@@ -37,6 +37,7 @@ pub mod login_failures;
 pub mod media;
 mod migrations;
 pub mod openid_tokens;
+pub mod presence;
 pub mod profiles;
 pub mod pushers;
 pub mod receipts;

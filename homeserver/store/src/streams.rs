@@ -50,6 +50,8 @@ pub enum UserChange {
     DeviceList,
     /// The number of a device's one-time keys or the use of its fallback key.
     OneTimeKeys,
+    /// The user has come, gone or said something else about it.
+    Presence,
     /// The user has forgotten a room: what is remembered of the user's rooms is void. Joining and leaving are events of
     /// the rooms and not noted here.
     Rooms,
@@ -117,13 +119,14 @@ impl UserChange {
         match self {
             Self::DeviceList => "device_list",
             Self::OneTimeKeys => "one_time_keys",
+            Self::Presence => "presence",
             Self::Rooms => "rooms",
             Self::Sessions => "sessions",
         }
     }
 
     fn parse(kind: &str) -> Option<Self> {
-        [Self::DeviceList, Self::OneTimeKeys, Self::Rooms, Self::Sessions]
+        [Self::DeviceList, Self::OneTimeKeys, Self::Presence, Self::Rooms, Self::Sessions]
             .into_iter()
             .find(|known| known.as_str() == kind)
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use keystead_store::{Error, cross_signing, devices, jobs, key_backup, keybox_log, keys, profiles, users};
+use keystead_store::{
+    Error, cross_signing, devices, jobs, key_backup, keybox_log, keys, presence, profiles, users,
+};
 use ruma::{
     MilliSecondsSinceUnixEpoch, UserId,
     events::room::member::{MembershipState, RoomMemberEventContent},
@@ -33,6 +35,7 @@ pub async fn deactivate(
         .write("deactivate", |tx| async move {
             tx.lock_shards(&keys::device_list_shards(&tx, user_id).await?).await?;
             users::deactivate(&tx, user_id).await?;
+            presence::delete(&tx, user_id).await?;
             for (name, _) in profiles::fields(&tx, user_id).await? {
                 profiles::delete_field(&tx, user_id, &name).await?;
             }

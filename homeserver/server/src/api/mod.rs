@@ -14,6 +14,7 @@ mod media;
 mod notifications;
 mod openid;
 mod operations;
+mod presence;
 mod profile;
 mod push_rules;
 mod pushers;
@@ -202,6 +203,8 @@ fn user_data(router: &mut Router) {
         .route(filter::create_filter)
         .route(filter::get_filter)
         .route(openid::request_openid_token)
+        .route(presence::get_presence)
+        .route(presence::set_presence)
         .route(profile::delete_profile_field)
         .route(profile::get_profile)
         .route(profile::get_profile_field)

@@ -11,6 +11,7 @@ use super::filter;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
+    presence,
     sync::{SyncRequest, reply::SyncReply, sync},
 };
 
@@ -34,6 +35,7 @@ pub(super) async fn sync_events(
         }
         Some(_) => return Err(ApiError::invalid_param("filter: neither a filter nor the id of one")),
     };
+    presence::note_sync(&ctx.app, &ctx.requester.user_id, &request.set_presence).await?;
     let own_shard = ctx.app.tail.shards().of_user(&ctx.requester.user_id);
     let since = since.map(|since| ctx.app.restores.lost.settle(since, own_shard));
     let request = SyncRequest {

@@ -9,6 +9,7 @@ pub mod keybox;
 pub mod limits;
 pub mod log;
 pub mod media;
+pub mod presence;
 pub mod reader;
 pub mod registration;
 pub mod rooms;
@@ -30,6 +31,7 @@ use self::{
     limits::LimitSettings,
     log::LogSettings,
     media::MediaSettings,
+    presence::PresenceSettings,
     reader::{Environment, Reader},
     registration::RegistrationSettings,
     rooms::RoomSettings,
@@ -58,6 +60,8 @@ pub struct Settings {
     pub media: MediaSettings,
     /// Who may register, and how.
     pub registration: RegistrationSettings,
+    /// Whether users see who is there.
+    pub presence: PresenceSettings,
     /// Rooms.
     pub rooms: RoomSettings,
     /// The files that secrets were read from.
@@ -142,6 +146,7 @@ impl Settings {
             limits: LimitSettings::read(&mut reader.section("limits")),
             log: LogSettings::read(&mut reader.section("log")),
             media: MediaSettings::read(&mut reader.section("media"), &data_dir),
+            presence: PresenceSettings::read(&mut reader.section("presence")),
             registration: RegistrationSettings::read(&mut reader.section("registration")),
             rooms: RoomSettings::read(&mut reader.section("rooms")),
             server: ServerSettings::read(&mut reader.section("server")),

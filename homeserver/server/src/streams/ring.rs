@@ -56,7 +56,7 @@ pub struct Ring {
 struct Index {
     rooms: HashMap<OwnedRoomId, VecDeque<i64>>,
     users: HashMap<OwnedUserId, VecDeque<i64>>,
-    device_lists: VecDeque<i64>,
+    contacts: VecDeque<i64>,
 }
 
 /// Whose rows are asked for.
@@ -89,7 +89,7 @@ impl Ring {
         Some(self.entries.range(first..end))
     }
 
-    /// Shows `each` the rows that are asked for, and all changes of device lists, after one position and up to another: those
+    /// Shows `each` the rows that are asked for, and all changes of device lists and presence, after one position and up to another: those
     /// of one room or user oldest first. It may be shown others' rows too, where looking at all is less work.
     ///
     /// Returns false, having shown nothing, if the ring does not reach back so far.
@@ -111,7 +111,7 @@ impl Ring {
                 .filter_map(|position| self.at(*position))
                 .for_each(&mut each);
         };
-        show(&self.index.device_lists);
+        show(&self.index.contacts);
         match whose {
             Whose::Rooms(rooms) => {
                 rooms.iter().filter_map(|(room_id, _)| self.index.rooms.get(room_id)).for_each(show);
@@ -180,7 +180,7 @@ impl Index {
         let positions = match entry.subject() {
             Subject::Room(room_id) => self.rooms.entry(room_id.clone()).or_default(),
             Subject::User(user_id) => self.users.entry(user_id.clone()).or_default(),
-            Subject::DeviceLists => &mut self.device_lists,
+            Subject::Contacts => &mut self.contacts,
         };
         positions.push_back(entry.position);
     }
@@ -198,7 +198,7 @@ impl Index {
         match entry.subject() {
             Subject::Room(room_id) => pop_of(&mut self.rooms, room_id),
             Subject::User(user_id) => pop_of(&mut self.users, user_id),
-            Subject::DeviceLists => drop(self.device_lists.pop_front()),
+            Subject::Contacts => drop(self.contacts.pop_front()),
         }
     }
 }
@@ -210,7 +210,7 @@ enum Subject<'a> {
     /// This user alone.
     User(&'a OwnedUserId),
     /// Who shares a room with a user, whichever it is.
-    DeviceLists,
+    Contacts,
 }
 
 impl Entry {
@@ -219,7 +219,7 @@ impl Entry {
             Item::Event(event) => Subject::Room(&event.pdu.room_id),
             Item::Receipt(receipt) if receipt.is_private() => Subject::User(&receipt.user_id),
             Item::Receipt(receipt) => Subject::Room(&receipt.room_id),
-            Item::UserChange(_, UserChange::DeviceList) => Subject::DeviceLists,
+            Item::UserChange(_, UserChange::DeviceList | UserChange::Presence) => Subject::Contacts,
             Item::UserChange(user_id, _) => Subject::User(user_id),
             Item::ToDevice(message) => Subject::User(&message.user_id),
             Item::AccountData(data) => Subject::User(&data.user_id),

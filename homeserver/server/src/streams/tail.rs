@@ -176,7 +176,8 @@ impl Tail {
         }
     }
 
-    /// Shows `each` the rows of a shard after one position and up to another that are asked for, all changes of device lists,
+    /// Shows `each` the rows of a shard after one position and up to another that are asked for, all changes of device lists and
+    /// presence,
     /// and perhaps others, if they are all in memory; returns whether they are. Those of one room or user come oldest first.
     pub fn visit_recent(
         &self,
@@ -436,7 +437,7 @@ impl Tail {
             }
             Item::UserChange(user_id, change) => {
                 users.insert(user_id.clone());
-                if *change == UserChange::DeviceList {
+                if matches!(change, UserChange::DeviceList | UserChange::Presence) {
                     match self.memberships.get(user_id) {
                         Some(of_user) => rooms.extend(of_user.iter().map(|(room_id, _)| room_id.clone())),
                         None => self.wake_contacts_later(user_id.clone()),

@@ -1,7 +1,7 @@
 //! What happened between the token and how far the sync reaches, for this user.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Changes {
     pub(super) to_device: Option<Vec<(i64, Arc<ToDeviceMessage>)>>,
     /// Whose devices changed, or came to be or ceased to be of interest.
     pub(super) device_lists: DeviceLists,
+    /// Who has come or gone, and who has come to share a room with the user; if `device_lists` are known, so is this.
+    pub(super) presence: BTreeSet<OwnedUserId>,
     /// Whether the user's one-time keys or sessions changed.
     pub(super) own_account_changed: bool,
 }
@@ -122,6 +124,7 @@ impl Changes {
                 self.add_receipt(receipt.clone(), false);
             }
             Item::UserChange(changed, UserChange::DeviceList) => self.take_device_list(sync, shard, changed),
+            Item::UserChange(changed, UserChange::Presence) => drop(self.presence.insert(changed.clone())),
             Item::UserChange(changed, _) => self.own_account_changed |= changed == user_id,
             Item::ToDevice(message) if message.user_id == *user_id && message.device_id == *device_id => {
                 if let Some(messages) = &mut self.to_device {
@@ -165,6 +168,7 @@ impl Changes {
         match membership_of(&event.pdu) {
             MembershipState::Join => {
                 delta.left.remove(&member);
+                self.presence.insert(member.clone());
                 delta.changed.insert(member);
             }
             MembershipState::Leave | MembershipState::Ban => {

@@ -10,6 +10,7 @@ mod changes;
 mod devices;
 mod ephemeral;
 mod left;
+mod presence;
 mod readers;
 pub mod reply;
 mod room;
@@ -210,10 +211,12 @@ impl<'a> Sync<'a> {
         }
         self.device_lists(&mut changes, &mut response).await?;
         self.key_counts(&mut response).await?;
+        response.presence.events = self.presence(&changes).await?;
         let is_news = changes.own_account_changed
             || !response.rooms.is_empty()
             || !response.account_data.is_empty()
             || !response.to_device.is_empty()
+            || !response.presence.is_empty()
             || !response.device_lists.is_empty();
         Ok((response, is_news))
     }

@@ -39,6 +39,7 @@ fn steps() -> Vec<Step> {
         step("m0014_restores_and_replicas", include_str!("m0014_restores_and_replicas.sql")),
         step("m0015_event_relations", include_str!("m0015_event_relations.sql")),
         step("m0016_reports_and_openid", include_str!("m0016_reports_and_openid.sql")),
+        step("m0017_presence", include_str!("m0017_presence.sql")),
     ]
 }
 
