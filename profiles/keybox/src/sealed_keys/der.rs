@@ -71,6 +71,7 @@ mod tests {
         assert_eq!(integer(127), [2, 1, 127]);
         assert_eq!(integer(128), [2, 2, 0, 128]);
         assert_eq!(integer(16384), [2, 2, 0x40, 0]);
+        assert_eq!(element(4, &[]), [4, 0]);
         assert_eq!(element(4, &[7; 127])[..2], [4, 127]);
         assert_eq!(element(4, &[7; 128])[..3], [4, 0x81, 128]);
         assert_eq!(element(4, &[7; 300])[..4], [4, 0x82, 1, 44]);
