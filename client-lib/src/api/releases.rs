@@ -26,8 +26,8 @@ pub fn parse_releases(text: &str) -> Vec<Release> {
     let release = |line: &str| {
         let (sha256, name) = line.trim().split_once(char::is_whitespace)?;
         let is_digest = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-        // `sha256sum` marks a file that was read as binary with an asterisk.
-        let name = name.trim_start().trim_start_matches('*').to_owned();
+        // `sha256sum` writes one more character before the name: an asterisk for a file that was read as binary.
+        let name = name.strip_prefix([' ', '*']).unwrap_or(name).trim_start().to_owned();
         is_digest.then(|| Release { sha256: sha256.to_ascii_lowercase(), name })
     };
     text.lines().filter_map(release).collect()
@@ -40,9 +40,10 @@ mod tests {
     #[test]
     fn lines_as_sha256sum_writes_them_are_read_and_others_left_out() {
         let digest = "AB".repeat(32);
-        let text =
-            format!("# releases\n{digest}  keybox 1.0\n{digest} *keybox.exe\nabc  short\n\n{digest}\n");
+        let text = format!(
+            "# releases\n{digest}  keybox 1.0\n{digest} *keybox.exe\n{digest}  ** a\nabc  short\n\n{digest}\n"
+        );
         let release = |name: &str| Release { sha256: digest.to_lowercase(), name: name.to_owned() };
-        assert_eq!(parse_releases(&text), [release("keybox 1.0"), release("keybox.exe")]);
+        assert_eq!(parse_releases(&text), [release("keybox 1.0"), release("keybox.exe"), release("** a")]);
     }
 }
