@@ -133,6 +133,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn public_bytes_are_of_the_entropy_that_was_asked() {
+        let draws = |seed: &str| -> [[u8; 16]; 2] {
+            let mut entropy = SeededEntropy::new(seed);
+            [random_public(&mut entropy).unwrap(), random_public(&mut entropy).unwrap()]
+        };
+        let [first, second] = draws("one");
+        assert_eq!(draws("one"), [first, second]);
+        assert!(first != second && draws("other")[0] != first);
+    }
+
+    #[test]
     fn a_pool_of_another_process_is_not_used() {
         let mut pool = Pool { bytes: [1; POOL_BYTES], left: POOL_BYTES, process: std::process::id() };
         let mut bytes = [0; 16];

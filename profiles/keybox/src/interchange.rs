@@ -214,6 +214,8 @@ mod tests {
         assert!(matches!(open("-----BEGIN", PASSPHRASE), Err(InterchangeError::Malformed(_))));
         let later = sealed.replacen("\"version\":1", "\"version\":2", 1);
         assert!(matches!(open(&later, PASSPHRASE), Err(InterchangeError::Version(2))));
+        let too_large = sealed.clone() + &" ".repeat(MAX_FILE + 1 - sealed.len());
+        assert!(matches!(check(&too_large), Err(InterchangeError::Malformed(None))));
         let mut altered: File = serde_json::from_str(&sealed).unwrap();
         altered.ciphertext[0] ^= 1;
         let altered = serde_json::to_string(&altered).unwrap();

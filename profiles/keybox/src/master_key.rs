@@ -156,6 +156,12 @@ mod tests {
         assert_eq!(parse("one"), Err(MasterKeyError::Malformed));
         assert_eq!(parse("one:AAAA"), Err(MasterKeyError::Malformed));
         assert_eq!(parse(&key("a b", 1)), Err(MasterKeyError::Malformed));
+        for wrong in ["", "a.b", "ü", &"n".repeat(MAX_NAME + 1)] {
+            assert_eq!(parse(&key(wrong, 1)), Err(MasterKeyError::Malformed), "{wrong}");
+        }
+        for right in ["a", "A-b_9", &"n".repeat(MAX_NAME)] {
+            assert_eq!(parse(&key(right, 1)), Ok(()), "{right}");
+        }
         assert_eq!(parse(&format!("{},{}", key("one", 1), key("one", 2))), Err(MasterKeyError::Twice));
         // As `openssl rand -base64 32` writes it.
         assert_eq!(parse(&format!("{}=", key("one", 1))), Ok(()));

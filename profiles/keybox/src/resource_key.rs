@@ -128,6 +128,7 @@ mod tests {
     fn the_id_depends_on_key_and_room() {
         let key = ResourceKey::generate(&mut OpensslEntropy).unwrap();
         let other = ResourceKey::generate(&mut OpensslEntropy).unwrap();
+        assert!(key == key.clone() && key != other);
         assert_eq!(key.id("!a"), key.clone().id("!a"));
         assert_ne!(key.id("!a"), key.id("!b"));
         assert_ne!(key.id("!a"), other.id("!a"));
@@ -147,5 +148,7 @@ mod tests {
         for wrong in ["", "AAAAAAAAAAAAAAAAAAAAA", "AAAAAAAAAAAAAAAAAAAAAA=", "AAAAAAAAAAAAAAAAAAAA/A"] {
             assert!(ResourceKeyId::try_from(wrong.to_owned()).is_err(), "{wrong}");
         }
+        let right = "AAAAAAAAAA-AAAAAAAA_9z";
+        assert_eq!(ResourceKeyId::try_from(right.to_owned()).unwrap().as_str(), right);
     }
 }

@@ -57,6 +57,47 @@ fn what_is_altered_or_meant_for_another_is_refused() {
 }
 
 #[test]
+fn each_type_names_the_keybox_that_sends_it() {
+    let alice = alice();
+    let public = alice.public().unwrap();
+    fn told<M: KeyMessage>(message: &M, alice: &PrivateKeySet, public: &PublicKeySet) -> bool {
+        verify::<M>(&sign(message, alice, BOB).unwrap(), public, BOB).is_ok()
+    }
+    for (sender, right) in [("ALICEBOX", true), ("OTHERBOX", false), ("", false)] {
+        let sender_keybox = sender.to_owned();
+        let (algorithm, room_id, exchange_id) = (suite::V1.to_owned(), "!room".to_owned(), "e1".to_owned());
+        let origin = Origin::sign(&alice, suite::V1, "!room", &key_id(), 7, String::new()).unwrap();
+        let messages = (
+            ResourceKeyContent {
+                algorithm: algorithm.clone(),
+                room_id: room_id.clone(),
+                key_id: key_id(),
+                wrap: vec![1],
+                sender_keybox: sender_keybox.clone(),
+                exchange_id: exchange_id.clone(),
+                sent_at: 7,
+                origin,
+                closing: None,
+            },
+            KeyRequest { sender_keybox: sender_keybox.clone(), ..request() },
+            Withheld {
+                algorithm,
+                room_id: room_id.clone(),
+                key_id: key_id(),
+                code: WithheldCode::Unavailable,
+                reason: String::new(),
+                sender_keybox: sender_keybox.clone(),
+            },
+            Acknowledgement { room_id, key_id: key_id(), exchange_id, sender_keybox },
+        );
+        assert_eq!(told(&messages.0, &alice, &public), right, "key of {sender}");
+        assert_eq!(told(&messages.1, &alice, &public), right, "request of {sender}");
+        assert_eq!(told(&messages.2, &alice, &public), right, "withheld by {sender}");
+        assert_eq!(told(&messages.3, &alice, &public), right, "acknowledged by {sender}");
+    }
+}
+
+#[test]
 fn a_message_does_not_pass_for_one_of_another_type() {
     #[derive(serde::Serialize, serde::Deserialize)]
     struct Lookalike(serde_json::Map<String, Value>);
@@ -85,6 +126,13 @@ fn the_origin_is_the_makers_word() {
     assert!(
         !Origin { created_at: 8, ..origin.clone() }.verify(&public, suite::V1, "!room", &key_id()).unwrap()
     );
+    // The same keys, as they would be if somebody showed them as another KeyBox's.
+    for other in [
+        PublicKeySet { user_id: "@eve:x".into(), ..public.clone() },
+        PublicKeySet { keybox_id: "OTHERBOX".into(), ..public.clone() },
+    ] {
+        assert!(!origin.verify(&other, suite::V1, "!room", &key_id()).unwrap());
+    }
     assert!(
         !Origin { user_id: "@eve:x".into(), ..origin }
             .verify(&public, suite::V1, "!room", &key_id())

@@ -104,8 +104,26 @@ fn hash(user_id: &str, keybox_id: &str, ed25519: &[u8], rsa: &[u8], x25519: &str
 
 #[cfg(test)]
 mod tests {
+    use super::{ED25519_ENTRY, RSA_ENTRY, key_set_hash};
     use crate::OpensslEntropy;
     use crate::key_set::PrivateKeySet;
+
+    #[test]
+    fn the_hash_of_published_keys_is_that_of_the_set() {
+        let keys = PrivateKeySet::generate("@a:x", "A", &mut OpensslEntropy).unwrap();
+        let published = keys.device_keys().unwrap();
+        let hash = |user_id, keybox_id, without: &str| {
+            key_set_hash(user_id, keybox_id, |name| {
+                published["keys"].get(name)?.as_str().filter(|_| !name.starts_with(without))
+            })
+        };
+        assert_eq!(hash("@a:x", "A", "-"), Some(keys.public().unwrap().hash()));
+        assert_ne!(hash("@b:x", "A", "-"), hash("@a:x", "A", "-"));
+        assert_eq!(hash("@a:x", "B", "-"), None);
+        for needed in [ED25519_ENTRY, RSA_ENTRY] {
+            assert_eq!(hash("@a:x", "A", needed), None, "{needed}");
+        }
+    }
 
     #[test]
     fn the_prepared_key_is_always_that_of_the_set() {

@@ -173,6 +173,8 @@ fn a_key_that_is_used_with_two_suites_serves_each_as_a_new_one_does() {
         assert_eq!(*suite.open(&new, b"here", sealed).unwrap(), b"text");
         let sealed = suite.seal(&new, b"here", b"text".to_vec(), &mut OpensslEntropy).unwrap();
         assert_eq!(*suite.open(&key.clone(), b"here", sealed).unwrap(), b"text");
+        // Of the first suite only: a key serves one, as a rule.
+        assert_eq!([1, 2].map(|version| key.prepared(version).is_some()), [false, true]);
     }
 }
 
