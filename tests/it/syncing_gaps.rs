@@ -67,6 +67,31 @@ async fn what_is_unread_is_counted_though_memory_does_not_reach_back() {
 }
 
 #[tokio::test]
+async fn what_is_unread_is_counted_on_after_other_rooms_had_news() {
+    let (alice, bob, room) = pair().await;
+    let (alice, bob) = (alice.at(0), bob.at(0));
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    let unread = |answer: &Value| {
+        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
+    };
+    alice.send_text(&room, "one").await;
+    assert_eq!(bobs.until("the first", unread).await, 1);
+    // More rooms than there are shards, so that the token passes on in that of this room.
+    let others = join_all((0..24).map(|_| alice.create_public_room())).await;
+    for (sent, counted) in [(1, 2), (2, 4), (105, 100)] {
+        for other in &others {
+            bob.join(other).await;
+            bobs.until_joined(other).await;
+            bob.leave(other).await;
+        }
+        bobs.next(0).await;
+        join_all((0..sent).map(|_| alice.send_text(&room, "more"))).await;
+        assert_eq!(bobs.until("the others", unread).await, counted, "{sent} more");
+    }
+}
+
+#[tokio::test]
 async fn who_comes_back_ends_with_the_state_that_is_in_force() {
     let (alice, bob, room) = pair().await;
     let joined = json!({ "history_visibility": "joined" });

@@ -246,13 +246,34 @@ impl Sync<'_> {
                     new.iter().map(AsRef::as_ref).filter(|event| event.position > count.upto).collect();
                 self.count(room, &uncounted, Count { upto, ..count }).await?
             }
+            // Tokens move on with the shard while the room is quiet.
+            Some(count) if since.is_some() => match self.uncounted(&room.room_id, count.upto).await? {
+                Some(uncounted) => {
+                    let uncounted: Vec<&RoomEvent> = uncounted.iter().map(AsRef::as_ref).collect();
+                    self.count(room, &uncounted, Count { upto, ..count }).await?
+                }
+                None => self.count_stored(room, upto).await?,
+            },
             _ => self.count_stored(room, upto).await?,
         };
         let told = count.told(self.filter().room.timeline.unread_thread_notifications);
         if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
-            lock(&caches.counts).put(key, count);
+            let mut counts = lock(&caches.counts);
+            // Another sync of the user's may have come further.
+            if counts.peek(&key).is_none_or(|kept| kept.upto < count.upto) {
+                counts.put(key, count);
+            }
         }
         Ok(told)
+    }
+
+    /// All events of a room after a position, from memory where it was read lately; `None` if there are more than are counted.
+    async fn uncounted(&self, room_id: &RoomId, after: i64) -> Result<Option<Vec<Arc<RoomEvent>>>, ApiError> {
+        let bounds = Bounds { after, upto: self.upto_in(room_id) };
+        let most = usize::try_from(COUNTED_EVENTS).unwrap_or(usize::MAX);
+        let mut timelines = self.app.tail.timelines(vec![(room_id.to_owned(), bounds)], most).await?;
+        let events = timelines.remove(room_id).unwrap_or_default();
+        Ok((events.len() < most).then_some(events))
     }
 
     async fn count_stored(&self, room: &RoomState, upto: i64) -> Result<Count, ApiError> {
