@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
-use sea_orm::Value;
+use sea_orm::{DbBackend, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
@@ -172,11 +172,21 @@ pub async fn one_time_key_counts(tx: &ReadTx, devices: &[Device]) -> Result<BTre
     for chunk in devices.chunks(tx.rows_a_statement(2)) {
         let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
         let (rows, values) = tx.rows(1, rows.collect());
-        let sql = format!(
-            "SELECT d.user_id, d.device_id, k.algorithm, COUNT(k.key_id) AS keys FROM devices d \
-             LEFT JOIN one_time_keys k ON k.user_id = d.user_id AND k.device_id = d.device_id \
-             WHERE (d.user_id, d.device_id) IN ({rows}) GROUP BY d.user_id, d.device_id, k.algorithm"
-        );
+        let matches = "k.user_id = d.user_id AND k.device_id = d.device_id";
+        let wanted = format!("(d.user_id, d.device_id) IN ({rows})");
+        let sql = match tx.backend() {
+            // Each device by itself: a plan made while there were few keys may else go through all of them.
+            DbBackend::Postgres => format!(
+                "SELECT d.user_id, d.device_id, k.algorithm, k.keys FROM devices d LEFT JOIN LATERAL \
+                 (SELECT algorithm, COUNT(*) AS keys FROM one_time_keys k WHERE {matches} GROUP BY algorithm) k ON TRUE \
+                 WHERE {wanted}"
+            ),
+            _ => format!(
+                "SELECT d.user_id, d.device_id, k.algorithm, COUNT(k.key_id) AS keys FROM devices d \
+                 LEFT JOIN one_time_keys k ON {matches} \
+                 WHERE {wanted} GROUP BY d.user_id, d.device_id, k.algorithm"
+            ),
+        };
         for row in tx.query(&sql, values).await? {
             let device = (streams::user_id(&row, "devices", "user_id")?, device_id(&row)?);
             let of_device = counts.entry(device).or_default();

@@ -239,13 +239,17 @@ pub async fn memberships_in(
     let mut memberships = BTreeMap::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
         let (wanted, values) = tx.list(2, chunk.iter().map(|user_id| user_id.as_str()));
+        // Each user by itself: PostgreSQL may else look through all of `wanted` for each member of the room.
         let sql = format!(
-            "SELECT user_id, membership FROM memberships WHERE room_id = $1 AND user_id IN ({wanted})"
+            "WITH wanted (user_id) AS ({wanted}) SELECT w.user_id, (SELECT m.membership FROM memberships m \
+             WHERE m.user_id = w.user_id AND m.room_id = $1) AS membership FROM wanted w"
         );
         let room = std::iter::once(Value::from(room_id.as_str()));
         for row in tx.query(&sql, room.chain(values)).await? {
-            let membership: String = row.try_get("", "membership")?;
-            memberships.insert(streams::user_id(&row, "memberships", "user_id")?, membership.into());
+            let membership: Option<String> = row.try_get("", "membership")?;
+            if let Some(membership) = membership {
+                memberships.insert(streams::user_id(&row, "memberships", "user_id")?, membership.into());
+            }
         }
     }
     Ok(memberships)
