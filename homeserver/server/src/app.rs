@@ -15,7 +15,7 @@ use crate::{
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
-    api::{FilterCache, KeyClaims, KeyUploads, PublishedKeys, ToDeviceMessages},
+    api::{FilterCache, InboxCounts, KeyClaims, KeyUploads, PublishedKeys, ToDeviceMessages},
     clock::{Clock, SystemClock},
     config::Settings,
     entropy::{Entropy, SystemEntropy},
@@ -169,6 +169,9 @@ impl App {
         let mut listeners = listeners(&devices, &published_keys, &readers, &sessions);
         let hearing = Arc::clone(&parents);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item, entry.position)));
+        let inboxes = Arc::<InboxCounts>::default();
+        let hearing = Arc::clone(&inboxes);
+        listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
         let presence = Arc::<PresenceNotes>::default();
         let hearing = Arc::clone(&presence);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
@@ -204,7 +207,10 @@ impl App {
             ),
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
-            to_device: GroupCommit::start(ToDeviceMessages::new(Arc::clone(&tail)), sizes(Queue::ToDevice)),
+            to_device: GroupCommit::start(
+                ToDeviceMessages::new(Arc::clone(&tail), inboxes),
+                sizes(Queue::ToDevice),
+            ),
             metrics,
             published_keys,
             store,

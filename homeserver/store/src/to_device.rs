@@ -13,6 +13,7 @@ use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
+    keys::Device,
     streams::{self, ToDeviceMessage},
 };
 
@@ -23,6 +24,10 @@ pub const MAX_PENDING_FROM_ONE: u64 = 1_000;
 /// How many may wait for a device if somebody is to add to them who shares no room with its user. So accounts that anybody
 /// can make cannot keep out what a room's members send, however many they are.
 pub const MAX_PENDING_FOR_STRANGERS: u64 = 1_000;
+
+/// No inbox is full for anybody in which fewer messages wait.
+pub const CROWDED: u64 = MAX_PENDING_FROM_ONE;
+const _: () = assert!(CROWDED <= MAX_PENDING_FOR_STRANGERS && CROWDED <= MAX_PENDING);
 
 /// A device that a sender has something for.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -41,8 +46,32 @@ const SHARED_ROOM: &str = "SELECT 1 FROM memberships theirs JOIN memberships own
      ON own.room_id = theirs.room_id AND own.user_id = w.sender AND own.membership IN ('join', 'invite') \
      WHERE theirs.user_id = w.user_id AND theirs.membership = 'join'";
 
-/// Those of `inboxes` in which so many messages wait that no more are taken from their sender. To be asked before the
-/// shards are locked.
+/// How many messages wait for each of these devices, counted up to [`CROWDED`].
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn waiting(tx: &ReadTx, devices: &[&Device]) -> Result<BTreeMap<Device, u64>, Error> {
+    let mut waiting = BTreeMap::new();
+    for chunk in devices.chunks(tx.rows_a_statement(2)) {
+        let wanted =
+            chunk.iter().map(|(user_id, device_id)| vec![user_id.as_str().into(), device_id.as_str().into()]);
+        let (wanted, values) = tx.rows(1, wanted.collect());
+        let sql = format!(
+            "WITH wanted (user_id, device_id) AS ({wanted}) SELECT w.user_id, w.device_id, (SELECT COUNT(*) FROM \
+             (SELECT 1 FROM to_device t WHERE t.user_id = w.user_id AND t.device_id = w.device_id LIMIT {CROWDED}) \
+             AS some_of_them) AS waiting FROM wanted w"
+        );
+        for row in tx.query(&sql, values).await? {
+            let device = (streams::user_id(&row, "to_device", "user_id")?, device_id(&row)?);
+            let messages: i64 = row.try_get("", "waiting")?;
+            waiting.insert(device, messages.unsigned_abs());
+        }
+    }
+    Ok(waiting)
+}
+
+/// Those of `inboxes` in which so many messages wait that no more are taken from their sender: of inboxes with [`CROWDED`]
+/// messages, as all of them are counted. To be asked before the shards are locked.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
@@ -340,6 +369,10 @@ mod tests {
         let appended = send(&store, &[message(user, "D", "late"), message(user, "E", "fits")]).await;
         assert_eq!(appended, 1);
         assert_eq!(contents(&store, 0, 1).await, [(1, "0".to_owned())]);
+        let devices = ["D", "E", "F"].map(|device_id| (user.to_owned(), device_id.into()));
+        let wanted = &devices.each_ref();
+        let waiting = store.read("test", |tx| async move { waiting(&tx, wanted).await }).await.unwrap();
+        assert_eq!(waiting, devices.into_iter().zip([CROWDED, 1, 0]).collect());
         let depths = store.read("test", |tx| async move { depths(&tx, user).await }).await.unwrap();
         assert_eq!(depths, BTreeMap::from([("D".into(), MAX_PENDING), ("E".into(), 1)]));
     }

@@ -44,7 +44,7 @@ use ruma::api::{
 pub use self::{
     filter::FilterCache,
     keys::{KeyClaims, KeyUploads, PublishedKeys},
-    to_device::ToDeviceMessages,
+    to_device::{InboxCounts, ToDeviceMessages},
 };
 use crate::http::router::{Options, Router};
 

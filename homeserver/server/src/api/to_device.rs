@@ -4,6 +4,7 @@
 //! `profiles/keybox/SPEC.md`, section 7.1.
 
 mod batch;
+mod inboxes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +30,7 @@ use ruma::{
 };
 use serde::Deserialize;
 
-pub use self::batch::ToDeviceMessages;
+pub use self::{batch::ToDeviceMessages, inboxes::InboxCounts};
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,

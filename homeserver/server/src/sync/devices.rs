@@ -12,7 +12,7 @@ use std::{
 use http::StatusCode;
 use keystead_core::token::SyncToken;
 use keystead_store::{
-    keys,
+    keys::{self, Device},
     streams::{ToDeviceMessage, UserChange},
     to_device,
 };
@@ -35,8 +35,6 @@ use crate::{http::error::ApiError, streams::Item};
 const MESSAGES_AN_ANSWER: usize = 100;
 /// How many devices are remembered.
 const DEVICES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(49_999);
-
-type Device = (OwnedUserId, OwnedDeviceId);
 
 /// What is known of devices without asking the database; kept right by the tail.
 pub struct DeviceCaches {

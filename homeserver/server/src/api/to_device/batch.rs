@@ -11,13 +11,14 @@ use std::{
 use keystead_core::shard::Shard;
 use keystead_store::{
     Error, ReadTx, TransactionError, WriteTx, devices, keybox_log,
+    keys::Device,
     streams::ToDeviceMessage,
-    to_device,
+    to_device::{self, CROWDED, Inbox},
     transactions::{self, ClientTransaction},
 };
 use ruma::UserId;
 
-use super::{Appended, Call, Devices};
+use super::{Appended, Call, Devices, InboxCounts};
 use crate::{
     group_commit::Batches,
     http::error::ApiError,
@@ -28,12 +29,13 @@ use crate::{
 pub struct ToDeviceMessages {
     /// What is committed is offered to it, so that this replica need not read it back.
     tail: Arc<Tail>,
+    inboxes: Arc<InboxCounts>,
 }
 
 impl ToDeviceMessages {
-    /// Stores in the database that `tail` follows.
-    pub fn new(tail: Arc<Tail>) -> Self {
-        Self { tail }
+    /// Stores in the database that `tail` follows, and of whose rows it tells `inboxes`.
+    pub fn new(tail: Arc<Tail>, inboxes: Arc<InboxCounts>) -> Self {
+        Self { tail, inboxes }
     }
 }
 
@@ -51,11 +53,9 @@ impl Batches for ToDeviceMessages {
     }
 
     async fn commit(&self, calls: &[Call]) -> Result<Vec<Result<Appended, ApiError>>, ApiError> {
-        let committed = self
-            .tail
-            .store()
-            .write("send_to_device", |tx| async move { Batch { calls }.append(&tx).await })
-            .await?;
+        let batch = &Batch { calls, inboxes: &self.inboxes };
+        let committed =
+            self.tail.store().write("send_to_device", |tx| async move { batch.append(&tx).await }).await?;
         for (shard, (before, entries)) in committed.streams {
             self.tail.offer(shard, before, entries, &[]);
         }
@@ -65,6 +65,7 @@ impl Batches for ToDeviceMessages {
 
 struct Batch<'a> {
     calls: &'a [Call],
+    inboxes: &'a InboxCounts,
 }
 
 /// What the transaction left behind.
@@ -88,7 +89,7 @@ impl Batch<'_> {
             });
         }
         let inboxes = self.unmade(&used).flat_map(|call| call.inboxes(&before)).collect();
-        let full = to_device::full_inboxes(tx, &inboxes).await?;
+        let full = self.full_inboxes(tx, inboxes).await?;
         tx.lock_shards(&shards.into_iter().collect::<Vec<_>>()).await?;
         tx.announce_to_others_only();
         // The same call through another replica, and whoever deletes a recipient's device, held the same shards.
@@ -133,6 +134,20 @@ impl Batch<'_> {
     /// The calls that were not.
     fn unmade(&self, used: &HashMap<ClientTransaction, String>) -> impl Iterator<Item = &Call> {
         self.calls.iter().filter(|call| !used.contains_key(&call.transaction))
+    }
+
+    /// Those that take no more from their sender. Messages are counted only where there may be many.
+    async fn full_inboxes(
+        &self,
+        tx: &ReadTx,
+        mut inboxes: BTreeSet<Inbox>,
+    ) -> Result<BTreeSet<Inbox>, Error> {
+        let device = |inbox: &Inbox| (inbox.user_id.clone(), inbox.device_id.clone());
+        let devices: BTreeSet<Device> = inboxes.iter().map(device).collect();
+        let waiting = to_device::waiting(tx, &self.inboxes.begin(devices.iter())).await?;
+        self.inboxes.finish(&waiting);
+        inboxes.retain(|inbox| waiting.get(&device(inbox)).is_some_and(|waiting| *waiting >= CROWDED));
+        to_device::full_inboxes(tx, &inboxes).await
     }
 
     /// The devices of all users whom these calls name.
