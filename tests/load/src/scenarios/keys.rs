@@ -31,8 +31,9 @@ const QUERIED: u64 = 10;
 /// How many devices.
 #[derive(Args, Clone, Debug)]
 pub struct Devices {
-    /// How many devices, each of an account of its own.
-    #[arg(long, default_value_t = 50)]
+    /// How many devices, each of an account of its own. They upload in turn: a client keeps some 50 one-time keys on its server, and
+    /// what an upload costs depends on how many there are.
+    #[arg(long, default_value_t = 400)]
     devices: usize,
 }
 
@@ -101,7 +102,7 @@ async fn upload(stage: &Stage<'_>, devices: &Arc<Vec<Device>>) -> Result<Report,
     let (before, shared) = (stage.usage()?, devices.clone());
     let outcome = drive(stage.run.pace, stage.run.end, move |turn| {
         let devices = shared.clone();
-        async move { nth(&devices, turn.lane)?.upload(turn.number).await }
+        async move { nth(&devices, turn.number)?.upload(turn.number).await }
     })
     .await?;
     let after = stage.usage()?;
