@@ -4,7 +4,7 @@ use keystead_tests::{
     TestCluster,
     http::encode,
     sync::{events, of_type, timeline},
-    user::in_room,
+    user::{User, in_room},
 };
 use serde_json::{Value, json};
 
@@ -51,6 +51,42 @@ async fn tags_are_account_data_of_their_room() {
     assert_eq!(data["content"], all);
     alice.delete(&format!("{tags}/m.favourite")).await.ok();
     assert_eq!(alice.get(&tags).await.ok(), json!({ "tags": { "u.work": {} } }));
+}
+
+#[tokio::test]
+async fn settings_for_a_room_go_along_to_the_one_that_replaces_it() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let old = alice.create_public_room().await;
+    bob.join(&old).await;
+    let tags = |user: &User, room: &str| format!("/user/{}/rooms/{}/tags", encode(&user.id), encode(room));
+    let rule = |kind: &str, room: &str| format!("/pushrules/global/{kind}/{}", encode(room));
+    let direct = |user: &User| format!("/user/{}/account_data/m.direct", encode(&user.id));
+    for user in [&alice, &bob] {
+        user.put(&format!("{}/m.favourite", tags(user, &old)), json!({ "order": 0.5 })).await.ok();
+        user.put(&rule("room", &old), json!({ "actions": ["notify"] })).await.ok();
+    }
+    let of_room = json!({ "kind": "event_match", "key": "room_id", "pattern": old });
+    bob.put(&rule("override", &old), json!({ "actions": [], "conditions": [of_room] })).await.ok();
+    bob.put(&direct(&bob), json!({ &alice.id: [old] })).await.ok();
+
+    // A room that only says that it replaces the other one gets nothing.
+    let content = json!({ "predecessor": { "room_id": old, "event_id": "$last" } });
+    let pretender = alice.create_room(json!({ "preset": "public_chat", "creation_content": content })).await;
+    bob.join(&pretender).await;
+    assert_eq!(bob.get(&tags(&bob, &pretender)).await.ok(), json!({ "tags": {} }));
+
+    let upgraded = alice.at(0).post(&in_room(&old, "/upgrade"), json!({ "new_version": "12" })).await.ok();
+    let new = upgraded["replacement_room"].as_str().expect("a room");
+    bob.at(1).join(new).await;
+    for user in [&alice, &bob] {
+        let expected = json!({ "tags": { "m.favourite": { "order": 0.5 } } });
+        assert_eq!(user.get(&tags(user, new)).await.ok(), expected, "{}", user.id);
+        assert_eq!(user.get(&rule("room", new)).await.ok()["actions"], json!(["notify"]));
+        assert_eq!(user.get(&tags(user, &old)).await.ok(), expected, "what there was stays");
+    }
+    assert_eq!(bob.get(&rule("override", new)).await.ok()["conditions"][0]["pattern"], new);
+    assert_eq!(bob.get(&direct(&bob)).await.ok(), json!({ &alice.id: [old, new] }));
 }
 
 #[tokio::test]

@@ -8,10 +8,11 @@ use std::{
 };
 
 use ruma::{
-    UserId,
+    RoomId, UserId,
     events::AnySyncTimelineEvent,
     push::{
-        Action, AnyPushRuleRef, FlattenedJson, InsertPushRuleError, NewPushRule, PushConditionRoomCtx,
+        Action, AnyPushRuleRef, ConditionalPushRule, FlattenedJson, InsertPushRuleError,
+        NewConditionalPushRule, NewPushRule, NewSimplePushRule, PushCondition, PushConditionRoomCtx,
         RemovePushRuleError, RuleKind, Ruleset,
     },
     serde::Raw,
@@ -143,6 +144,49 @@ pub fn put_rule(
     Ok(())
 }
 
+/// Makes the user's rules for one room anew for the room that replaces it: those that are named after it, with the conditions that
+/// name it. Rules that there are for the new room stay, and beyond the greatest number of rules none is made. Returns whether there is
+/// a new one.
+pub fn carry_over(rules: &mut Ruleset, from: &RoomId, to: &RoomId) -> bool {
+    let conditional = |rule: &ConditionalPushRule| {
+        let conditions = rule.conditions.iter().cloned().map(|mut condition| {
+            if let PushCondition::EventMatch(data) = &mut condition
+                && data.key == "room_id"
+                && data.pattern == from.as_str()
+            {
+                data.pattern = to.to_string();
+            }
+            condition
+        });
+        NewConditionalPushRule::new(to.to_string(), conditions.collect(), rule.actions.clone())
+    };
+    let of_room: Vec<_> = rules
+        .iter()
+        .filter(|rule| rule.rule_id() == from.as_str())
+        .filter_map(|rule| {
+            let new = match rule {
+                AnyPushRuleRef::Override(rule) => NewPushRule::Override(conditional(rule)),
+                AnyPushRuleRef::Underride(rule) => NewPushRule::Underride(conditional(rule)),
+                AnyPushRuleRef::Room(rule) => {
+                    NewPushRule::Room(NewSimplePushRule::new(to.to_owned(), rule.actions.clone()))
+                }
+                _ => return None,
+            };
+            Some((new, rule.enabled()))
+        })
+        .collect();
+    let mut has_new = false;
+    for (new, enabled) in of_room {
+        let kind = new.kind();
+        if rules.get(kind.clone(), to.as_str()).is_none() && put_rule(rules, new, None, None).is_ok() {
+            has_new = true;
+            // It was made a moment ago.
+            let _ = rules.set_enabled(kind, to.as_str(), enabled);
+        }
+    }
+    has_new
+}
+
 /// Removes one of the user's own rules.
 ///
 /// # Errors
@@ -210,7 +254,7 @@ mod tests {
     use proptest::prelude::*;
     use ruma::{
         events::room::power_levels::RoomPowerLevelsEventContent,
-        push::{NewPatternedPushRule, NewSimplePushRule, PushConditionPowerLevelsCtx},
+        push::{NewPatternedPushRule, PushConditionPowerLevelsCtx},
         room_id,
         room_version_rules::{AuthorizationRules, RoomPowerLevelsRules},
         uint, user_id,
@@ -241,6 +285,44 @@ mod tests {
         let event =
             json!({ "type": "m.room.message", "sender": sender, "room_id": "!r:b.c", "content": content });
         flatten(&raw(&event)).unwrap()
+    }
+
+    #[test]
+    fn rules_for_a_room_are_carried_over_to_the_one_that_replaces_it() {
+        let (old, new) = (room_id!("!old:x"), room_id!("!new:x"));
+        let mut rules = default_rules(user_id!("@a:b.c"));
+        let room = NewPushRule::Room(NewSimplePushRule::new(old.to_owned(), vec![Action::Notify]));
+        put_rule(&mut rules, room, None, None).unwrap();
+        set_enabled(&mut rules, RuleKind::Room, old.as_str(), false).unwrap();
+        let mute: NewConditionalPushRule = serde_json::from_value(json!({
+            "rule_id": old, "actions": [],
+            "conditions": [{ "kind": "event_match", "key": "room_id", "pattern": old }, { "kind": "event_match", "key": "type", "pattern": "m.*" }],
+        }))
+        .unwrap();
+        put_rule(&mut rules, NewPushRule::Override(mute), None, None).unwrap();
+
+        assert!(carry_over(&mut rules, old, new));
+        let json = serde_json::to_value(&rules).unwrap();
+        let of_kind = |kind: &str| {
+            json[kind]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|rule| rule["rule_id"] == new.as_str())
+                .cloned()
+                .unwrap()
+        };
+        let expected = json!({ "rule_id": new, "actions": ["notify"], "enabled": false, "default": false });
+        assert_eq!(of_kind("room"), expected);
+        let mute = of_kind("override");
+        assert_eq!((&mute["actions"], &mute["enabled"]), (&json!([]), &json!(true)));
+        assert_eq!(mute["conditions"][0]["pattern"], new.as_str());
+        assert_eq!(mute["conditions"][1]["pattern"], "m.*");
+        assert!(rules.get(RuleKind::Room, old).is_some(), "what there was stays");
+
+        set_enabled(&mut rules, RuleKind::Room, new.as_str(), true).unwrap();
+        assert!(!carry_over(&mut rules, old, new), "nothing is there to be made");
+        assert!(rules.get(RuleKind::Room, new).unwrap().enabled());
     }
 
     #[test]

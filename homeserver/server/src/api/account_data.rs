@@ -35,7 +35,8 @@ use crate::{
 const MAX_CONTENT_BYTES: usize = 640 * 1024;
 /// The names of types and tags may have this many bytes.
 const MAX_NAME_BYTES: usize = 255;
-const TAGS: &str = "m.tag";
+/// The account data of a room with its tags.
+pub(super) const TAGS: &str = "m.tag";
 
 /// The content of `m.tag`.
 #[derive(Default, Deserialize, Serialize)]

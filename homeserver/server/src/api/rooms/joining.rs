@@ -15,7 +15,10 @@ use ruma::{
 };
 use serde::Deserialize;
 
-use super::membership::{self, Member};
+use super::{
+    carry_over::carry_over,
+    membership::{self, Member},
+};
 use crate::{
     api::room_aliases,
     context::{Ctx, Session},
@@ -65,7 +68,9 @@ async fn join(ctx: &Ctx<Session>, room_id: &RoomId, reason: Option<String>) -> R
         .authorised_via(authorising_user(ctx, &room, user_id).await?)
         .introduced(ctx, user_id)
         .await?;
-    membership::set(ctx, &room, user_id, member).await
+    membership::set(ctx, &room, user_id, member).await?;
+    carry_over(ctx, room_id).await;
+    Ok(())
 }
 
 /// The room that a client names.

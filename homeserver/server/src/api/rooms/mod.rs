@@ -4,6 +4,7 @@
 
 mod access;
 mod annotations;
+mod carry_over;
 mod creation;
 mod joining;
 mod members;

@@ -23,7 +23,7 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-use super::{creation, draft, membership::Member};
+use super::{carry_over::carry_over, creation, draft, membership::Member};
 use crate::{
     api::guard,
     context::{Ctx, Session},
@@ -67,6 +67,7 @@ pub(super) async fn upgrade_room(ctx: Ctx<Session>, request: v3::Request) -> Res
         now: ctx.now,
     };
     ctx.app.writer.write(write).await?;
+    carry_over(&ctx, &new_room).await;
     Ok(v3::Response::new(new_room))
 }
 
