@@ -92,6 +92,25 @@ async fn what_is_unread_is_counted_on_after_other_rooms_had_news() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_join_is_not_unread() {
+    let (alice, bob, room) = pair().await;
+    let (alice, bob) = (alice.at(0), bob.at(0));
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    let unread = |answer: &Value| {
+        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
+    };
+    alice.send_text(&room, "one").await;
+    assert_eq!(bobs.until("the first", unread).await, 1);
+    bob.leave(&room).await;
+    alice.send_text(&room, "while he is away").await;
+    bob.join(&room).await;
+    assert_eq!(bobs.until("the join", unread).await, 0);
+    alice.send_text(&room, "two").await;
+    assert_eq!(bobs.until("the next", unread).await, 1);
+}
+
+#[tokio::test]
 async fn who_comes_back_ends_with_the_state_that_is_in_force() {
     let (alice, bob, room) = pair().await;
     let joined = json!({ "history_visibility": "joined" });

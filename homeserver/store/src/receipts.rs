@@ -124,6 +124,11 @@ impl ReadUpTo {
     pub fn in_thread(&self, thread: &str) -> Option<i64> {
         self.threads.get(thread).copied().max(self.all)
     }
+
+    /// The newest position that is read, of whatever thread.
+    pub fn newest(&self) -> Option<i64> {
+        self.threads.values().copied().max().max(self.all)
+    }
 }
 
 /// How far a reader has read rooms; those without a receipt are left out.

@@ -20,7 +20,7 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, Store, account_data,
-    receipts::{self, MAIN},
+    receipts::{self, MAIN, ReadUpTo},
     rooms::{self, Bounds},
 };
 use lru::LruCache;
@@ -110,7 +110,7 @@ impl Count {
     }
 
     fn is_nothing(&self) -> bool {
-        self.main.notifications == 0 && self.threads.is_empty()
+        self.main.notifications == 0 && self.main.highlights == 0 && self.threads.is_empty()
     }
 
     /// What the client is told: of the room and of its threads, or of all together.
@@ -123,6 +123,14 @@ impl Count {
         self.threads.values().for_each(|tally| all.add(*tally));
         Unread { room: all.into(), threads: BTreeMap::new() }
     }
+}
+
+/// What is unread in a room up to a position, from the database.
+#[derive(Default)]
+struct StoredUnread {
+    events: Vec<RoomEvent>,
+    /// Whether the user has read, or joined, beyond that position: what comes up to there will not be unread, though it comes later.
+    is_read_beyond: bool,
 }
 
 /// The counts of unread events as a client is told them.
@@ -161,6 +169,14 @@ impl ReaderCaches {
                 lock(&self.ignored).pop(&data.user_id);
                 // What is ignored does not count as unread.
                 lock(&self.counts).clear();
+            }
+            // Nothing counts from before a join.
+            Item::Event(event) if event.pdu.event_type == TimelineEventType::RoomMember => {
+                let member = event.pdu.state_key.as_deref();
+                if let Some(user_id) = member.and_then(|member| OwnedUserId::try_from(member).ok()) {
+                    self.changes_of(&user_id).fetch_add(1, Ordering::SeqCst);
+                    lock(&self.counts).pop(&(user_id, event.pdu.room_id.clone()));
+                }
             }
             Item::Event(event) if event.pdu.event_type == TimelineEventType::RoomRedaction => {
                 lock(&self.redactions).put(event.pdu.room_id.clone(), event.position);
@@ -239,6 +255,7 @@ impl Sync<'_> {
         let upto = self.upto_in(&room.room_id);
         let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
         let cached = caches.counted(&key);
+        let mut is_lasting = true;
         let count = match cached {
             Some(count) if count.upto >= upto => count,
             Some(count) if since.is_some_and(|since| count.upto >= since) => {
@@ -252,12 +269,12 @@ impl Sync<'_> {
                     let uncounted: Vec<&RoomEvent> = uncounted.iter().map(AsRef::as_ref).collect();
                     self.count(room, &uncounted, Count { upto, ..count }).await?
                 }
-                None => self.count_stored(room, upto).await?,
+                None => self.count_stored(room, upto, &mut is_lasting).await?,
             },
-            _ => self.count_stored(room, upto).await?,
+            _ => self.count_stored(room, upto, &mut is_lasting).await?,
         };
         let told = count.told(self.filter().room.timeline.unread_thread_notifications);
-        if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
+        if is_lasting && caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
             let mut counts = lock(&caches.counts);
             // Another sync of the user's may have come further.
             if counts.peek(&key).is_none_or(|kept| kept.upto < count.upto) {
@@ -276,10 +293,17 @@ impl Sync<'_> {
         Ok((events.len() < most).then_some(events))
     }
 
-    async fn count_stored(&self, room: &RoomState, upto: i64) -> Result<Count, ApiError> {
+    /// Counts from the database. Clears `is_lasting` if that is not to be counted on from.
+    async fn count_stored(
+        &self,
+        room: &RoomState,
+        upto: i64,
+        is_lasting: &mut bool,
+    ) -> Result<Count, ApiError> {
         let unread = self.stored_unread(&[(&room.room_id, upto)]).await?.remove(&room.room_id);
         let unread = unread.unwrap_or_default();
-        self.count(room, &Vec::from_iter(&unread), Count::new(upto)).await
+        *is_lasting = !unread.is_read_beyond;
+        self.count(room, &Vec::from_iter(&unread.events), Count::new(upto)).await
     }
 
     /// Counts what is unread in rooms of which nothing is known yet, many at a time: a first sync asks for all of them.
@@ -294,9 +318,11 @@ impl Sync<'_> {
                 chunk.iter().map(|room| (&*room.room_id, self.upto_in(&room.room_id))).collect();
             let mut unread = self.stored_unread(&wanted).await?;
             for (room, (_, upto)) in chunk.iter().zip(wanted) {
-                let events = unread.remove(&room.room_id).unwrap_or_default();
-                let count = self.count(room, &Vec::from_iter(&events), Count::new(upto)).await?;
-                if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
+                let unread = unread.remove(&room.room_id).unwrap_or_default();
+                let count = self.count(room, &Vec::from_iter(&unread.events), Count::new(upto)).await?;
+                if !unread.is_read_beyond
+                    && caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes
+                {
                     lock(&caches.counts).put(key(room), count);
                 }
             }
@@ -308,7 +334,7 @@ impl Sync<'_> {
     async fn stored_unread(
         &self,
         rooms: &[(&RoomId, i64)],
-    ) -> Result<HashMap<OwnedRoomId, Vec<RoomEvent>>, ApiError> {
+    ) -> Result<HashMap<OwnedRoomId, StoredUnread>, ApiError> {
         let user_id = self.user_id();
         let unread = self
             .app
@@ -321,9 +347,13 @@ impl Sync<'_> {
                     room_ids.iter().filter(|room_id| is_unread(room_id)).copied().collect();
                 let joined = rooms::joined_positions(&tx, &not_all_read, user_id).await?;
                 let (mut newer, mut threaded) = (Vec::new(), Vec::new());
+                let mut read_beyond = Vec::new();
                 for (room_id, upto) in rooms {
                     let read = read.get(*room_id);
                     let begin = read.and_then(|read| read.all).or_else(|| joined.get(*room_id).copied());
+                    if read.and_then(ReadUpTo::newest).max(begin).is_some_and(|newest| newest > *upto) {
+                        read_beyond.push((*room_id).to_owned());
+                    }
                     let main = read.and_then(|read| read.in_thread(MAIN));
                     let after = main.max(begin).unwrap_or(*upto);
                     newer.push(((*room_id).to_owned(), Bounds { after, upto: *upto }));
@@ -345,6 +375,12 @@ impl Sync<'_> {
                         let thread = root.as_deref().map_or(MAIN, EventId::as_str);
                         read.in_thread(thread).is_none_or(|position| position < event.position)
                     });
+                }
+                let stored = |events| StoredUnread { events, is_read_beyond: false };
+                let mut unread: HashMap<_, _> =
+                    unread.into_iter().map(|(room_id, events)| (room_id, stored(events))).collect();
+                for room_id in read_beyond {
+                    unread.entry(room_id).or_default().is_read_beyond = true;
                 }
                 Ok::<_, Error>(unread)
             })
