@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// One entry of account data may have this many bytes: as large as ten events.
-const MAX_CONTENT_BYTES: usize = 640 * 1024;
+pub(super) const MAX_CONTENT_BYTES: usize = 640 * 1024;
 /// The names of types and tags may have this many bytes.
 const MAX_NAME_BYTES: usize = 255;
 /// The account data of a room with its tags.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    api::account_data::TAGS,
+    api::account_data::{MAX_CONTENT_BYTES, TAGS},
     context::{Ctx, Session},
     http::error::ApiError,
     push_rules,
@@ -22,7 +22,7 @@ use crate::{
 const DIRECT: &str = "m.direct";
 
 /// Copies the requester's tags and push rules for the predecessor of a room to it, and notes it as direct chat if that was one. The
-/// predecessor has to name the room, and the requester to have been there.
+/// predecessor has to name the room, and the requester to have had something to do with it.
 ///
 /// The requester is in the room whatever becomes of that: an error is logged only.
 pub(super) async fn carry_over(ctx: &Ctx<Session>, room_id: &RoomId) {
@@ -36,11 +36,13 @@ async fn try_carry_over(ctx: &Ctx<Session>, room_id: &RoomId) -> Result<(), ApiE
     let user_id = &*ctx.requester.user_id;
     let room = ctx.app.tail.room(room_id).await?;
     let Some(old) = room.as_ref().and_then(predecessor) else { return Ok(()) };
+    if ctx.app.tail.rooms_of(user_id).await?.get(&old).is_none() {
+        return Ok(());
+    }
     // It may have been replaced through another replica just now.
     ctx.app.fence().await?;
-    let was_there = ctx.app.tail.rooms_of(user_id).await?.get(&old).is_some();
     let replaced = ctx.app.tail.room(&old).await?;
-    if !was_there || replaced.as_ref().and_then(replacement).as_deref() != Some(room_id) {
+    if replaced.as_ref().and_then(replacement).as_deref() != Some(room_id) {
         return Ok(());
     }
     let (old, new) = (&*old, room_id);
@@ -82,6 +84,9 @@ async fn carry_over_direct(
 ) -> Result<(), keystead_store::Error> {
     let stored = account_data::find(tx, user_id, None, DIRECT).await?;
     let Some(content) = stored.and_then(|stored| with_new_room(&stored, old, new)) else { return Ok(()) };
+    if content.len() > MAX_CONTENT_BYTES {
+        return Ok(());
+    }
     let (user_id, data_type) = (user_id.to_owned(), DIRECT.to_owned());
     account_data::put(tx, &AccountData { user_id, room_id: None, data_type, content }).await
 }

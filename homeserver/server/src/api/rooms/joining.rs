@@ -64,12 +64,17 @@ async fn join(ctx: &Ctx<Session>, room_id: &RoomId, reason: Option<String>) -> R
     if room.membership(user_id) == MembershipState::Join {
         return Ok(());
     }
+    let was_there_before = room.get("m.room.member", user_id.as_str()).is_some()
+        && matches!(room.membership(user_id), MembershipState::Leave | MembershipState::Ban);
     let member = Member::new(MembershipState::Join, reason)
         .authorised_via(authorising_user(ctx, &room, user_id).await?)
         .introduced(ctx, user_id)
         .await?;
     membership::set(ctx, &room, user_id, member).await?;
-    carry_over(ctx, room_id).await;
+    // Who comes back may have changed or removed what was carried over.
+    if !was_there_before {
+        carry_over(ctx, room_id).await;
+    }
     Ok(())
 }
 
