@@ -33,6 +33,21 @@ fn topic_of(room: &Value) -> Option<String> {
     topic["topic"].as_str().map(str::to_owned)
 }
 
+fn unread_in(room: &str, answer: &Value) -> Option<u64> {
+    answer["rooms"]["join"][room]["unread_notifications"]["notification_count"].as_u64()
+}
+
+/// Two in a room, both at the first replica, of whom the second syncs and has been told of one message.
+async fn pair_with_one_unread() -> (User, User, String, Syncing) {
+    let (alice, bob, room) = pair().await;
+    let (alice, bob) = (alice.at(0), bob.at(0));
+    let mut bobs = bob.syncing();
+    bobs.until_joined(&room).await;
+    alice.send_text(&room, "one").await;
+    assert_eq!(bobs.until("the first", |answer| unread_in(&room, answer)).await, 1);
+    (alice, bob, room, bobs)
+}
+
 #[tokio::test]
 async fn a_private_receipt_in_memory_hides_no_events_that_are_not() {
     let (alice, bob, room) = pair().await;
@@ -53,9 +68,7 @@ async fn what_is_unread_is_counted_though_memory_does_not_reach_back() {
     let (alice, bob, room) = pair().await;
     let mut bobs = bob.at(0).syncing_with(&timeline_limit(3));
     bobs.until_joined(&room).await;
-    let unread = |answer: &Value| {
-        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
-    };
+    let unread = |answer: &Value| unread_in(&room, answer);
     alice.send_text(&room, "one").await;
     assert_eq!(bobs.until("the first", unread).await, 1);
     // More than the 16 MiB that a replica remembers of a shard.
@@ -68,15 +81,8 @@ async fn what_is_unread_is_counted_though_memory_does_not_reach_back() {
 
 #[tokio::test]
 async fn what_is_unread_is_counted_on_after_other_rooms_had_news() {
-    let (alice, bob, room) = pair().await;
-    let (alice, bob) = (alice.at(0), bob.at(0));
-    let mut bobs = bob.syncing();
-    bobs.until_joined(&room).await;
-    let unread = |answer: &Value| {
-        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
-    };
-    alice.send_text(&room, "one").await;
-    assert_eq!(bobs.until("the first", unread).await, 1);
+    let (alice, bob, room, mut bobs) = pair_with_one_unread().await;
+    let unread = |answer: &Value| unread_in(&room, answer);
     // More rooms than there are shards, so that the token passes on in that of this room.
     let others = join_all((0..24).map(|_| alice.create_public_room())).await;
     for (sent, counted) in [(1, 2), (2, 4), (105, 100)] {
@@ -93,15 +99,8 @@ async fn what_is_unread_is_counted_on_after_other_rooms_had_news() {
 
 #[tokio::test]
 async fn what_came_before_a_join_is_not_unread() {
-    let (alice, bob, room) = pair().await;
-    let (alice, bob) = (alice.at(0), bob.at(0));
-    let mut bobs = bob.syncing();
-    bobs.until_joined(&room).await;
-    let unread = |answer: &Value| {
-        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
-    };
-    alice.send_text(&room, "one").await;
-    assert_eq!(bobs.until("the first", unread).await, 1);
+    let (alice, bob, room, mut bobs) = pair_with_one_unread().await;
+    let unread = |answer: &Value| unread_in(&room, answer);
     bob.leave(&room).await;
     alice.send_text(&room, "while he is away").await;
     bob.join(&room).await;
@@ -188,9 +187,7 @@ async fn what_was_redacted_is_no_longer_counted_as_unread() {
     let (alice, bob, room) = pair().await;
     let mut bobs = bob.at(0).syncing();
     bobs.until_joined(&room).await;
-    let unread = |answer: &Value| {
-        answer["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64()
-    };
+    let unread = |answer: &Value| unread_in(&room, answer);
     let first = alice.send_text(&room, "one").await;
     alice.send_text(&room, "two").await;
     let mut count = 0;
