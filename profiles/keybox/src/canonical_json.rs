@@ -143,12 +143,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_of_the_matrix_specification() {
+    fn the_examples_of_the_matrix_specification_and_a_list() {
         let cases = [
             (r#"{"one": 1, "two": "Two"}"#, r#"{"one":1,"two":"Two"}"#),
             (r#"{"b": "2", "a": "1"}"#, r#"{"a":"1","b":"2"}"#),
             (r#"{"本": 2, "日": 1}"#, r#"{"日":1,"本":2}"#),
             (r#"{"a": "\u65E5"}"#, r#"{"a":"日"}"#),
+            ("[1, [2, 3], []]", "[1,[2,3],[]]"),
             (
                 r#"{"a": null, "x": [ {"d": true, "c": "\t\"\\"} ]}"#,
                 r#"{"a":null,"x":[{"c":"\t\"\\","d":true}]}"#,
