@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     accounts::{
+        logins::Logins,
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
@@ -84,6 +85,8 @@ pub struct App {
     pub published_keys: Arc<PublishedKeys>,
     /// Hands out one-time keys.
     pub key_claims: GroupCommit<KeyClaims>,
+    /// Begins sessions.
+    pub logins: GroupCommit<Logins>,
     /// Stores messages to devices.
     pub to_device: GroupCommit<ToDeviceMessages>,
     /// Deletes the messages to devices that were received.
@@ -207,6 +210,7 @@ impl App {
             ),
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
+            logins: GroupCommit::start(Logins::new(store.clone()), sizes(Queue::Logins)),
             to_device: GroupCommit::start(
                 ToDeviceMessages::new(Arc::clone(&tail), inboxes),
                 sizes(Queue::ToDevice),
@@ -246,6 +250,7 @@ impl App {
             (Queue::Events, self.writer.waiting()),
             (Queue::KeyClaims, self.key_claims.waiting()),
             (Queue::KeyUploads, self.key_uploads.waiting()),
+            (Queue::Logins, self.logins.waiting()),
             (Queue::ToDevice, self.to_device.waiting()),
         ] {
             self.metrics.queued(queue, waiting);

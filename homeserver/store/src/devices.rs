@@ -88,20 +88,23 @@ pub async fn find(tx: &ReadTx, user_id: &UserId, device_id: &DeviceId) -> Result
         .transpose()
 }
 
-/// What makes a device; one that is there already keeps its name and is seen anew.
-pub(crate) fn upsert(user_id: &UserId, device: &Device) -> Insert<'static> {
-    let seen = i64::from(device.last_seen_ts.get());
-    Insert {
-        table: "devices",
-        columns: &["user_id", "device_id", "display_name", "created_ts", "last_seen_ts", "last_seen_ip"],
-        rows: vec![vec![
+/// What makes devices; one that is there already keeps its name and is seen anew.
+pub(crate) fn upsert<'a>(devices: impl Iterator<Item = (&'a UserId, &'a Device)>) -> Insert<'static> {
+    let row = |(user_id, device): (&UserId, &Device)| {
+        let seen = i64::from(device.last_seen_ts.get());
+        vec![
             user_id.as_str().into(),
             device.device_id.as_str().into(),
             device.display_name.clone().into(),
             seen.into(),
             seen.into(),
             device.last_seen_ip.as_str().into(),
-        ]],
+        ]
+    };
+    Insert {
+        table: "devices",
+        columns: &["user_id", "device_id", "display_name", "created_ts", "last_seen_ts", "last_seen_ip"],
+        rows: devices.map(row).collect(),
         suffix: "ON CONFLICT (user_id, device_id) DO UPDATE SET \
                  last_seen_ts = excluded.last_seen_ts, last_seen_ip = excluded.last_seen_ip",
     }

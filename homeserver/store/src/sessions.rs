@@ -31,14 +31,25 @@ pub struct StoredSession {
 }
 
 /// A new pair of tokens, as hashes.
-#[derive(Clone, Copy, Debug)]
-pub struct NewTokens<'a> {
+#[derive(Clone, Debug)]
+pub struct NewTokens {
     /// The hash of the access token.
-    pub access_hash: &'a str,
+    pub access_hash: String,
     /// When the access token stops being valid.
     pub expires_ts: Option<MilliSecondsSinceUnixEpoch>,
     /// The hash of the refresh token, if the client wants one.
-    pub refresh_hash: Option<&'a str>,
+    pub refresh_hash: Option<String>,
+}
+
+/// A session that begins.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// The device, which may be there already.
+    pub device: Device,
+    /// What it is known by.
+    pub tokens: NewTokens,
 }
 
 /// Finds what an access token stands for. Sessions of closed accounts are not found.
@@ -65,35 +76,40 @@ pub async fn find(tx: &ReadTx, access_hash: &str) -> Result<Option<StoredSession
     }))
 }
 
-/// Ends the session that a device has, if any, for another to begin ([`begin`], which tells the caches).
+/// Ends the sessions that devices have, if any, for others to begin ([`begin`], which tells the caches).
 ///
 /// # Errors
 /// The database's own.
-pub async fn end(tx: &WriteTx, user_id: &UserId, device_id: &DeviceId) -> Result<(), Error> {
-    for sql in [
-        "DELETE FROM access_tokens WHERE user_id = $1 AND device_id = $2",
-        "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2",
-    ] {
-        tx.execute(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
+pub async fn end(tx: &WriteTx, devices: &[(&UserId, &DeviceId)]) -> Result<(), Error> {
+    for table in ["access_tokens", "refresh_tokens"] {
+        for chunk in devices.chunks(tx.rows_a_statement(2)) {
+            let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
+            let (rows, values) = tx.rows(1, rows.collect());
+            tx.execute(&format!("DELETE FROM {table} WHERE (user_id, device_id) IN ({rows})"), values)
+                .await?;
+        }
     }
     Ok(())
 }
 
-/// Begins a session on a device that has none, and makes the device if it is not there: one that is keeps its name and is seen
-/// anew. The user's own shard is locked.
+/// Begins sessions on devices that have none, each on another, and makes the devices that are not there: one that is keeps its name and
+/// is seen anew. The users' own shards are locked.
 ///
 /// # Errors
-/// The shard is not locked ([`WriteTx::lock_shards`]); the database's own.
-pub async fn begin(
-    tx: &WriteTx,
-    user_id: &UserId,
-    device: &Device,
-    tokens: NewTokens<'_>,
-) -> Result<(), Error> {
-    let [access, refresh] = token_rows(user_id, &device.device_id, tokens, None);
-    let changes = [(tx.shards().of_user(user_id), user_id.to_owned())];
+/// A shard is not locked ([`WriteTx::lock_shards`]); the database's own.
+pub async fn begin(tx: &WriteTx, sessions: &[NewSession]) -> Result<(), Error> {
+    let (mut access, mut refresh) = (Vec::new(), Vec::new());
+    for NewSession { user_id, device, tokens } in sessions {
+        let (access_row, refresh_row) = token_rows(user_id, &device.device_id, tokens, None);
+        access.push(access_row);
+        refresh.extend(refresh_row);
+    }
+    let changes =
+        sessions.iter().map(|session| (tx.shards().of_user(&session.user_id), session.user_id.clone()));
     let void_caches = streams::insert_user_changes(tx, changes, UserChange::Sessions)?;
-    tx.insert_together(vec![devices::upsert(user_id, device), access, refresh, void_caches]).await?;
+    let devices = devices::upsert(sessions.iter().map(|session| (&*session.user_id, &session.device)));
+    let [access, refresh] = insert_tokens(access, refresh);
+    tx.insert_together(vec![devices, access, refresh, void_caches]).await?;
     Ok(())
 }
 
@@ -116,7 +132,7 @@ pub async fn refresh(
     tx: &WriteTx,
     user_id: &UserId,
     refresh_hash: &str,
-    tokens: NewTokens<'_>,
+    new: &NewTokens,
 ) -> Result<bool, Error> {
     let sql = "SELECT device_id, replaces FROM refresh_tokens WHERE token_hash = $1 AND user_id = $2";
     let rows = tx.query(sql, [refresh_hash.into(), user_id.as_str().into()]).await?;
@@ -136,8 +152,8 @@ pub async fn refresh(
         let lost: String = row.try_get("", "token_hash")?;
         drop_pair(tx, &lost).await?;
     }
-    let pair = token_rows(user_id, device_id.as_str().into(), tokens, Some(refresh_hash));
-    tx.insert_together(pair.into()).await?;
+    let (access, refresh) = token_rows(user_id, device_id.as_str().into(), new, Some(refresh_hash));
+    tx.insert_together(insert_tokens(vec![access], refresh.into_iter().collect()).into()).await?;
     void_caches(tx, user_id).await?;
     Ok(true)
 }
@@ -175,31 +191,34 @@ async fn drop_pair(tx: &WriteTx, refresh_hash: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The rows of a pair of tokens, the second without any if there is no refresh token.
+/// The rows of a pair of tokens, the second one only if there is a refresh token.
 fn token_rows(
     user_id: &UserId,
     device_id: &DeviceId,
-    tokens: NewTokens<'_>,
+    tokens: &NewTokens,
     replaces: Option<&str>,
-) -> [Insert<'static>; 2] {
+) -> (Vec<Value>, Option<Vec<Value>>) {
     let NewTokens { access_hash, expires_ts, refresh_hash } = tokens;
     let row = |hash: &str, more: Value| {
         let (user_id, device_id) = (user_id.as_str().into(), device_id.as_str().into());
         vec![hash.into(), user_id, device_id, more, replaces.map(str::to_owned).into()]
     };
     let access = row(access_hash, expires_ts.map(|at| i64::from(at.get())).into());
-    let refresh = refresh_hash.map(|hash| row(hash, access_hash.into()));
+    (access, refresh_hash.as_deref().map(|hash| row(hash, access_hash.as_str().into())))
+}
+
+fn insert_tokens(access: Vec<Vec<Value>>, refresh: Vec<Vec<Value>>) -> [Insert<'static>; 2] {
     [
         Insert {
             table: "access_tokens",
             columns: &["token_hash", "user_id", "device_id", "expires_ts", "replaces"],
-            rows: vec![access],
+            rows: access,
             suffix: "",
         },
         Insert {
             table: "refresh_tokens",
             columns: &["token_hash", "user_id", "device_id", "access_hash", "replaces"],
-            rows: refresh.into_iter().collect(),
+            rows: refresh,
             suffix: "",
         },
     ]
@@ -247,11 +266,15 @@ mod tests {
             created_ts: alices_phone().last_seen_ts,
         };
         users::insert(tx, &user).await?;
-        begin(tx, alice(), &alices_phone(), pair("a1", "r1")).await
+        begin_alices(tx, pair("a1", "r1")).await
     }
 
-    fn pair<'a>(access: &'a str, refresh: &'a str) -> NewTokens<'a> {
-        NewTokens { access_hash: access, expires_ts: None, refresh_hash: Some(refresh) }
+    async fn begin_alices(tx: &WriteTx, tokens: NewTokens) -> Result<(), Error> {
+        begin(tx, &[NewSession { user_id: alice().to_owned(), device: alices_phone(), tokens }]).await
+    }
+
+    fn pair(access: &str, refresh: &str) -> NewTokens {
+        NewTokens { access_hash: access.to_owned(), expires_ts: None, refresh_hash: Some(refresh.to_owned()) }
     }
 
     async fn known(tx: &ReadTx, tokens: &[&str]) -> Result<Vec<bool>, Error> {
@@ -269,20 +292,20 @@ mod tests {
         store
             .write("test", |tx| async move {
                 alice_with_session(&tx).await?;
-                assert!(refresh(&tx, alice(), "r1", pair("a2", "r2")).await?);
+                assert!(refresh(&tx, alice(), "r1", &pair("a2", "r2")).await?);
                 assert_eq!(known(&tx, &["a1", "a2"]).await?, [true, true]);
                 // The answer was lost: the client tries again, and the lost pair is void.
-                assert!(refresh(&tx, alice(), "r1", pair("a3", "r3")).await?);
+                assert!(refresh(&tx, alice(), "r1", &pair("a3", "r3")).await?);
                 assert_eq!(known(&tx, &["a1", "a2", "a3"]).await?, [true, false, true]);
-                assert!(!refresh(&tx, alice(), "r2", pair("x", "y")).await?);
+                assert!(!refresh(&tx, alice(), "r2", &pair("x", "y")).await?);
                 assert!(find(&tx, "a3").await?.unwrap().unconfirmed);
                 confirm(&tx, alice(), "a3").await?;
                 assert_eq!(known(&tx, &["a1", "a3"]).await?, [false, true]);
                 assert!(!find(&tx, "a3").await?.unwrap().unconfirmed);
-                assert!(!refresh(&tx, alice(), "r1", pair("x", "y")).await?);
+                assert!(!refresh(&tx, alice(), "r1", &pair("x", "y")).await?);
                 // Using the refresh token confirms as well.
-                assert!(refresh(&tx, alice(), "r3", pair("a4", "r4")).await?);
-                assert!(refresh(&tx, alice(), "r4", pair("a5", "r5")).await?);
+                assert!(refresh(&tx, alice(), "r3", &pair("a4", "r4")).await?);
+                assert!(refresh(&tx, alice(), "r4", &pair("a5", "r5")).await?);
                 assert_eq!(known(&tx, &["a3", "a4", "a5"]).await?, [false, true, true]);
                 assert!(!find(&tx, "a4").await?.unwrap().unconfirmed);
                 Ok::<_, Error>(())
@@ -298,8 +321,8 @@ mod tests {
         store
             .write("test", |tx| async move {
                 alice_with_session(&tx).await?;
-                end(&tx, alice(), phone()).await?;
-                begin(&tx, alice(), &alices_phone(), pair("a2", "r2")).await?;
+                end(&tx, &[(alice(), phone())]).await?;
+                begin_alices(&tx, pair("a2", "r2")).await?;
                 assert_eq!(known(&tx, &["a1", "a2"]).await?, [false, true]);
                 assert_eq!(user_of_refresh_token(&tx, "r1").await?, None);
                 assert_eq!(user_of_refresh_token(&tx, "r2").await?.as_deref(), Some(alice()));
@@ -307,8 +330,8 @@ mod tests {
                 assert_eq!(known(&tx, &["a2"]).await?, [false]);
                 assert!(devices::of_user(&tx, alice()).await?.is_empty());
                 alice_with_session(&tx).await?;
-                end(&tx, alice(), phone()).await?;
-                begin(&tx, alice(), &alices_phone(), pair("a3", "r3")).await?;
+                end(&tx, &[(alice(), phone())]).await?;
+                begin_alices(&tx, pair("a3", "r3")).await?;
                 users::deactivate(&tx, alice()).await?;
                 assert_eq!(known(&tx, &["a3"]).await?, [false]);
                 Ok::<_, Error>(())

@@ -16,13 +16,14 @@ use keystead_store::{
     Error,
     devices::{self, Device},
     keys,
-    sessions::{self, NewTokens, StoredSession},
+    sessions::{self, NewSession, NewTokens, StoredSession},
     streams::UserChange,
 };
 use openssl::sha::sha256;
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UInt, UserId};
 
 use crate::{
+    accounts::logins::Login,
     app::App,
     context::Session,
     http::error::ApiError,
@@ -250,8 +251,13 @@ impl Granted {
         }
     }
 
-    fn hashes(&self) -> (String, Option<String>) {
-        (hash(&self.access_token), self.refresh_token.as_deref().map(hash))
+    /// What is stored of it.
+    fn tokens(&self, now: MilliSecondsSinceUnixEpoch) -> NewTokens {
+        NewTokens {
+            access_hash: hash(&self.access_token),
+            expires_ts: self.expires_ts(now),
+            refresh_hash: self.refresh_token.as_deref().map(hash),
+        }
     }
 
     fn expires_ts(&self, now: MilliSecondsSinceUnixEpoch) -> Option<MilliSecondsSinceUnixEpoch> {
@@ -274,28 +280,18 @@ pub async fn begin(
 ) -> Result<(OwnedDeviceId, Granted), ApiError> {
     wish.check()?;
     let granted = Granted::new(app, wish.refresh_token);
-    let (access_hash, refresh_hash) = &granted.hashes();
-    let expires_ts = granted.expires_ts(now);
     // No session is on a device whose id was just thought of.
     let may_have_session = wish.device_id.is_some();
-    let device = &Device {
-        device_id: wish.device_id.unwrap_or_else(|| app.entropy.readable(DEVICE_ID_LENGTH).into()),
+    let device_id = wish.device_id.unwrap_or_else(|| app.entropy.readable(DEVICE_ID_LENGTH).into());
+    let device = Device {
+        device_id: device_id.clone(),
         display_name: wish.display_name,
         last_seen_ts: now,
         last_seen_ip: address.to_string(),
     };
-    app.store
-        .write("session_begin", |tx| async move {
-            tx.lock_shards_for(&[(tx.shards().of_user(user_id), 1)].into()).await?;
-            if may_have_session {
-                sessions::end(&tx, user_id, &device.device_id).await?;
-            }
-            let refresh_hash = refresh_hash.as_deref();
-            let tokens = NewTokens { access_hash, expires_ts, refresh_hash };
-            sessions::begin(&tx, user_id, device, tokens).await
-        })
-        .await?;
-    Ok((device.device_id.clone(), granted))
+    let session = NewSession { user_id: user_id.to_owned(), device, tokens: granted.tokens(now) };
+    app.logins.submit(Login { session, may_have_session }).await?;
+    Ok((device_id, granted))
 }
 
 /// Renews a session.
@@ -310,8 +306,7 @@ pub async fn refresh(
 ) -> Result<Granted, ApiError> {
     let old_hash = &hash(refresh_token);
     let granted = Granted::new(app, true);
-    let (access_hash, refresh_hash) = &granted.hashes();
-    let expires_ts = granted.expires_ts(now);
+    let tokens = &granted.tokens(now);
     let renewed = app
         .store
         .write("session_refresh", |tx| async move {
@@ -319,9 +314,7 @@ pub async fn refresh(
                 return Ok::<_, Error>(false);
             };
             tx.lock_shards(&[tx.shards().of_user(&user_id)]).await?;
-            let refresh_hash = refresh_hash.as_deref();
-            sessions::refresh(&tx, &user_id, old_hash, NewTokens { access_hash, expires_ts, refresh_hash })
-                .await
+            sessions::refresh(&tx, &user_id, old_hash, tokens).await
         })
         .await?;
     if renewed {

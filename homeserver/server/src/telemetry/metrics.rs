@@ -90,6 +90,8 @@ pub enum Queue {
     KeyClaims,
     /// Uploads of keys.
     KeyUploads,
+    /// Beginnings of sessions.
+    Logins,
     /// Messages to devices.
     ToDevice,
 }
@@ -643,6 +645,7 @@ impl Queue {
             Self::Events => "events",
             Self::KeyClaims => "key_claims",
             Self::KeyUploads => "key_uploads",
+            Self::Logins => "logins",
             Self::ToDevice => "to_device",
         }
     }
