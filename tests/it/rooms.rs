@@ -1,8 +1,10 @@
 //! Rooms: who may do what, and that each replica shows what the other was told.
 
+use std::collections::{HashMap, HashSet};
+
 use keystead_tests::{
     TestCluster, User,
-    cluster::at,
+    cluster::{at, on_sqlite},
     http::encode,
     user::{in_room, transaction_id},
 };
@@ -496,4 +498,56 @@ async fn a_profile_that_no_member_event_could_carry_is_refused() {
     let room = bob.create_public_room().await;
     let member = bob.state(&room, "m.room.member", &bob.id).await.ok();
     assert_eq!(member["displayname"], "x".repeat(1_000));
+}
+
+#[tokio::test]
+async fn messages_of_several_replicas_follow_each_other() {
+    if on_sqlite() {
+        return;
+    }
+    let cluster = TestCluster::start().await;
+    let alice = cluster.user("alice").await;
+    let room = alice.create_room(json!({})).await;
+    // Each replica has the room in memory, and none hears of the other's messages before it sends its next one.
+    let senders = (0..2).map(async |replica| {
+        let mut own = Vec::new();
+        for number in 0..20 {
+            own.push(alice.at(replica).send_text(&room, &number.to_string()).await);
+        }
+        own
+    });
+    let sent = futures_util::future::join_all(senders).await;
+
+    let events = cluster
+        .sql(&format!("SELECT json_build_object('id', event_id, 'prev', json::json->'prev_events') FROM events WHERE room_id = '{room}'"))
+        .await;
+    let mut follows: HashMap<String, Vec<String>> = HashMap::new();
+    for event in events.lines() {
+        let event: Value = serde_json::from_str(event).expect("JSON");
+        let prev: Vec<String> = serde_json::from_value(event["prev"].clone()).expect("a list");
+        assert!(prev.len() <= 10, "{event}");
+        follows.insert(event["id"].as_str().expect("an id").to_owned(), prev);
+    }
+    let comes_after = |event: &String, earlier: &String| {
+        let (mut seen, mut open) = (HashSet::new(), vec![event]);
+        while let Some(event) = open.pop() {
+            if event == earlier {
+                return true;
+            }
+            if seen.insert(event) {
+                open.extend(&follows[event]);
+            }
+        }
+        false
+    };
+    for own in &sent {
+        for pair in own.windows(2) {
+            assert!(comes_after(&pair[1], &pair[0]), "{} does not come after {}", pair[1], pair[0]);
+        }
+    }
+    // One that is sent when both are known follows all.
+    let last = alice.at(0).set_state(&room, "m.room.topic", "", json!({ "topic": "the end" })).await;
+    let follows_last = cluster.sql(&format!("SELECT json FROM events WHERE event_id = '{last}'")).await;
+    let open = cluster.sql(&format!("SELECT extremities FROM rooms WHERE room_id = '{room}'")).await;
+    assert_eq!(open.trim(), json!([last]).to_string(), "{follows_last}");
 }

@@ -6,6 +6,7 @@ use keystead_tests::{
     cluster::{PASSWORD, SHARED_SECRET, at},
     eventually,
     http::Request,
+    user::in_room,
 };
 use openssl::{hash::MessageDigest, pkey::PKey, sign::Signer};
 use serde_json::{Value, json};
@@ -179,6 +180,39 @@ async fn logout_holds_on_all_replicas_at_once() {
     for session in [&phone, &tablet] {
         session.at(1).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
     }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_in_a_session_that_has_ended_through_another_replica() {
+    let cluster = TestCluster::start().await;
+    let phone = cluster.user("alice").await;
+    let room = phone.create_public_room().await;
+    let laptops = async |count: usize| {
+        let mut laptops = Vec::new();
+        for _ in 0..count {
+            let laptop = cluster.login("alice").await;
+            // The other replica knows the session and the room from now on.
+            laptop.at(1).send_text(&room, "still here").await;
+            laptops.push(laptop);
+        }
+        laptops
+    };
+    let path = in_room(&room, "/send/m.room.message/after");
+    let message = json!({ "msgtype": "m.text", "body": "too late" });
+    for laptop in laptops(5).await {
+        laptop.at(0).post("/logout", json!({})).await.ok();
+        laptop.at(1).put(&path, message.clone()).await.refused(401, "M_UNKNOWN_TOKEN");
+    }
+    let laptops = laptops(2).await;
+    phone.at(0).post("/logout/all", json!({})).await.ok();
+    for session in laptops.iter().chain([&phone]) {
+        session.at(1).put(&path, message.clone()).await.refused(401, "M_UNKNOWN_TOKEN");
+    }
+    let reader = cluster.user("bob").await;
+    reader.join(&room).await;
+    let messages = reader.get(&in_room(&room, "/messages?dir=b&limit=50")).await.text;
+    assert_eq!(messages.matches("still here").count(), 7, "{messages}");
+    assert!(!messages.contains("too late"), "{messages}");
 }
 
 #[tokio::test]

@@ -323,14 +323,25 @@ impl RoomState {
         if event.position <= self.position {
             return;
         }
+        self.follow(event);
         self.position = event.position;
-        let pdu = &event.pdu;
-        self.extremities.retain(|extremity| !pdu.prev_events.contains(extremity));
-        self.extremities.push(pdu.event_id.clone());
-        self.depth = self.depth.max(pdu.depth);
-        if pdu.state_key.is_some() {
+        if event.pdu.state_key.is_some() {
             self.insert_state(event);
         }
+    }
+
+    /// Lets the next event follow this one, which is part of the room already: the state stays as of the events before it, of which
+    /// some may not be known yet. Nothing happens if the event is older than the state.
+    pub fn follow(&mut self, event: &RoomEvent) {
+        if event.position <= self.position {
+            return;
+        }
+        let pdu = &event.pdu;
+        self.extremities.retain(|extremity| !pdu.prev_events.contains(extremity));
+        if !self.extremities.contains(&pdu.event_id) {
+            self.extremities.push(pdu.event_id.clone());
+        }
+        self.depth = self.depth.max(pdu.depth);
     }
 
     /// Puts one event of the current state in its place: used when a room is loaded from the database.
@@ -560,24 +571,48 @@ mod tests {
         assert_eq!(before.first_members().first().unwrap(), "@a:x", "a clone keeps its own");
     }
 
-    fn message(room: &mut RoomState, position: i64, follows: &[&str]) {
+    fn message(position: i64, follows: &[&str]) -> Arc<RoomEvent> {
         let event_id = OwnedEventId::try_from(format!("$m{position}")).unwrap();
         let json = json!({
             "type": "m.room.message", "sender": "@a:x", "content": {}, "origin_server_ts": 1, "prev_events": follows,
-            "auth_events": [], "depth": 1,
+            "auth_events": [], "depth": position,
         });
-        let pdu = Pdu::from_json(event_id, room.room_id.clone(), &json.to_string()).unwrap();
-        room.apply(&Arc::new(RoomEvent { position, pdu: Arc::new(pdu) }));
+        let pdu = Pdu::from_json(event_id, owned_room_id!("!r:x"), &json.to_string()).unwrap();
+        Arc::new(RoomEvent { position, pdu: Arc::new(pdu) })
     }
 
     #[test]
     fn what_was_written_at_once_stays_open_until_something_follows_both() {
         let mut room = RoomState::empty(owned_room_id!("!r:x"), RoomVersionId::V12).unwrap();
-        message(&mut room, 1, &[]);
-        message(&mut room, 2, &["$m1"]);
-        message(&mut room, 3, &["$m1"]);
+        room.apply(&message(1, &[]));
+        room.apply(&message(2, &["$m1"]));
+        room.apply(&message(3, &["$m1"]));
         assert_eq!(room.extremities, ["$m2", "$m3"]);
-        message(&mut room, 4, &["$m2", "$m3"]);
+        room.apply(&message(4, &["$m2", "$m3"]));
         assert_eq!(room.extremities, ["$m4"]);
+    }
+
+    #[test]
+    fn own_events_follow_each_other_before_those_between_them_are_known() {
+        let mut room = RoomState::empty(owned_room_id!("!r:x"), RoomVersionId::V12).unwrap();
+        room.apply(&message(1, &[]));
+        // 2 and 4 are another replica's, which sees as little of these.
+        let own = [message(3, &["$m1"]), message(5, &["$m3"])];
+        let others = [message(2, &["$m1"]), message(4, &["$m2"])];
+        own.iter().for_each(|event| room.follow(event));
+        assert_eq!(
+            (room.position, room.depth, &*room.extremities),
+            (1, 5, &[own[1].pdu.event_id.clone()][..])
+        );
+        for event in [&others[0], &own[0], &others[1], &own[1]] {
+            room.apply(event);
+        }
+        assert_eq!(room.position, 5);
+        room.extremities.sort_unstable();
+        assert_eq!(room.extremities, ["$m4", "$m5"]);
+        room.apply(&message(6, &["$m4", "$m5"]));
+        // Told late of what has been followed.
+        room.follow(&own[1]);
+        assert_eq!(room.extremities, ["$m6"]);
     }
 }

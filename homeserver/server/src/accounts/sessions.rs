@@ -136,6 +136,30 @@ pub async fn check_again(app: &App, session: &Session) -> Result<(), ApiError> {
     find(app, &session.token_hash).await.map(drop)
 }
 
+/// Up to which position of its user's own shard a session is known to be good that was so when its request came, though the request
+/// has not waited until this replica has seen everything.
+///
+/// # Errors
+///
+/// 401 `M_UNKNOWN_TOKEN` if it has ended.
+pub async fn good_up_to(app: &App, session: &Session) -> Result<i64, ApiError> {
+    // Read first: the sessions in memory are as of then, or newer.
+    let position = app.tail.position(app.tail.shards().of_user(&session.user_id));
+    check_again(app, session).await?;
+    Ok(position)
+}
+
+/// Does late for a request what others wait for before they begin: this replica sees everything that was committed, and the session
+/// is good as of then.
+///
+/// # Errors
+///
+/// 401 `M_UNKNOWN_TOKEN` if it has ended; 503 when the database cannot be reached.
+pub async fn fence(app: &App, session: &Session) -> Result<(), ApiError> {
+    app.fence().await?;
+    check_again(app, session).await
+}
+
 /// A session from memory or the database.
 async fn find(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
     match app.sessions.find(hash) {

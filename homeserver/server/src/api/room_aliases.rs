@@ -172,6 +172,7 @@ async fn delete_from_room(ctx: &Ctx<Session>, room: &RoomState, alias: &RoomAlia
         drafts: vec![draft],
         transaction: None,
         alongside: Some(alongside),
+        good_up_to: None,
         now: ctx.now,
     };
     ctx.app.writer.write(write).await?;

@@ -341,6 +341,7 @@ impl From<WriteError> for ApiError {
             WriteError::UnknownRoom => Self::not_found("There is no such room"),
             WriteError::Conflict => Self::new(StatusCode::CONFLICT, ErrorCode::Unknown, "The name is taken"),
             WriteError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
+            WriteError::Unsure => Self::unavailable(error),
             WriteError::Store(error) => Self::of_store(error),
         }
     }

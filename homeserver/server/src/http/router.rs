@@ -63,7 +63,7 @@ impl Options {
     pub const NORMAL: Self = Self { fence: true, long_poll: false, body_limit: None };
     /// May wait, ends when its client hangs up; fenced unless the client asks it to wait.
     pub const LONG_POLL: Self = Self { fence: false, long_poll: true, body_limit: None };
-    /// Not fenced: the answer does not depend on what the database holds.
+    /// Not fenced: the answer does not depend on what the database holds, or the endpoint sees to it itself.
     pub const UNFENCED: Self = Self { fence: false, long_poll: false, body_limit: None };
 }
 

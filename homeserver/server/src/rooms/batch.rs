@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use keystead_core::{
@@ -27,6 +28,9 @@ use super::{
     writer::{Context, Queued, WriteError, Written},
 };
 use crate::streams::{Entry, Item};
+
+/// How long a batch waits for this replica to have read what came before it.
+const SIGHT: Duration = Duration::from_secs(1);
 
 /// Why the transaction was rolled back.
 enum BatchError {
@@ -53,6 +57,8 @@ impl TransactionError for BatchError {
 /// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned.
 pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) -> Vec<Queued> {
     let (writes, postponed) = postpone_repeated(queued);
+    // What is missing in memory would be read while the shard is held. The answer may be late, or not come: then it is.
+    let _ = tokio::time::timeout(SIGHT, context.tail.caught_up(shard)).await;
     // Read before the states are: they may be newer, never older.
     let position = context.tail.position(shard);
     let (writes, known) = load_states(context, writes).await;

@@ -18,7 +18,7 @@ use keystead_store::{
     rooms::{self, Appended},
 };
 use ruma::{OwnedRoomId, events::TimelineEventType};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     batch::{answer, no_time, postpone_repeated},
@@ -27,8 +27,9 @@ use super::{
 };
 use crate::streams::{Entry, Item};
 
-/// How long a batch waits for this replica to have read the one before.
-const SIGHT: Duration = Duration::from_secs(1);
+/// How long the next batch is waited for where other replicas write, too: so many times as long as the last one took, within a limit.
+const REST: u32 = 2;
+const LONGEST_REST: Duration = Duration::from_millis(20);
 
 /// Whether a write is one message of a client to a room that exists.
 pub(super) fn is_message(write: &Write) -> bool {
@@ -42,18 +43,18 @@ pub(super) fn is_message(write: &Write) -> bool {
 
 /// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned, and for those
 /// who are given to `writers`, by shard, which write under the lock.
-///
-/// Ends when this replica has read all that came before them, so that the next batch is built on it.
 pub(super) async fn write(
     context: &Context,
     writers: &[mpsc::Sender<Queued>],
     queued: Vec<Queued>,
 ) -> Vec<Queued> {
     let (writes, postponed) = postpone_repeated(queued);
-    let batch = Batch { context, writers };
-    let reached = batch.append(writes).await;
-    // Where that takes long the next batch is built on what there is: its events stand beside the ones that it does not know.
-    let _ = tokio::time::timeout(SIGHT, context.tail.all_reached(&reached)).await;
+    let began = Instant::now();
+    Batch { context, writers }.append(writes).await;
+    // Others write as well: what queues for a while makes a larger batch, and costs the database, which all wait for, less.
+    if context.tail.lag() > 0 {
+        tokio::time::sleep((REST * began.elapsed()).min(LONGEST_REST)).await;
+    }
     postponed
 }
 
@@ -71,33 +72,27 @@ struct Message {
 }
 
 impl Batch<'_> {
-    /// Appends what can be appended; returns how far the shards reach then. If the database refuses the statement for what one of the
+    /// Appends what can be appended. If the database refuses the statement for what one of the
     /// messages says, each is tried alone, so that nobody fails for somebody else.
-    async fn append(&self, writes: Vec<Queued>) -> Vec<(Shard, i64)> {
+    async fn append(&self, writes: Vec<Queued>) {
         let (messages, known) = self.build(writes);
         if messages.is_empty() {
-            return Vec::new();
+            return;
         }
         match self.statement(&messages, &known).await {
             Ok(appended) => self.publish(messages, &appended),
             // A transaction id is used at the same time through another replica.
-            Err(Error::Conflict(_)) => {
-                messages.into_iter().for_each(|message| self.leave(message.write));
-                Vec::new()
-            }
+            Err(Error::Conflict(_)) => messages.into_iter().for_each(|message| self.leave(message.write)),
             Err(error) if messages.len() > 1 && error.is_about_data() => {
-                let mut reached = Vec::new();
                 for message in messages {
-                    reached.append(&mut Box::pin(self.append(vec![message.write])).await);
+                    Box::pin(self.append(vec![message.write])).await;
                 }
-                reached
             }
             Err(error) => {
                 let error = Arc::new(error);
                 for message in messages {
                     answer(message.write, Err(WriteError::Store(error.clone())));
                 }
-                Vec::new()
             }
         }
     }
@@ -134,14 +129,14 @@ impl Batch<'_> {
     ) -> Result<Appended, Error> {
         let now = messages.iter().map(|message| message.write.now).max().unwrap_or_else(no_time);
         let messages = messages.iter().filter_map(|Message { write, event, after }| {
-            let transaction = write.transaction.clone()?;
-            Some(rooms::Message { shard: self.shard(write), after: *after, event, transaction })
+            let (transaction, good_up_to) = (write.transaction.clone()?, write.good_up_to);
+            Some(rooms::Message { shard: self.shard(write), after: *after, event, transaction, good_up_to })
         });
         rooms::append_messages(self.context.tail.store(), messages.collect(), known, now).await
     }
 
     /// Lets this replica's readers see the messages that were appended, and answers.
-    fn publish(&self, messages: Vec<Message>, appended: &Appended) -> Vec<(Shard, i64)> {
+    fn publish(&self, messages: Vec<Message>, appended: &Appended) {
         let mut entries: HashMap<Shard, Vec<Entry>> = HashMap::new();
         let mut answers = Vec::with_capacity(messages.len());
         for Message { write, event, after } in messages {
@@ -159,9 +154,7 @@ impl Batch<'_> {
         if !answers.is_empty() {
             (self.context.observe)(answers.len(), answers.len());
         }
-        let mut reached = Vec::with_capacity(entries.len());
         for (shard, entries) in entries {
-            reached.extend(entries.last().map(|entry| (shard, entry.position)));
             if let Some(before) = appended.shards.get(&shard) {
                 self.context.tail.offer(shard, *before, entries, &[]);
             }
@@ -169,11 +162,14 @@ impl Batch<'_> {
         for (write, written) in answers {
             answer(write, Ok(written));
         }
-        reached
     }
 
-    /// Leaves a write to the shard's writer: the room's state has changed, or the message has been written before.
+    /// Leaves a write to the shard's writer: the room's state has changed, or the message has been written before. If the session may
+    /// have ended, that has to be found out first.
     fn leave(&self, mut write: Queued) {
+        if write.good_up_to.is_some() {
+            return answer(write, Err(WriteError::Unsure));
+        }
         write.may_be_done = true;
         let shard = usize::try_from(self.shard(&write)).ok();
         match shard.and_then(|shard| self.writers.get(shard)) {

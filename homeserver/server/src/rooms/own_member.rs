@@ -30,7 +30,8 @@ pub(crate) async fn set_own_member(
         origin_server_ts: now,
     };
     let target = Target::Room(room_id.clone());
-    let write = Write { target, drafts: vec![draft], transaction: None, alongside: None, now };
+    let write =
+        Write { target, drafts: vec![draft], transaction: None, alongside: None, good_up_to: None, now };
     match app.writer.write(write).await {
         Err(WriteError::Refused(refusal)) => {
             tracing::info!(error = &refusal as &dyn std::error::Error, "a room refuses a job's member event");

@@ -34,6 +34,7 @@ const MESSAGE_QUEUE: usize = 8_192;
 const BATCH: usize = 256;
 
 /// Events that are to become part of a room, all of them or none.
+#[derive(Clone)]
 pub struct Write {
     /// The room.
     pub target: Target,
@@ -43,11 +44,16 @@ pub struct Write {
     pub transaction: Option<ClientTransaction>,
     /// What else the database transaction must do, if anything.
     pub alongside: Option<Alongside>,
+    /// For a request that has not waited until this replica has seen everything: up to which position of the user's own shard its session
+    /// is known to be good. If a session of the user has ended after that, or anything else stands in the way, nothing is written
+    /// ([`WriteError::Unsure`]).
+    pub good_up_to: Option<i64>,
     /// When the request came.
     pub now: MilliSecondsSinceUnixEpoch,
 }
 
 /// Where events go.
+#[derive(Clone)]
 pub enum Target {
     /// A room that exists.
     Room(OwnedRoomId),
@@ -90,6 +96,9 @@ pub enum WriteError {
     /// What was to be written alongside is taken.
     #[error("something else has the name already")]
     Conflict,
+    /// Something may have happened that this replica has not seen: to be tried again when it has, without [`Write::good_up_to`].
+    #[error("this replica may not have seen everything yet")]
+    Unsure,
     /// Too many writes wait already.
     #[error("too many writes wait")]
     Busy,
@@ -121,6 +130,7 @@ pub(super) struct Queued {
     pub(super) drafts: Vec<Draft>,
     pub(super) transaction: Option<ClientTransaction>,
     pub(super) alongside: Option<Alongside>,
+    pub(super) good_up_to: Option<i64>,
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// Whether the transaction may have been done before, for all that is known.
     pub(super) may_be_done: bool,
@@ -176,7 +186,7 @@ impl Writer {
             .unwrap_or_default()
     }
 
-    /// Writes events and waits until they are committed and this replica's readers can see them.
+    /// Writes events and waits until they are committed. Whoever comes after that sees them who waits at the fence.
     ///
     /// Once queued, a write takes place even if its caller stops waiting.
     ///
@@ -189,6 +199,9 @@ impl Writer {
         let queued = self.prepare(write, answer)?;
         let shard = usize::try_from(self.tail.shards().of_room(&queued.room_id)).map_err(|_| ended())?;
         let messages = shard.checked_rem(self.messages.len()).filter(|_| is_message);
+        if messages.is_none() && queued.good_up_to.is_some() {
+            return Err(WriteError::Unsure);
+        }
         let queue = messages.map_or(self.queues.get(shard), |number| self.messages.get(number));
         let queue = queue.ok_or_else(ended)?;
         queue.try_send(queued).map_err(|error| match error {
@@ -207,7 +220,7 @@ impl Writer {
         write: Write,
         answer: oneshot::Sender<Result<Written, WriteError>>,
     ) -> Result<Queued, WriteError> {
-        let Write { target, mut drafts, transaction, alongside, now } = write;
+        let Write { target, mut drafts, transaction, alongside, good_up_to, now } = write;
         let (room_id, create) = match target {
             Target::Room(room_id) => (room_id, None),
             Target::NewRoom { version, room_id } => {
@@ -222,7 +235,17 @@ impl Writer {
                 (empty.room_id.clone(), Some((empty, create)))
             }
         };
-        Ok(Queued { room_id, create, drafts, transaction, alongside, now, may_be_done: false, answer })
+        Ok(Queued {
+            room_id,
+            create,
+            drafts,
+            transaction,
+            alongside,
+            good_up_to,
+            now,
+            may_be_done: false,
+            answer,
+        })
     }
 }
 

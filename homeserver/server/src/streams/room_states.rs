@@ -63,6 +63,13 @@ impl RoomStates {
         }
     }
 
+    /// Lets the next event of a room that is here follow this one, though not all before it are known.
+    pub fn follow(&self, event: &RoomEvent) {
+        if let Some(state) = self.lock().peek_mut(&event.pdu.room_id) {
+            state.follow(event);
+        }
+    }
+
     /// Puts the redacted form of an event in the place of the event.
     pub fn replace_redacted(&self, redacted: &Arc<RoomEvent>) {
         if let Some(state) = self.lock().peek_mut(&redacted.pdu.room_id) {

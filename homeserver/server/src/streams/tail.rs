@@ -40,6 +40,10 @@ use super::{
 const AWAITED_PACE: Duration = Duration::from_millis(2);
 const WATCHED_PACE: Duration = Duration::from_millis(5);
 const UNWATCHED_PACE: Duration = Duration::from_millis(500);
+/// A busy database is read less often, for reading much takes it hardly longer than reading little: so many times as long as the last
+/// reading took, within a limit, unless a request waits.
+const REST: u32 = 3;
+const LONGEST_REST: Duration = Duration::from_millis(15);
 /// How many rooms are read from the database at once.
 const ROOMS_AT_ONCE: usize = 100;
 /// How often the tail looks for itself, in case a hint was lost.
@@ -61,10 +65,18 @@ pub struct Tail {
     waiters: Arc<Waiters>,
     listeners: Vec<Listener>,
     freshness: Mutex<Freshness>,
-    /// Told when there is something to read.
-    behind: Arc<Notify>,
-    /// Told when somebody waits for it to be read.
-    awaited: Arc<Notify>,
+    calls: Arc<Calls>,
+}
+
+/// What the task hears that reads the streams.
+#[derive(Default)]
+struct Calls {
+    /// There is something to read.
+    behind: Notify,
+    /// A request waits for it to be read.
+    awaited: Notify,
+    /// A long-poll is open where none was before.
+    watched: Notify,
 }
 
 /// Whom new rows concern.
@@ -112,10 +124,9 @@ impl Tail {
             waiters: Arc::default(),
             listeners,
             freshness: Mutex::new(Freshness::new(asked)),
-            behind: Arc::default(),
-            awaited: Arc::default(),
+            calls: Arc::default(),
         });
-        tokio::spawn(follow(Arc::downgrade(&tail), tail.behind.clone(), tail.awaited.clone()));
+        tokio::spawn(follow(Arc::downgrade(&tail), tail.calls.clone()));
         tokio::spawn(hear(Arc::downgrade(&tail), hints));
         Ok(tail)
     }
@@ -137,7 +148,7 @@ impl Tail {
 
     /// Begins to wait for news of a user.
     pub fn wait(&self, user_id: &UserId) -> Waiter {
-        self.waiters.register(user_id)
+        self.waiters.register(user_id, || self.calls.watched.notify_one())
     }
 
     /// How far this replica has read a shard.
@@ -156,6 +167,12 @@ impl Tail {
         freshness.as_of(|shard| self.position(shard)).elapsed()
     }
 
+    /// Waits until this replica has read a shard as far as it is known to reach.
+    pub async fn caught_up(&self, shard: Shard) {
+        let reach = self.tail(shard).map_or(0, ShardTail::target);
+        self.reached(shard, reach).await;
+    }
+
     /// Waits until this replica has read a shard up to a position that is known to be committed.
     pub async fn reached(&self, shard: Shard, position: i64) {
         self.all_reached(&[(shard, position)]).await;
@@ -169,7 +186,7 @@ impl Tail {
             return;
         }
         behind.iter().for_each(|(tail, position)| self.aim(tail, *position));
-        self.awaited.notify_one();
+        self.calls.awaited.notify_one();
         for (tail, position) in behind {
             // The sender lives as long as `self`.
             let _ = tail.position.subscribe().wait_for(|reached| *reached >= position).await;
@@ -309,13 +326,18 @@ impl Tail {
     }
 
     /// Takes in rows that this replica has just committed, which saves reading them, if nothing stands between them
-    /// and what it has read; else they are read with the rest.
+    /// and what it has read; else they are read with the rest, and until then the rooms' next events follow them.
     pub fn offer(&self, shard: Shard, before: i64, entries: Vec<Entry>, redacted: &[Arc<RoomEvent>]) {
         let Some(tail) = self.tail(shard) else { return };
         let upto = entries.last().map_or(before, |entry| entry.position);
         if tail.position() == before {
             self.take(tail, entries, upto, redacted);
         } else {
+            for entry in &entries {
+                if let Item::Event(event) = &entry.item {
+                    self.rooms.follow(event);
+                }
+            }
             self.aim(tail, upto);
         }
     }
@@ -323,7 +345,7 @@ impl Tail {
     /// Notes how far a shard is known to reach.
     fn aim(&self, tail: &ShardTail, position: i64) {
         if tail.target.fetch_max(position, Ordering::SeqCst) < position && tail.position() < position {
-            self.behind.notify_one();
+            self.calls.behind.notify_one();
         }
     }
 
@@ -517,7 +539,7 @@ impl Tail {
 impl Drop for Tail {
     fn drop(&mut self) {
         // Whoever reads for it has nothing left to do.
-        self.behind.notify_one();
+        self.calls.behind.notify_one();
     }
 }
 
@@ -536,14 +558,18 @@ impl ShardTail {
 }
 
 /// Reads the shards that are known to reach further than they have been read, all in one go, and no more often than is of use.
-async fn follow(tail: Weak<Tail>, behind: Arc<Notify>, awaited: Arc<Notify>) {
-    let mut read_at = Instant::now();
+async fn follow(tail: Weak<Tail>, calls: Arc<Calls>) {
+    let (mut read_at, mut took) = (Instant::now(), Duration::ZERO);
     loop {
-        behind.notified().await;
-        let Some(pace) = tail.upgrade().map(|tail| tail.pace()) else { return };
-        tokio::select! {
-            () = tokio::time::sleep_until(read_at + pace) => {}
-            () = awaited.notified() => tokio::time::sleep_until(read_at + AWAITED_PACE).await,
+        calls.behind.notified().await;
+        loop {
+            let Some(pace) = tail.upgrade().map(|tail| tail.pace()) else { return };
+            let rest = (REST * took).min(LONGEST_REST);
+            tokio::select! {
+                () = tokio::time::sleep_until(read_at + pace.max(rest)) => break,
+                () = calls.awaited.notified() => break tokio::time::sleep_until(read_at + AWAITED_PACE).await,
+                () = calls.watched.notified() => {}
+            }
         }
         let Some(tail) = tail.upgrade() else { return };
         read_at = Instant::now();
@@ -556,8 +582,9 @@ async fn follow(tail: Weak<Tail>, behind: Arc<Notify>, awaited: Arc<Notify>) {
             drop(tail);
             // The database is away; asking again at once would only keep it busy.
             tokio::time::sleep(RECHECK_EVERY / 4).await;
-            behind.notify_one();
+            calls.behind.notify_one();
         }
+        took = read_at.elapsed();
     }
 }
 

@@ -23,12 +23,18 @@ pub struct Waiter {
 }
 
 impl Waiters {
-    /// Begins to wait for news of a user.
-    pub fn register(self: &Arc<Self>, user_id: &UserId) -> Waiter {
+    /// Begins to wait for news of a user; `first` is called if nobody waited before.
+    pub fn register(self: &Arc<Self>, user_id: &UserId, first: impl FnOnce()) -> Waiter {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = users.is_empty();
         let (count, notify) = users.entry(user_id.to_owned()).or_default();
         *count += 1;
-        Waiter { waiters: self.clone(), user_id: user_id.to_owned(), notify: notify.clone() }
+        let waiter = Waiter { waiters: self.clone(), user_id: user_id.to_owned(), notify: notify.clone() };
+        drop(users);
+        if is_first {
+            first();
+        }
+        waiter
     }
 
     /// Whether nobody waits.

@@ -15,7 +15,8 @@ use sea_orm::{DbBackend, Value};
 
 use super::{RoomHead, relations};
 use crate::{
-    Error, Store, WriteTx, keys, rows, streams,
+    Error, Store, WriteTx, keys, rows,
+    streams::{self, UserChange},
     transactions::{self, ClientTransaction},
     tx::{HOLD_WANTED, Insert},
 };
@@ -42,12 +43,14 @@ pub struct Append<'a> {
 /// # Errors
 /// [`Error::Conflict`] if an event is there already, or a transaction id has been used; the database's own.
 pub async fn append(tx: &WriteTx, append: Append<'_>) -> Result<(), Error> {
-    append_state(tx, &append).await?;
-    upsert_memberships(tx, append.events).await?;
+    let state = state(tx, &append).await?;
+    let memberships = memberships(tx, append.events).await?;
     let expected = append.done.len();
     let events = append.events.iter().map(|(position, event)| event_row(append.shard, *position, event));
     let related = append.events.iter().filter_map(|(position, event)| relations::row(&event.pdu, *position));
     let inserts = vec![
+        state,
+        memberships,
         Insert { table: "event_relations", columns: relations::COLUMNS, rows: related.collect(), suffix: "" },
         Insert { table: "events", columns: EVENT, rows: events.collect(), suffix: "" },
         Insert {
@@ -86,6 +89,8 @@ pub struct Message<'a> {
     pub event: &'a SignedPdu,
     /// The client's transaction id, which makes this event.
     pub transaction: ClientTransaction,
+    /// Up to which position of the sender's own shard the session is known to be good; `None` if that needs no check.
+    pub good_up_to: Option<i64>,
 }
 
 /// What became of messages.
@@ -105,8 +110,8 @@ impl Appended {
 }
 
 /// Appends messages to rooms of any shards in a single statement that is a transaction of itself: to those rooms whose state has not
-/// changed since the position up to which they were `known`, and where none of the transaction ids has been used. To the others
-/// nothing is written.
+/// changed since the position up to which they were `known`, where none of the transaction ids has been used and no session has ended
+/// since it was known to be good. To the others nothing is written.
 ///
 /// Messages that other replicas have appended meanwhile are no obstacle: the new ones stand beside them in the room's graph, and
 /// the next event follows both.
@@ -140,22 +145,24 @@ pub async fn append_messages(
         messages.iter().filter_map(|message| relations::row(&message.event.pdu, message.after)).collect();
     // Most batches have none, and are spared the part of the statement.
     let related = if related.is_empty() { None } else { Some(given(related)) };
-    let done = messages.into_iter().map(|Message { event, transaction, .. }| {
+    let done = messages.into_iter().map(|Message { event, transaction, good_up_to, .. }| {
+        let home = store.shards().of_user(&transaction.user_id);
         let done = vec![(transaction, event.pdu.event_id.to_string())];
         let mut row = transactions::rows(done, now).pop().unwrap_or_default();
-        row.push(event.pdu.room_id.as_str().into());
+        row.extend([event.pdu.room_id.as_str().into(), home.into(), good_up_to.unwrap_or(i64::MAX).into()]);
         row
     });
     let done = given(done.collect());
     let (transaction, event) = (transactions::COLUMNS.join(", "), EVENT.join(", "));
     let relation = related.as_deref().map_or_else(String::new, insert_relations);
+    let sessions = UserChange::Sessions.as_str();
     // Whoever appends to a shard holds its row until the commit. The statement waits for those, too, in the order of the shards as
     // all do, and then finds the rooms as they were left, which is what the conditions on a row that is updated are about; all
     // else is seen as of its beginning.
     let sql = format!(
         "WITH wanted (shard, added) AS MATERIALIZED ({wanted}), \
          heads (shard, room_id, known, last, depth, consumed, tips) AS MATERIALIZED ({heads}), \
-         done ({transaction}, room_id) AS MATERIALIZED ({done}), \
+         done ({transaction}, room_id, home, good_up_to) AS MATERIALIZED ({done}), \
          {HOLD_WANTED}, \
          moved AS (UPDATE stream_shards s SET position = s.position + held.added FROM held WHERE s.shard = held.shard \
              RETURNING s.shard, s.position - held.added AS before), \
@@ -168,6 +175,9 @@ pub async fn append_messages(
              WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known AND NOT EXISTS ( \
                  SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
                  AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id \
+                 WHERE done.room_id = heads.room_id) AND NOT EXISTS ( \
+                 SELECT FROM done JOIN user_changes c ON c.shard = done.home AND c.user_id = done.user_id \
+                 AND c.kind = '{sessions}' AND c.position > done.good_up_to \
                  WHERE done.room_id = heads.room_id) \
              RETURNING rooms.room_id, moved.before), \
          event AS (INSERT INTO events ({event}) \
@@ -267,7 +277,8 @@ fn event_row(shard: Shard, position: i64, event: &SignedPdu) -> Vec<Value> {
     ]
 }
 
-async fn append_state(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
+/// The changes of state; those that they replace are told so here.
+async fn state(tx: &WriteTx, append: &Append<'_>) -> Result<Insert<'static>, Error> {
     let mut rows: Vec<Vec<Value>> = Vec::new();
     let mut newest: HashMap<(&str, String, &str), usize> = HashMap::new();
     for (position, event) in append.events {
@@ -293,8 +304,8 @@ async fn append_state(tx: &WriteTx, append: &Append<'_>) -> Result<(), Error> {
             Value::BigInt(None),
         ]);
     }
-    let columns = ["room_id", "event_type", "state_key", "position", "replaced_at"];
-    tx.insert_rows("room_state", &columns, rows, "").await
+    let columns = &["room_id", "event_type", "state_key", "position", "replaced_at"];
+    Ok(Insert { table: "room_state", columns, rows, suffix: "" })
 }
 
 async fn replace(
@@ -313,7 +324,8 @@ async fn replace(
     Ok(())
 }
 
-async fn upsert_memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result<(), Error> {
+/// The changes of memberships; the users are held here.
+async fn memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result<Insert<'static>, Error> {
     // One row a user and room, or the statement would touch a row twice.
     let mut newest = HashMap::new();
     for (position, event) in events {
@@ -337,14 +349,13 @@ async fn upsert_memberships(tx: &WriteTx, events: &[(i64, SignedPdu)]) -> Result
             vec![user_id.into(), room_id.into(), membership.as_str().into(), position.into(), false.into()]
         })
         .collect();
-    tx.insert_rows(
-        "memberships",
-        &["user_id", "room_id", "membership", "position", "forgotten"],
+    Ok(Insert {
+        table: "memberships",
+        columns: &["user_id", "room_id", "membership", "position", "forgotten"],
         rows,
-        "ON CONFLICT (user_id, room_id) DO UPDATE SET \
-         membership = excluded.membership, position = excluded.position, forgotten = excluded.forgotten",
-    )
-    .await
+        suffix: "ON CONFLICT (user_id, room_id) DO UPDATE SET \
+                 membership = excluded.membership, position = excluded.position, forgotten = excluded.forgotten",
+    })
 }
 
 fn head_rows(append: &Append<'_>) -> Result<Vec<Vec<Value>>, Error> {

@@ -113,6 +113,7 @@ async fn write(ctx: &Ctx<Session>, plan: RoomPlan, more: More) -> Result<OwnedRo
         drafts,
         transaction: None,
         alongside: Some(alongside),
+        good_up_to: None,
         now: ctx.now,
     };
     Ok(ctx.app.writer.write(write).await?.room_id)

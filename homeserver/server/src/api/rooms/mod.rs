@@ -26,8 +26,12 @@ use ruma::{RoomId, TransactionId, events::TimelineEventType};
 use serde_json::value::RawValue;
 
 use crate::{
+    accounts::sessions,
     context::{Ctx, Session},
-    http::{error::ApiError, router::Router},
+    http::{
+        error::ApiError,
+        router::{Options, Router},
+    },
     rooms::{Reader, Target, Write, WriteError, Written},
 };
 
@@ -57,7 +61,7 @@ pub(super) fn routes(router: &mut Router) {
         .route(relations::get_relating_events_with_rel_type_and_event_type)
         .route(relations::get_threads)
         .route(search::search_events)
-        .route(sending::send_message_event)
+        .route_with(Options::UNFENCED, sending::send_message_event)
         .route(state::get_state_event_for_key)
         .route(state::get_state_events)
         .route(state::send_state_event)
@@ -102,13 +106,43 @@ async fn write(
         drafts: vec![draft],
         transaction,
         alongside: annotation.map(annotations::once),
+        good_up_to: None,
         now: ctx.now,
     };
-    ctx.app.writer.write(write).await.map_err(|error| match error {
+    ctx.app.writer.write(write).await.map_err(refused)
+}
+
+/// Sends a message that relates to no other into a room that exists, for a request that is not fenced: the database itself sees whether
+/// it may be written. Only if that is not sure the request waits until this replica has seen everything.
+async fn write_unfenced(
+    ctx: &Ctx<Session>,
+    room_id: &RoomId,
+    draft: Draft,
+    transaction: ClientTransaction,
+) -> Result<Written, ApiError> {
+    ctx.limit_messages()?;
+    let write = Write {
+        target: Target::Room(room_id.to_owned()),
+        drafts: vec![draft],
+        transaction: Some(transaction),
+        alongside: None,
+        good_up_to: Some(sessions::good_up_to(&ctx.app, &ctx.requester).await?),
+        now: ctx.now,
+    };
+    match ctx.app.writer.write(write.clone()).await {
+        Err(WriteError::Unsure) => {}
+        written => return written.map_err(refused),
+    }
+    sessions::fence(&ctx.app, &ctx.requester).await?;
+    ctx.app.writer.write(Write { good_up_to: None, ..write }).await.map_err(refused)
+}
+
+fn refused(error: WriteError) -> ApiError {
+    match error {
         WriteError::Conflict => annotations::duplicate(),
         WriteError::UnknownRoom => not_in_room(),
         error => error.into(),
-    })
+    }
 }
 
 /// The client's transaction: the same endpoint, called again by the same device for the same place with the same id,

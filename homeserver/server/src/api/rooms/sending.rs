@@ -2,11 +2,13 @@
 //!
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid>.
 
+use keystead_core::relations::relation_in;
 use ruma::{api::client::message::send_message_event::v3, events::MessageLikeEventType};
 use serde::Deserialize;
 
-use super::{content, draft, redaction, relations, transaction, write};
+use super::{content, draft, redaction, relations, transaction, write, write_unfenced};
 use crate::{
+    accounts::sessions,
     context::{Ctx, Session},
     http::error::ApiError,
 };
@@ -22,7 +24,13 @@ pub(super) async fn send_message_event(
     let kind = format!("send {} {}", request.room_id, request.event_type);
     let transaction = transaction(&ctx, kind, &request.txn_id);
     let mut draft = draft(&ctx, request.event_type.clone(), None, content);
-    if request.event_type == MessageLikeEventType::RoomRedaction {
+    let is_redaction = request.event_type == MessageLikeEventType::RoomRedaction;
+    if !is_redaction && relation_in(&draft.content).is_none() {
+        let written = write_unfenced(&ctx, &request.room_id, draft, transaction).await?;
+        return Ok(v3::Response::new(written.event_id));
+    }
+    sessions::fence(&ctx.app, &ctx.requester).await?;
+    if is_redaction {
         #[derive(Deserialize)]
         struct Redacts {
             redacts: Option<ruma::OwnedEventId>,

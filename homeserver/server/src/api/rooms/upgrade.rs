@@ -64,6 +64,7 @@ pub(super) async fn upgrade_room(ctx: Ctx<Session>, request: v3::Request) -> Res
         drafts: farewell(&ctx, &room, &new_room)?,
         transaction: None,
         alongside: None,
+        good_up_to: None,
         now: ctx.now,
     };
     ctx.app.writer.write(write).await?;
