@@ -2,7 +2,7 @@
 //!
 //! Tokens are random, shown once, and kept as SHA-256 hashes. A cache spares the database; it hears of every ended session by the
 //! user's stream, and a fenced request comes after whatever was committed before it, so an ended session is refused at
-//! once on every replica.
+//! once on every replica. What does not pass the fence is written on the condition that no session has ended ([`good_up_to`]).
 
 use std::{
     collections::HashMap,
