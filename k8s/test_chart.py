@@ -34,6 +34,17 @@ def pods(objects):
             yield name, document["spec"]["template"]["spec"]
 
 
+def reached(egress):
+    """Whom rules let a pod reach, and at which ports."""
+    for rule in egress:
+        for peer in rule.get("to", [{}]):
+            if "ipBlock" in peer:
+                name = peer["ipBlock"]["cidr"]
+            else:
+                name = peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/component", "anywhere")
+            yield from ((name, port["port"]) for port in rule["ports"])
+
+
 class Chart(unittest.TestCase):
     def test_pods_have_no_rights_and_write_nowhere(self):
         for values in ("minimal.yaml", "s3-gateway.yaml", "trial.yaml", "load-test.yaml"):
@@ -118,6 +129,50 @@ class Chart(unittest.TestCase):
             needed.add(source["secret"]["name"])
         self.assertEqual({name for name in needed if name.startswith("test-keystead")} - own, set())
         self.assertEqual(pod["serviceAccountName"], "default")
+
+    def test_who_may_reach_the_server_leaves_the_charts_own_pods_in(self):
+        # One peer from values; the chart's test and load test carry labels that the other one takes.
+        narrowed = ("networkPolicy.ingressFrom[0].namespaceSelector.matchLabels.role=proxy", "loadTest.enabled=true")
+        objects = render("load-test.yaml", *narrowed)
+        rule = objects["NetworkPolicy", "test-keystead"]["spec"]["ingress"][0]
+        given, own = rule["from"]
+        self.assertEqual(given, {"namespaceSelector": {"matchLabels": {"role": "proxy"}}})
+        allowed = own["podSelector"]["matchExpressions"][0]["values"]
+        for labels in (
+            objects["Pod", "test-keystead-test"]["metadata"]["labels"],
+            objects["Job", "test-keystead-load-smoke-1"]["spec"]["template"]["metadata"]["labels"],
+        ):
+            self.assertLessEqual(own["podSelector"]["matchLabels"].items(), labels.items())
+            self.assertIn(labels["app.kubernetes.io/component"], allowed)
+        self.assertNotIn("from", render("minimal.yaml")["NetworkPolicy", "test-keystead"]["spec"]["ingress"][0])
+
+    def test_each_pod_has_a_policy_that_is_there_before_it(self):
+        narrowed = (
+            "networkPolicy.dnsTo[0].ipBlock.cidr=192.0.2.53/32", "networkPolicy.databaseTo[0].ipBlock.cidr=192.0.2.1/32",
+            "loadTest.pushgateway=http://push.example.org:9091",
+        )
+        objects = render("load-test.yaml", *narrowed)
+        policies = {name: document for (kind, name), document in objects.items() if kind == "NetworkPolicy"}
+        dns = {("192.0.2.53/32", 53)}
+        database, service, push = {("192.0.2.1/32", 5432)}, {("server", 8008)}, {("anywhere", 9091)}
+        for kind, name, policy, expected in (
+            ("Deployment", "test-keystead", "test-keystead", dns | database),
+            ("Job", "test-keystead-migrate", "test-keystead-migration", dns | database),
+            ("Pod", "test-keystead-test", "test-keystead-test", dns | service),
+            ("Job", "test-keystead-load-smoke-1", "test-keystead-load-test", dns | service | push),
+        ):
+            with self.subTest(policy=policy):
+                document, spec = objects[kind, name], policies.pop(policy)
+                labels = document["spec"].get("template", document)["metadata"]["labels"]
+                self.assertLessEqual(spec["spec"]["podSelector"]["matchLabels"].items(), labels.items())
+                self.assertEqual(set(reached(spec["spec"]["egress"])), expected)
+                hooks = [found["metadata"].get("annotations", {}) for found in (spec, document)]
+                self.assertEqual(*(hook.get("helm.sh/hook") for hook in hooks))
+                if "helm.sh/hook" in hooks[0]:
+                    self.assertLess(*(int(hook.get("helm.sh/hook-weight", 0)) for hook in hooks))
+        self.assertFalse(policies)
+        without = render("load-test.yaml", "networkPolicy.enabled=false")
+        self.assertFalse([name for kind, name in without if kind == "NetworkPolicy"])
 
     def test_the_rules_are_those_of_monitoring(self):
         groups = render("s3-gateway.yaml")["PrometheusRule", "test-keystead"]["spec"]["groups"]

@@ -222,3 +222,51 @@ volumeMounts:
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{- define "keystead.egressToDns" -}}
+- ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+  {{- with .Values.networkPolicy.dnsTo }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{- define "keystead.egressToDatabase" -}}
+- ports:
+    - {protocol: TCP, port: {{ .Values.networkPolicy.databasePort }}}
+  {{- with .Values.networkPolicy.databaseTo }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{- define "keystead.egressToService" -}}
+- ports:
+    - {protocol: TCP, port: {{ .Values.service.port }}}
+  to:
+    - podSelector:
+        matchLabels:
+          {{- include "keystead.selector" . | nindent 10 }}
+          app.kubernetes.io/component: server
+{{- end }}
+
+{{- /* The policy of a Job or of the test, which nobody has to reach: .component, .egress, and the .annotations of a hook. */}}
+{{- define "keystead.policy" -}}
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ include "keystead.fullname" . }}-{{ .component }}
+  labels: {{- include "keystead.labels" . | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "keystead.selector" . | nindent 6 }}
+      app.kubernetes.io/component: {{ .component }}
+  policyTypes: [Ingress, Egress]
+  egress:
+    {{- include "keystead.egressToDns" . | nindent 4 }}
+    {{- .egress | nindent 4 }}
+{{- end }}
