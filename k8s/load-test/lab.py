@@ -1,4 +1,4 @@
-"""What the ladder and the drills share: a cluster by kubectl and helm, runs of the load generator in it, and the CPU time of its pods."""
+"""What the scripts here share: a cluster by kubectl and helm, runs of the load generator in it, and the CPU time of its pods."""
 
 import argparse
 import json
@@ -41,6 +41,7 @@ class Lab:
     def __init__(self, options):
         self.namespace, self.image = options.namespace, options.image
         self.pictures, self.output = options.load_binary, options.output
+        self.files = [HERE / "values.yaml"]
         self.output.mkdir(parents=True, exist_ok=True)
         if not run("kubectl", "get", "namespace", self.namespace, "--ignore-not-found"):
             run("kubectl", "create", "namespace", self.namespace)
@@ -70,7 +71,8 @@ class Lab:
     def values(self, image, replicas, more=()):
         repository, tag = image.rsplit(":", 1)
         settings = [f"image.repository={repository}", f"image.tag={tag}", f"replicas={replicas}", *more]
-        return ["--values", HERE / "values.yaml", *(word for setting in settings for word in ("--set", setting))]
+        words = [("--values", file) for file in self.files] + [("--set", setting) for setting in settings]
+        return [word for pair in words for word in pair]
 
     def install(self, replicas, more=(), image=None):
         """Installs or upgrades, and waits until all pods are ready and no old one is left."""
@@ -89,8 +91,8 @@ class Lab:
             "helm", "template", "keystead", CHART, "--namespace", self.namespace, "--show-only", "templates/loadtest.yaml",
             "--set-string", f"loadTest.run={number}", *self.values(image or self.image, replicas, more),
         )
-        name = json.loads(self.kubectl("apply", "--filename", "-", "--output", "json", stdin=manifest))["metadata"]["name"]
-        return name
+        made = self.kubectl("apply", "--filename", "-", "--output", "name", stdin=manifest).split()
+        return next(name for name in made if name.startswith("job.batch/")).removeprefix("job.batch/")
 
     def result(self, job, patience=1200):
         """Waits for a Job to end, and gives what it reports; nothing if it could not make its accounts and rooms."""
