@@ -27,8 +27,7 @@ use super::{
 };
 use crate::streams::{Entry, Item};
 
-/// How long the next batch is waited for where other replicas write, too: so many times as long as the last one took, within a limit.
-const REST: u32 = 2;
+/// How long the next batch waits at most where other replicas write, too.
 const LONGEST_REST: Duration = Duration::from_millis(20);
 
 /// Whether a write is one message of a client to a room that exists.
@@ -53,7 +52,7 @@ pub(super) async fn write(
     Batch { context, writers }.append(writes).await;
     // Others write as well: what queues for a while makes a larger batch, and costs the database, which all wait for, less.
     if context.tail.lag() > 0 {
-        tokio::time::sleep((REST * began.elapsed()).min(LONGEST_REST)).await;
+        tokio::time::sleep(began.elapsed().min(LONGEST_REST)).await;
     }
     postponed
 }
