@@ -51,6 +51,10 @@ class Lab:
 
     def database(self):
         """PostgreSQL and a volume for media."""
+        # If the namespace was deleted, the volume still belongs to the claim that was in it.
+        volume = ("pv", "keystead-load-test-media")
+        if run("kubectl", "get", *volume, "-o", "jsonpath={.status.phase}", check=False) == "Released":
+            run("kubectl", "patch", *volume, "--type=merge", "-p", '{"spec": {"claimRef": null}}')
         self.kubectl("apply", "-f", HERE / "cluster.yaml")
         self.kubectl("rollout", "status", "statefulset/postgres", "--timeout=5m")
 
