@@ -89,7 +89,7 @@ pub async fn find(tx: &ReadTx, user_id: &UserId, device_id: &DeviceId) -> Result
 }
 
 /// What makes devices; one that is there already keeps its name and is seen anew.
-pub(crate) fn upsert<'a>(devices: impl Iterator<Item = (&'a UserId, &'a Device)>) -> Insert<'static> {
+pub(crate) fn upsert<'a>(devices: impl IntoIterator<Item = (&'a UserId, &'a Device)>) -> Insert<'static> {
     let row = |(user_id, device): (&UserId, &Device)| {
         let seen = i64::from(device.last_seen_ts.get());
         vec![
@@ -104,7 +104,7 @@ pub(crate) fn upsert<'a>(devices: impl Iterator<Item = (&'a UserId, &'a Device)>
     Insert {
         table: "devices",
         columns: &["user_id", "device_id", "display_name", "created_ts", "last_seen_ts", "last_seen_ip"],
-        rows: devices.map(row).collect(),
+        rows: devices.into_iter().map(row).collect(),
         suffix: "ON CONFLICT (user_id, device_id) DO UPDATE SET \
                  last_seen_ts = excluded.last_seen_ts, last_seen_ip = excluded.last_seen_ip",
     }

@@ -441,7 +441,7 @@ mod tests {
             };
             store
                 .write("test", |tx| async move {
-                    tx.insert_together(vec![crate::devices::upsert(user, device)]).await
+                    tx.insert_together(vec![crate::devices::upsert([(user, device)])]).await
                 })
                 .await
                 .unwrap();

@@ -44,7 +44,7 @@ async fn make_device(store: &Store, device: &str) {
         last_seen_ts: MilliSecondsSinceUnixEpoch(0_u32.into()),
         last_seen_ip: String::new(),
     };
-    let upsert = || vec![devices::upsert(user_id!("@a:x"), device)];
+    let upsert = || vec![devices::upsert([(user_id!("@a:x"), device)])];
     store.write("test", |tx| async move { tx.insert_together(upsert()).await }).await.unwrap();
 }
 
@@ -325,7 +325,7 @@ async fn keys_carry_the_name_of_their_device_and_go_with_it() {
             let (device, wanted) = (device.clone(), wanted.clone());
             async move {
                 tx.lock_shards(&[tx.shards().of_user(a)]).await?;
-                tx.insert_together(vec![devices::upsert(a, &device)]).await?;
+                tx.insert_together(vec![devices::upsert([(a, &device)])]).await?;
                 put_device_keys(&tx, a, device_id!("D"), "{}").await?;
                 let message = streams::ToDeviceMessage {
                     user_id: a.to_owned(),
