@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     accounts::{
-        logins::Logins,
+        new_sessions::NewSessions,
         passwords::{PasswordError, Passwords},
         sessions::SessionCache,
     },
@@ -86,7 +86,7 @@ pub struct App {
     /// Hands out one-time keys.
     pub key_claims: GroupCommit<KeyClaims>,
     /// Begins sessions.
-    pub logins: GroupCommit<Logins>,
+    pub new_sessions: GroupCommit<NewSessions>,
     /// Stores messages to devices.
     pub to_device: GroupCommit<ToDeviceMessages>,
     /// Deletes the messages to devices that were received.
@@ -210,7 +210,7 @@ impl App {
             ),
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
-            logins: GroupCommit::start(Logins::new(store.clone()), sizes(Queue::Logins)),
+            new_sessions: GroupCommit::start(NewSessions::new(store.clone()), sizes(Queue::NewSessions)),
             to_device: GroupCommit::start(
                 ToDeviceMessages::new(Arc::clone(&tail), inboxes),
                 sizes(Queue::ToDevice),
@@ -250,7 +250,7 @@ impl App {
             (Queue::Events, self.writer.waiting()),
             (Queue::KeyClaims, self.key_claims.waiting()),
             (Queue::KeyUploads, self.key_uploads.waiting()),
-            (Queue::Logins, self.logins.waiting()),
+            (Queue::NewSessions, self.new_sessions.waiting()),
             (Queue::ToDevice, self.to_device.waiting()),
         ] {
             self.metrics.queued(queue, waiting);

@@ -1,7 +1,7 @@
 //! Transactions: what may be done inside one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     ops::Deref,
     sync::{
@@ -12,6 +12,7 @@ use std::{
 };
 
 use keystead_core::shard::{Shard, Shards};
+use ruma::UserId;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, QueryResult, Statement, Value,
 };
@@ -232,6 +233,19 @@ impl WriteTx {
             cursors.insert(row.try_get("", "shard")?, cursor);
         }
         Ok(())
+    }
+
+    /// [`WriteTx::lock_shards_for`] one row of each of these users, who may be named more than once, in the user's own shard.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn lock_shards_of<'a>(&self, users: impl IntoIterator<Item = &'a UserId>) -> Result<(), Error> {
+        let users: BTreeSet<&UserId> = users.into_iter().collect();
+        let mut rows: BTreeMap<Shard, i64> = BTreeMap::new();
+        for user_id in users {
+            *rows.entry(self.shards().of_user(user_id)).or_default() += 1;
+        }
+        self.lock_shards_for(&rows).await
     }
 
     /// [`WriteTx::lock_shards`] for shards to which so many rows each are about to be appended: if that many they are, the

@@ -3,7 +3,7 @@
 pub mod deactivation;
 pub mod interactive_auth;
 pub mod login;
-pub mod logins;
+pub mod new_sessions;
 pub mod password_policy;
 pub mod passwords;
 pub mod registration;

@@ -23,7 +23,7 @@ use openssl::sha::sha256;
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UInt, UserId};
 
 use crate::{
-    accounts::logins::Login,
+    accounts::new_sessions::Beginning,
     app::App,
     context::Session,
     http::error::ApiError,
@@ -314,7 +314,7 @@ pub async fn begin(
         last_seen_ip: address.to_string(),
     };
     let session = NewSession { user_id: user_id.to_owned(), device, tokens: granted.tokens(now) };
-    app.logins.submit(Login { session, may_have_session }).await?;
+    app.new_sessions.submit(Beginning { session, may_have_session }).await?;
     Ok((device_id, granted))
 }
 

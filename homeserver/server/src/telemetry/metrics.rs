@@ -91,7 +91,7 @@ pub enum Queue {
     /// Uploads of keys.
     KeyUploads,
     /// Beginnings of sessions.
-    Logins,
+    NewSessions,
     /// Messages to devices.
     ToDevice,
 }
@@ -645,7 +645,7 @@ impl Queue {
             Self::Events => "events",
             Self::KeyClaims => "key_claims",
             Self::KeyUploads => "key_uploads",
-            Self::Logins => "logins",
+            Self::NewSessions => "new_sessions",
             Self::ToDevice => "to_device",
         }
     }

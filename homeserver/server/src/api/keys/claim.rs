@@ -2,14 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keystead_core::shard::Shard;
+use crate::{group_commit::Batches, http::error::ApiError};
 use keystead_store::{
     Error, Store, WriteTx,
     keys::{self, Claimed, Wanted},
 };
-use ruma::UserId;
-
-use crate::{group_commit::Batches, http::error::ApiError};
 
 /// Hands out one-time keys, each once.
 pub struct KeyClaims {
@@ -44,10 +41,7 @@ impl Batches for KeyClaims {
 
 async fn claim(tx: &WriteTx, claims: &[BTreeSet<Wanted>]) -> Result<Vec<Vec<Claimed>>, Error> {
     // The counts of each of these users are about to change.
-    let users: BTreeSet<&UserId> = claims.iter().flatten().map(|wanted| &*wanted.user_id).collect();
-    let mut shards: BTreeMap<Shard, i64> = BTreeMap::new();
-    users.into_iter().for_each(|user_id| *shards.entry(tx.shards().of_user(user_id)).or_default() += 1);
-    tx.lock_shards_for(&shards).await?;
+    tx.lock_shards_of(claims.iter().flatten().map(|wanted| &*wanted.user_id)).await?;
     let mut given: Vec<Vec<Claimed>> = claims.iter().map(|_| Vec::new()).collect();
     // Who wants a key of which device; of those who want one of the same, one is served a round.
     let mut waiting: BTreeMap<&Wanted, Vec<usize>> = BTreeMap::new();

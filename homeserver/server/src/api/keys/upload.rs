@@ -1,9 +1,6 @@
 //! Uploads of keys: all that have queued while the last transaction was under way share the next one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use keystead_core::{keybox::audit_log::LogEvent, keys as rules, shard::Shard};
 use keystead_store::{
@@ -11,7 +8,7 @@ use keystead_store::{
     keys::{self, Counts, Device, DeviceKey, NewKey},
 };
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedOneTimeKeyId, OwnedUserId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedOneTimeKeyId,
     api::client::keys::upload_keys::v3 as upload_keys, encryption::OneTimeKey, serde::Raw,
 };
 
@@ -248,15 +245,12 @@ impl Batch<'_> {
 
     /// Locks the shards of all who upload, and of all who are to hear of new identity keys.
     async fn lock_shards(&self, tx: &WriteTx) -> Result<(), ApiError> {
-        let users: BTreeSet<&OwnedUserId> = self.uploads.iter().map(|upload| &upload.device.0).collect();
-        let shards = users.into_iter().map(|user_id| tx.shards().of_user(user_id));
+        let users = self.uploads.iter().map(|upload| &*upload.device.0);
         if self.uploads.iter().all(|upload| upload.device_keys.is_none()) {
             // The counts of each of these users are about to change.
-            let mut changes: BTreeMap<Shard, i64> = BTreeMap::new();
-            shards.for_each(|shard| *changes.entry(shard).or_default() += 1);
-            return Ok(tx.lock_shards_for(&changes).await?);
+            return Ok(tx.lock_shards_of(users).await?);
         }
-        let mut shards: Vec<Shard> = shards.collect();
+        let mut shards: Vec<Shard> = users.map(|user_id| tx.shards().of_user(user_id)).collect();
         let stored = self.device_keys(tx).await?;
         for upload in self.uploads {
             // A refusal is for when the shards are locked.
