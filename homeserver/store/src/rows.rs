@@ -4,7 +4,7 @@
 //! connection parses it once and soon has a plan that serves all. With a parameter a value, each number of rows would be a
 //! statement of its own, which costs more to parse and to plan than to run. SQLite has no arrays, and parses fast.
 
-use sea_orm::{DbBackend, Value};
+use sea_orm::{DbBackend, Value, sea_query::ArrayType};
 
 use crate::ReadTx;
 
@@ -96,8 +96,23 @@ fn unnest(first: usize, rows: Vec<Vec<Value>>) -> (String, Vec<Value>) {
     (sql, parameters)
 }
 
+/// Rows as one array a column, for the parameters of a function. What is absent is an empty text, or zero.
+pub(crate) fn columns(kinds: &[ArrayType], rows: Vec<Vec<Value>>) -> Vec<Value> {
+    let mut columns: Vec<Vec<Value>> = kinds.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+    for row in rows {
+        for (column, value) in columns.iter_mut().zip(row) {
+            column.push(if value == value.as_null() { value.dummy_value() } else { value });
+        }
+    }
+    kinds
+        .iter()
+        .zip(columns)
+        .map(|(kind, column)| Value::Array(kind.clone(), Some(Box::new(column))))
+        .collect()
+}
+
 fn array(values: Vec<Value>) -> Value {
-    let kind = values.first().map_or(sea_orm::sea_query::ArrayType::String, Value::array_type);
+    let kind = values.first().map_or(ArrayType::String, Value::array_type);
     Value::Array(kind, Some(Box::new(values)))
 }
 
@@ -124,6 +139,18 @@ mod tests {
         let (sql, parameters) = unnest(1, rows);
         assert_eq!(sql, "SELECT CASE WHEN n0 THEN NULL ELSE c0 END FROM UNNEST($1, $2) AS given (c0, n0)");
         assert_eq!(parameters, [array(vec!["a".into(), "".into()]), array(vec![false.into(), true.into()])]);
+    }
+
+    #[test]
+    fn columns_have_their_kinds_without_rows_and_empty_values_for_absent_ones() {
+        let kinds = &[ArrayType::String, ArrayType::BigInt];
+        let rows = vec![vec![Value::String(None), 1_i64.into()], vec!["b".into(), 2_i64.into()]];
+        assert_eq!(
+            columns(kinds, rows),
+            [array(vec!["".into(), "b".into()]), array(vec![1_i64.into(), 2_i64.into()])]
+        );
+        let empty = |kind: &ArrayType| Value::Array(kind.clone(), Some(Box::default()));
+        assert_eq!(columns(kinds, Vec::new()), kinds.iter().map(empty).collect::<Vec<_>>());
     }
 
     #[test]

@@ -118,7 +118,7 @@ pub async fn delete_of_device(tx: &WriteTx, user_id: &UserId, device_id: &Device
     .await
 }
 
-fn key_values(key: &ClientTransaction) -> [Value; 4] {
+pub(crate) fn key_values(key: &ClientTransaction) -> [Value; 4] {
     [
         key.user_id.as_str().into(),
         key.device_id.as_str().into(),

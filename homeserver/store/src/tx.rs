@@ -63,7 +63,7 @@ impl Insert<'_> {
 }
 
 /// The shards that are wanted, as `held`: their rows taken in the order of the shards.
-pub(crate) const HOLD_WANTED: &str = "held AS MATERIALIZED (SELECT s.shard, wanted.added FROM stream_shards s \
+const HOLD_WANTED: &str = "held AS MATERIALIZED (SELECT s.shard, wanted.added FROM stream_shards s \
     JOIN wanted ON wanted.shard = s.shard ORDER BY s.shard FOR UPDATE OF s)";
 const WANTED: &str = "held AS (SELECT shard, added FROM wanted)";
 

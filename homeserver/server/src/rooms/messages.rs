@@ -1,10 +1,10 @@
 //! Messages: events that are no state and redact nothing, which is what nearly all are.
 //!
-//! They are built on the rooms' states in memory, and whatever has queued, for whatever rooms, is appended by a single statement: to
+//! They are built on the rooms' states in memory, and whatever has queued, for whatever rooms, is appended by one call of the database: to
 //! those rooms whose state nobody has changed meanwhile. Messages of other replicas to the same room are no
 //! obstacle, they stand beside these in the room's graph. What cannot be appended so is left to the writers under the lock.
 //!
-//! Only where replicas share a database: SQLite has no such statement.
+//! Only where replicas share a database: SQLite has no functions.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -40,6 +40,7 @@ fn steps() -> Vec<Step> {
         step("m0015_event_relations", include_str!("m0015_event_relations.sql")),
         step("m0016_reports_and_openid", include_str!("m0016_reports_and_openid.sql")),
         step("m0017_presence", include_str!("m0017_presence.sql")),
+        postgres_step("m0018_append_messages", include_str!("m0018_append_messages.sql")),
     ]
 }
 
@@ -125,20 +126,28 @@ pub(crate) async fn compare_by_bytes(connection: &impl ConnectionTrait) -> Resul
     Ok(())
 }
 
-/// One step: statements that SQLite and PostgreSQL both take.
+/// One step: statements that SQLite and PostgreSQL both take, or that only PostgreSQL takes.
 ///
-/// Lines that begin with `--` are comments; every `;` elsewhere ends a statement.
+/// Of the former, lines that begin with `--` are comments; every `;` elsewhere ends a statement.
 struct Step {
     name: &'static str,
     statements: &'static str,
+    only_postgres: bool,
 }
 
 fn step(name: &'static str, statements: &'static str) -> Step {
-    Step { name, statements }
+    Step { name, statements, only_postgres: false }
+}
+
+fn postgres_step(name: &'static str, statements: &'static str) -> Step {
+    Step { name, statements, only_postgres: true }
 }
 
 impl Step {
     fn statements(&self) -> Vec<String> {
+        if self.only_postgres {
+            return vec![self.statements.to_owned()];
+        }
         let lines: Vec<&str> = self.statements.lines().filter(|line| !line.starts_with("--")).collect();
         let statements = lines.join("\n");
         let statements = statements.split(';').map(str::trim);
@@ -155,6 +164,9 @@ impl MigrationName for Step {
 #[async_trait::async_trait]
 impl MigrationTrait for Step {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        if self.only_postgres && manager.get_database_backend() != DbBackend::Postgres {
+            return Ok(());
+        }
         for statement in self.statements() {
             manager.get_connection().execute_unprepared(&statement).await?;
         }

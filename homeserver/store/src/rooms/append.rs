@@ -5,20 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use keystead_core::{
     pdu::{Pdu, SignedPdu},
     room::membership_of,
-    shard::Shard,
+    shard::{Shard, Shards},
 };
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomId,
     events::{TimelineEventType, room::member::MembershipState},
 };
-use sea_orm::{DbBackend, Value};
+use sea_orm::{
+    Value,
+    sea_query::ArrayType::{self, BigInt, SmallInt, String as Text},
+};
 
 use super::{RoomHead, relations};
 use crate::{
-    Error, Store, WriteTx, keys, rows,
-    streams::{self, UserChange},
+    Error, Store, WriteTx, keys, rows, streams,
     transactions::{self, ClientTransaction},
-    tx::{HOLD_WANTED, Insert},
+    tx::Insert,
 };
 
 /// What one transaction appends to the rooms of one shard.
@@ -109,14 +111,14 @@ impl Appended {
     }
 }
 
-/// Appends messages to rooms of any shards in a single statement that is a transaction of itself: to those rooms whose state has not
-/// changed since the position up to which they were `known`, where none of the transaction ids has been used and no session has ended
-/// since it was known to be good. To the others nothing is written.
+/// Appends messages to rooms of any shards by one call of a function in the database that is a transaction of itself: to those rooms whose
+/// state has not changed since the position up to which they were `known`, where none of the transaction ids has been used and no session
+/// has ended since it was known to be good. To the others nothing is written. The function is in `m0018_append_messages.sql`.
 ///
 /// Messages that other replicas have appended meanwhile are no obstacle: the new ones stand beside them in the room's graph, and
 /// the next event follows both.
 ///
-/// Only for PostgreSQL: SQLite has no such statement and no other replicas.
+/// Only for PostgreSQL: SQLite has no functions and no other replicas.
 ///
 /// # Errors
 /// [`Error::Conflict`] if a transaction id is used at the same time through another replica; the database's own.
@@ -131,64 +133,16 @@ pub async fn append_messages(
     }
     let mut counts: BTreeMap<Shard, i64> = BTreeMap::new();
     messages.iter().for_each(|message| *counts.entry(message.shard).or_default() += 1);
-    let mut values: Vec<Value> = Vec::new();
-    let mut given = |rows: Vec<Vec<Value>>| {
-        let (sql, mut more) = rows::rows(DbBackend::Postgres, values.len() + 1, rows);
-        values.append(&mut more);
-        sql
-    };
-    let wanted = given(counts.iter().map(|(shard, count)| vec![(*shard).into(), (*count).into()]).collect());
-    let heads = given(message_heads(&messages, known)?);
-    let events = messages.iter().map(|message| event_row(message.shard, message.after, message.event));
-    let events = given(events.collect());
-    let related: Vec<_> =
-        messages.iter().filter_map(|message| relations::row(&message.event.pdu, message.after)).collect();
-    // Most batches have none, and are spared the part of the statement.
-    let related = if related.is_empty() { None } else { Some(given(related)) };
-    let done = messages.into_iter().map(|Message { event, transaction, good_up_to, .. }| {
-        let home = store.shards().of_user(&transaction.user_id);
-        let done = vec![(transaction, event.pdu.event_id.to_string())];
-        let mut row = transactions::rows(done, now).pop().unwrap_or_default();
-        row.extend([event.pdu.room_id.as_str().into(), home.into(), good_up_to.unwrap_or(i64::MAX).into()]);
-        row
-    });
-    let done = given(done.collect());
-    let (transaction, event) = (transactions::COLUMNS.join(", "), EVENT.join(", "));
-    let relation = related.as_deref().map_or_else(String::new, insert_relations);
-    let sessions = UserChange::Sessions.as_str();
-    // Whoever appends to a shard holds its row until the commit. The statement waits for those, too, in the order of the shards as
-    // all do, and then finds the rooms as they were left, which is what the conditions on a row that is updated are about; all
-    // else is seen as of its beginning.
-    let sql = format!(
-        "WITH wanted (shard, added) AS MATERIALIZED ({wanted}), \
-         heads (shard, room_id, known, last, depth, consumed, tips) AS MATERIALIZED ({heads}), \
-         done ({transaction}, room_id, home, good_up_to) AS MATERIALIZED ({done}), \
-         {HOLD_WANTED}, \
-         moved AS (UPDATE stream_shards s SET position = s.position + held.added FROM held WHERE s.shard = held.shard \
-             RETURNING s.shard, s.position - held.added AS before), \
-         room AS (UPDATE rooms SET position = moved.before + heads.last, depth = GREATEST(rooms.depth, heads.depth), \
-             relations_position = CASE WHEN rooms.relations_position = rooms.position \
-                 THEN moved.before + heads.last ELSE rooms.relations_position END, \
-             extremities = (COALESCE((SELECT jsonb_agg(tip) FROM jsonb_array_elements_text(rooms.extremities::jsonb) AS now (tip) \
-                 WHERE NOT jsonb_exists(heads.consumed::jsonb, tip)), '[]') || heads.tips::jsonb)::text \
-             FROM heads JOIN moved ON moved.shard = heads.shard \
-             WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known AND NOT EXISTS ( \
-                 SELECT FROM done JOIN client_transactions t ON t.user_id = done.user_id \
-                 AND t.device_id = done.device_id AND t.kind = done.kind AND t.transaction_id = done.transaction_id \
-                 WHERE done.room_id = heads.room_id) AND NOT EXISTS ( \
-                 SELECT FROM done JOIN user_changes c ON c.shard = done.home AND c.user_id = done.user_id \
-                 AND c.kind = '{sessions}' AND c.position > done.good_up_to \
-                 WHERE done.room_id = heads.room_id) \
-             RETURNING rooms.room_id, moved.before), \
-         event AS (INSERT INTO events ({event}) \
-             SELECT e.shard, room.before + e.position, e.room_id, e.event_id, e.json, e.device_id, e.transaction_id \
-             FROM ({events}) AS e ({event}), room WHERE e.room_id = room.room_id), {relation}\
-         noted AS (INSERT INTO client_transactions ({transaction}) \
-             SELECT done.user_id, done.device_id, done.kind, done.transaction_id, done.result, done.created_ts \
-             FROM done, room WHERE done.room_id = room.room_id) \
-         SELECT moved.shard, moved.before, heads.room_id, room.room_id IS NOT NULL AS appended \
-             FROM moved JOIN heads ON heads.shard = moved.shard LEFT JOIN room ON room.room_id = heads.room_id"
-    );
+    let wanted = counts.iter().map(|(shard, count)| vec![(*shard).into(), (*count).into()]);
+    let related = messages.iter().filter_map(|message| relations::row(&message.event.pdu, message.after));
+    let mut values = rows::columns(WANTED, wanted.collect());
+    values.extend(rows::columns(MESSAGE_HEAD, message_heads(&messages, known)?));
+    values.extend(rows::columns(RELATION, related.collect()));
+    let messages = messages.into_iter().map(|message| message_row(store.shards(), message));
+    values.extend(rows::columns(MESSAGE, messages.collect()));
+    values.push(i64::from(now.0).into());
+    let places: Vec<String> = (1..=values.len()).map(|number| format!("${number}")).collect();
+    let sql = format!("SELECT shard, before, room_id, appended FROM append_messages({})", places.join(", "));
     let rows = match store.append_alone("append_messages", (&sql, &values)).await {
         // The connection was gone before the statement, as all are after a restart of the database; and if it was not, the
         // transaction ids tell.
@@ -210,14 +164,24 @@ pub async fn append_messages(
     Ok(appended)
 }
 
-/// The part of the statement of [`append_messages`] that notes the relationships of its messages.
-fn insert_relations(related: &str) -> String {
-    let columns = relations::COLUMNS.join(", ");
-    format!(
-        "relation AS (INSERT INTO event_relations ({columns}) \
-             SELECT r.room_id, room.before + r.position, r.parent_id, r.rel_type, r.event_type, r.sender, r.annotation \
-             FROM ({related}) AS r ({columns}), room WHERE r.room_id = room.room_id), "
-    )
+const WANTED: &[ArrayType] = &[SmallInt, BigInt];
+const MESSAGE_HEAD: &[ArrayType] = &[SmallInt, Text, BigInt, BigInt, BigInt, Text, Text];
+const RELATION: &[ArrayType] = &[Text, BigInt, Text, Text, Text, Text, Text];
+const MESSAGE: &[ArrayType] = &[SmallInt, BigInt, Text, Text, Text, Text, Text, Text, Text, SmallInt, BigInt];
+
+fn message_row(shards: Shards, message: Message<'_>) -> Vec<Value> {
+    let Message { shard, after, event, transaction, good_up_to } = message;
+    let home = shards.of_user(&transaction.user_id);
+    let mut row = vec![
+        shard.into(),
+        after.into(),
+        event.pdu.room_id.as_str().into(),
+        event.pdu.event_id.as_str().into(),
+        event.json.as_str().into(),
+    ];
+    row.extend(transactions::key_values(&transaction));
+    row.extend([home.into(), good_up_to.unwrap_or(i64::MAX).into()]);
+    row
 }
 
 /// What appending does to where the rooms stand: up to which position each must not have changed, the last event's position,
