@@ -5,6 +5,8 @@
 
 SET synchronous_commit = off;
 SET maintenance_work_mem = '1GB';
+-- Workers would share that memory, of which a container has little.
+SET max_parallel_maintenance_workers = 0;
 
 CREATE FUNCTION pg_temp.long_id(sigil text, seed text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
   SELECT sigil || rtrim(translate(encode(sha256(convert_to(seed, 'UTF8')), 'base64'), '+/', '-_'), '=')
