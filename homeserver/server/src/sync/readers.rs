@@ -43,7 +43,7 @@ use crate::{http::error::ApiError, push_rules, streams::Item};
 
 /// The account data that names the users whom a reader ignores.
 const IGNORED_USER_LIST: &str = "m.ignored_user_list";
-/// How far back events are counted: a number beyond it tells a person nothing more.
+/// How far back events are counted, and the greatest number that is told: one beyond it tells a person nothing more.
 pub(crate) const COUNTED_EVENTS: u64 = 100;
 /// How many rooms' unread events are in memory at once.
 const ROOMS_COUNTED_AT_ONCE: usize = 50;
@@ -97,9 +97,11 @@ impl Tally {
 
 impl From<Tally> for UnreadNotificationsCount {
     fn from(tally: Tally) -> Self {
+        // Who followed the events one by one has counted on; who comes anew counts the newest. Both are told the same.
+        let told = |counted: u32| UInt::new_saturating(u64::from(counted).min(COUNTED_EVENTS));
         let mut count = Self::new();
-        count.notification_count = Some(UInt::from(tally.notifications));
-        count.highlight_count = Some(UInt::from(tally.highlights));
+        count.notification_count = Some(told(tally.notifications));
+        count.highlight_count = Some(told(tally.highlights));
         count
     }
 }
