@@ -30,12 +30,13 @@ pub(super) async fn sync_events(
         None => Arc::default(),
         Some(sync_events::Filter::FilterDefinition(filter)) => Arc::new(filter),
         Some(sync_events::Filter::FilterId(id)) => {
-            let filter = filter::find(&ctx.app, &ctx.requester.user_id, &id).await?;
+            let filter = Box::pin(filter::find(&ctx.app, &ctx.requester.user_id, &id)).await?;
             filter.ok_or_else(|| ApiError::invalid_param("filter: there is no filter of that id"))?
         }
         Some(_) => return Err(ApiError::invalid_param("filter: neither a filter nor the id of one")),
     };
-    presence::note_sync(&ctx.app, &ctx.requester.user_id, &request.set_presence).await?;
+    // Boxed, as the filter is: a long-poll does not keep the room for what is done before it waits.
+    Box::pin(presence::note_sync(&ctx.app, &ctx.requester.user_id, &request.set_presence)).await?;
     let own_shard = ctx.app.tail.shards().of_user(&ctx.requester.user_id);
     let since = since.map(|since| ctx.app.restores.lost.settle(since, own_shard));
     let request = SyncRequest {

@@ -330,10 +330,11 @@ impl Call {
     /// Who asks. What was committed before the request came is seen first, so a session that another replica ended
     /// is refused here at once.
     async fn requester<Auth: Authenticate>(&self) -> Result<Auth::Requester, ApiError> {
+        // Boxed: while the handler runs, and that may be a long-poll, it would keep the room for this.
         if self.fence && Auth::KIND != AuthKind::None {
-            self.app.fence().await?;
+            Box::pin(self.app.fence()).await?;
         }
-        Auth::authenticate(&self.app, &self.request, &self.client).await
+        Box::pin(Auth::authenticate(&self.app, &self.request, &self.client)).await
     }
 
     /// Slows down who calls an endpoint that the specification calls rate-limited too often.

@@ -101,12 +101,13 @@ async fn answer(
     let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
     let user_id = request.session.user_id.clone();
     let waiter = app.tail.wait(&user_id);
-    reach(app, &user_id, request.since.as_ref()).await?;
+    // Boxed, as all that is done besides waiting: thousands wait, and each would keep the room for it.
+    Box::pin(reach(app, &user_id, request.since.as_ref())).await?;
     loop {
         // News that comes from here on ends the wait below.
         let news = waiter.news();
-        let sync = Sync::begin(app, &request).await?;
-        let (response, is_news) = sync.run().await?;
+        let sync = Box::pin(Sync::begin(app, &request)).await?;
+        let (response, is_news) = Box::pin(sync.run()).await?;
         let Some(since) = request.since.as_ref().filter(|_| !is_news && !request.full_state) else {
             return Ok(response);
         };
@@ -126,7 +127,7 @@ async fn answer(
             return Ok(response);
         }
         // The news may be that the session has ended, through whichever replica.
-        sessions::check_again(app, &request.session).await?;
+        Box::pin(sessions::check_again(app, &request.session)).await?;
         request.since = Some(since);
     }
 }
