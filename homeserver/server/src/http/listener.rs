@@ -9,15 +9,16 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 use http::Request;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::graceful::{GracefulShutdown, Watcher},
 };
 use openssl::ssl::{Ssl, SslAcceptor};
 use tokio::{
@@ -31,7 +32,7 @@ use tracing::{debug, warn};
 use crate::{
     config::{Settings, limits::LimitSettings},
     http::{
-        deadlines::Deadlines,
+        client_stream::{ClientStream, Protocol},
         service::Service,
         tls::{self, TlsError},
     },
@@ -111,7 +112,8 @@ struct Server {
     handshake_timeout: Duration,
     header_timeout: Duration,
     write_timeout: Duration,
-    http: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
 }
 
 impl Server {
@@ -122,7 +124,8 @@ impl Server {
             handshake_timeout: limits.handshake_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
-            http: http_builder(limits),
+            http1: http1_builder(limits),
+            http2: http2_builder(limits),
             tls,
             service,
         }
@@ -186,25 +189,46 @@ impl Server {
         peer: IpAddr,
         watcher: Watcher,
     ) {
-        let service = self.service.clone();
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(service.answer(request, peer).await) }
-        });
-        let stream = TokioIo::new(Deadlines::new(stream, self.header_timeout, self.write_timeout));
-        let connection = self.http.serve_connection(stream, answer).into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        let began = tokio::select! {
+            began = ClientStream::begin(stream, self.header_timeout, self.write_timeout) => began,
+            () = self.service.app().shutdown.draining() => return,
+        };
+        let ended = match began {
+            Ok((protocol, stream)) => {
+                self.serve_http(protocol, stream, peer, watcher).await.map_err(io::Error::other)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
             self.service.app().metrics.connection_error(ConnectionError::Http);
             debug!(client.address = %peer, error = %error, "a connection ended with an error");
+        }
+    }
+
+    async fn serve_http(
+        &self,
+        protocol: Protocol,
+        stream: ClientStream<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
+        peer: IpAddr,
+        watcher: Watcher,
+    ) -> hyper::Result<()> {
+        let service = self.service.clone();
+        let answer = service_fn(move |request: Request<Incoming>| {
+            service.answer(request, peer).map(Ok::<_, Infallible>)
+        });
+        let stream = TokioIo::new(stream);
+        match protocol {
+            Protocol::Http1 => watcher.watch(self.http1.serve_connection(stream, answer)).await,
+            // Boxed: it is twice as large as the other, which most connections are.
+            Protocol::Http2 => Box::pin(watcher.watch(self.http2.serve_connection(stream, answer))).await,
         }
     }
 }
 
 /// Without a timer hyper would silently have no time-outs.
-fn http_builder(limits: &LimitSettings) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn http1_builder(limits: &LimitSettings) -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
         // Counts while a connection waits for its next request, too: it is the idle time-out of HTTP/1.1.
         .header_read_timeout(limits.header_timeout)
@@ -212,7 +236,11 @@ fn http_builder(limits: &LimitSettings) -> auto::Builder<TokioExecutor> {
         .max_buf_size(limits.max_header_bytes)
         .keep_alive(true);
     builder
-        .http2()
+}
+
+fn http2_builder(limits: &LimitSettings) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .keep_alive_interval(limits.idle_timeout)
         .keep_alive_timeout(limits.header_timeout)

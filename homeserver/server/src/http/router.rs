@@ -1,9 +1,9 @@
 //! The table of endpoints: paths and methods come from the request types, one line an endpoint.
 
-use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, future::Future, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request};
 use keystead_core::json::{JsonRefusal, is_too_deep};
 use percent_encoding::percent_decode_str;
 use ruma::{
@@ -17,10 +17,11 @@ use crate::{
     context::Ctx,
     http::{
         auth::{AuthKind, Authenticate},
-        body::{Body, IncomingBody},
+        body::IncomingBody,
         client_address::Client,
         error::ApiError,
         reply::Reply,
+        service::Answering,
     },
     rate_limits::Limit,
 };
@@ -304,15 +305,15 @@ impl Endpoint {
     /// # Errors
     ///
     /// Whatever the endpoint refuses with.
-    pub async fn answer(
+    pub fn answer(
         &self,
         app: Arc<App>,
         (request, body): (Request<Bytes>, Option<IncomingBody>),
         path_args: Vec<String>,
         client: Client,
-    ) -> Result<Response<Body>, ApiError> {
+    ) -> Answering {
         let fence = self.options.fence || (self.options.long_poll && !asks_to_wait(request.uri().query()));
-        self.handler.handle(Call { app, request, body, path_args, client, fence }).await
+        self.handler.handle(Call { app, request, body, path_args, client, fence })
     }
 }
 
@@ -330,11 +331,10 @@ impl Call {
     /// Who asks. What was committed before the request came is seen first, so a session that another replica ended
     /// is refused here at once.
     async fn requester<Auth: Authenticate>(&self) -> Result<Auth::Requester, ApiError> {
-        // Boxed: while the handler runs, and that may be a long-poll, it would keep the room for this.
         if self.fence && Auth::KIND != AuthKind::None {
-            Box::pin(self.app.fence()).await?;
+            self.app.fence().await?;
         }
-        Box::pin(Auth::authenticate(&self.app, &self.request, &self.client)).await
+        Auth::authenticate(&self.app, &self.request, &self.client).await
     }
 
     /// Slows down who calls an endpoint that the specification calls rate-limited too often.
@@ -373,10 +373,8 @@ impl Call {
     }
 }
 
-type HandleFuture<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send + 'a>>;
-
 trait Handle: Send + Sync {
-    fn handle(&self, call: Call) -> HandleFuture<'_>;
+    fn handle(&self, call: Call) -> Answering;
 }
 
 /// A handler whose request type is ruma's.
@@ -392,13 +390,15 @@ where
     Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
     Rep: Reply + 'static,
 {
-    fn handle(&self, call: Call) -> HandleFuture<'_> {
-        Box::pin(async move {
+    fn handle(&self, call: Call) -> Answering {
+        let handler = Arc::clone(&self.handler);
+        // Boxed each: while the handler runs, and that may be a long-poll, it would keep the room for what was done before.
+        let opened = Box::pin(async move {
             let requester = call.requester::<Req::Authentication>().await?;
             call.limit::<Req>(&requester)?;
-            let ctx = call.ctx(requester);
-            (self.handler)(ctx, call.read()?).await?.into_response()
-        })
+            Ok::<_, ApiError>(Box::pin(handler(call.ctx(requester), call.read()?)))
+        });
+        Box::pin(async move { opened.await?.await?.into_response() })
     }
 }
 
@@ -416,14 +416,15 @@ where
     Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
     Rep: Reply + 'static,
 {
-    fn handle(&self, mut call: Call) -> HandleFuture<'_> {
+    fn handle(&self, mut call: Call) -> Answering {
+        let handler = Arc::clone(&self.handler);
         Box::pin(async move {
             let requester = call.requester::<Req::Authentication>().await?;
             call.limit::<Req>(&requester)?;
             let ctx = call.ctx(requester);
             let body = call.body.take().ok_or_else(|| ApiError::internal("The body was read already"))?;
             let (method, headers) = (call.request.method().clone(), call.request.headers().clone());
-            (self.handler)(ctx, call.read()?, Streaming { method, headers, body }).await?.into_response()
+            handler(ctx, call.read()?, Streaming { method, headers, body }).await?.into_response()
         })
     }
 }
@@ -461,7 +462,8 @@ where
     Fut: Future<Output = Result<Rep, ApiError>> + Send + 'static,
     Rep: Reply + 'static,
 {
-    fn handle(&self, call: Call) -> HandleFuture<'_> {
+    fn handle(&self, call: Call) -> Answering {
+        let handler = Arc::clone(&self.handler);
         Box::pin(async move {
             let requester = call.requester::<Auth>().await?;
             let ctx = call.ctx(requester);
@@ -470,7 +472,7 @@ where
                 path: call.path_args,
                 body: call.request.into_body(),
             };
-            (self.handler)(ctx, request).await?.into_response()
+            handler(ctx, request).await?.into_response()
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The walk of one request: find the endpoint, read the body, run the handler, write the log line.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{future::ready, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Version, header};
@@ -21,6 +21,7 @@ use crate::{
         router::{Endpoint, Found, Router},
     },
     telemetry::{
+        metrics::Counted,
         request::{self, RequestRecord},
         traces::Answered,
     },
@@ -28,6 +29,20 @@ use crate::{
 
 /// The label of requests that lead to no endpoint, in metrics and in the access log.
 pub const NO_ROUTE: &str = "none";
+
+/// What becomes of a request.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send>>;
+
+/// What is written down of a request when it is answered.
+struct Exchange {
+    started: Instant,
+    method: Method,
+    version: Version,
+    route: &'static str,
+    client: Client,
+    record: Arc<RequestRecord>,
+    _in_flight: Counted,
+}
 
 /// Answers requests; shared by all connections.
 #[derive(Clone)]
@@ -49,31 +64,43 @@ impl Service {
         &self.app
     }
 
-    /// Answers one request that came in over a connection from `peer`.
-    pub async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
-        let started = Instant::now();
-        let _in_flight = self.app.metrics.request_begins();
+    /// Answers one request that came in over a connection from `peer`. What is done at once is not part of the future:
+    /// thousands of long-polls wait, and each would keep the room for it.
+    pub fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let (started, in_flight) = (Instant::now(), self.app.metrics.request_begins());
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let (method, version) = (request.method().clone(), request.version());
         let trace = self.app.traces.begin(request.headers(), self.app.clock.now());
         let record = Arc::new(RequestRecord::new(trace));
-        let (route, response) = self.route(request, client.clone(), &record).await;
+        let (route, answering) = self.route(request, client.clone(), &record);
+        let exchange = Exchange { started, method, version, route, client, record, _in_flight: in_flight };
+        let service = self.clone();
+        async move { service.complete(&exchange, answering.await) }
+    }
+
+    /// Writes down what became of a request.
+    fn complete(&self, exchange: &Exchange, answer: Result<Response<Body>, ApiError>) -> Response<Body> {
+        let Exchange { started, method, version, route, client, record, _in_flight } = exchange;
         let mut response =
-            response.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
+            answer.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
         cors::allow_any_origin(response.headers_mut());
         let took = started.elapsed();
-        self.app.metrics.http_request(route, &method, response.status(), took);
-        access_log::write(&self.app.metrics, &method, route, &client, &response, &record, took);
+        self.app.metrics.http_request(route, method, response.status(), took);
+        access_log::write(&self.app.metrics, method, route, client, &response, record, took);
         if let Some(trace) = record.trace() {
             let report = response.extensions().get::<ErrorReport>();
             let errcode = report.and_then(|report| report.errcode.as_ref()).map(ErrorCode::as_str);
-            trace.end(&Answered { method: &method, route, status: response.status(), errcode });
+            trace.end(&Answered { method, route, status: response.status(), errcode });
         }
-        if self.app.shutdown.is_leaving() && version <= Version::HTTP_11 {
+        if self.app.shutdown.is_leaving() && *version <= Version::HTTP_11 {
             // The client's next request comes over a new connection, which the load balancer gives to another replica.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        finish(&method, response)
+        finish(method, response)
     }
 
     /// "The error MUST include an `admin_contact` field": whoever runs the server has to make room.
@@ -87,66 +114,84 @@ impl Service {
         error.with("admin_contact", settings.support.contact(&settings.server.public_base_url))
     }
 
-    async fn route(
+    /// The label of the endpoint that a request leads to, and its answer.
+    fn route(
         &self,
         request: Request<Incoming>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> (&'static str, Result<Response<Body>, ApiError>) {
-        if request.method() == Method::OPTIONS {
-            return (NO_ROUTE, Ok(cors::preflight()));
-        }
-        match self.router.find(request.method(), request.uri().path()) {
+    ) -> (&'static str, Answering) {
+        let refused = match self.router.find(request.method(), request.uri().path()) {
+            _ if request.method() == Method::OPTIONS => Ok(cors::preflight()),
             Found::Endpoint(endpoint, args) => {
-                let template = endpoint.template;
-                (template, self.call(endpoint, request, args, client, record).await)
+                return (endpoint.template, self.call(endpoint, request, args, client, record));
             }
-            Found::OtherMethods(methods) => (NO_ROUTE, Ok(other_methods(&methods))),
-            Found::Nothing => (NO_ROUTE, Err(ApiError::unrecognized())),
+            Found::OtherMethods(methods) => Ok(other_methods(&methods)),
+            Found::Nothing => Err(ApiError::unrecognized()),
             Found::BadEncoding => {
-                let text = "A parameter of the path is not valid percent-encoded UTF-8";
-                (NO_ROUTE, Err(ApiError::invalid_param(text)))
+                Err(ApiError::invalid_param("A parameter of the path is not valid percent-encoded UTF-8"))
             }
-        }
+        };
+        (NO_ROUTE, Box::pin(ready(refused)))
     }
 
-    /// Runs the endpoint in a task of its own, so that a panic ends that task only and a write whose client hung up
+    /// Reads the body and runs the endpoint in a task of its own, so that a panic ends that task only and a write whose client hung up
     /// still finishes; a long-poll ends with its client.
-    async fn call(
+    fn call(
         &self,
         endpoint: Arc<Endpoint>,
         request: Request<Incoming>,
         args: Vec<String>,
         client: Client,
         record: &Arc<RequestRecord>,
-    ) -> Result<Response<Body>, ApiError> {
+    ) -> Answering {
         let limits = &self.app.settings.limits;
-        let (parts, incoming) = request.into_parts();
         let limit = endpoint.options.body_limit.unwrap_or(limits.max_body_bytes);
-        let (bytes, stream) = if endpoint.is_streaming() {
-            (Bytes::new(), Some(IncomingBody::new(&parts.headers, incoming, limits.body_timeout)))
-        } else {
-            (body::read(&parts.headers, incoming, limit, limits.body_timeout).await?, None)
-        };
-        let request = Request::from_parts(parts, bytes);
-
         let long_poll = endpoint.options.long_poll;
-        let app = Arc::clone(&self.app);
-        let noted = Arc::clone(record);
-        let task = self.app.shutdown.tasks().spawn(request::scope(Arc::clone(record), async move {
-            let (answer, stats) =
-                with_query_stats(endpoint.answer(app, (request, stream), args, client)).await;
-            noted.set_database(stats);
-            answer
-        }));
-        let ended = if long_poll { AbortOnDropHandle::new(task).await } else { task.await };
-        ended.unwrap_or_else(|failure| {
-            if failure.is_panic() {
-                self.app.metrics.handler_panicked();
-            }
-            Err(ApiError::internal(failure))
+        let read = Box::pin(read(request, endpoint.is_streaming(), limit, limits.body_timeout));
+        let (service, record) = (self.clone(), Arc::clone(record));
+        Box::pin(async move {
+            let request = read.await?;
+            let answer = endpoint.answer(Arc::clone(&service.app), request, args, client);
+            let task = service.app.shutdown.tasks().spawn(answer_noting(answer, record));
+            let ended = if long_poll { AbortOnDropHandle::new(task).await } else { task.await };
+            ended.unwrap_or_else(|failure| {
+                if failure.is_panic() {
+                    service.app.metrics.handler_panicked();
+                }
+                Err(ApiError::internal(failure))
+            })
         })
     }
+}
+
+/// Reads the body of a request; leaves it to the endpoint if that reads it itself.
+async fn read(
+    request: Request<Incoming>,
+    is_streaming: bool,
+    limit: usize,
+    timeout: Duration,
+) -> Result<(Request<Bytes>, Option<IncomingBody>), ApiError> {
+    let (parts, incoming) = request.into_parts();
+    let (bytes, stream) = if is_streaming {
+        (Bytes::new(), Some(IncomingBody::new(&parts.headers, incoming, timeout)))
+    } else {
+        (body::read(&parts.headers, incoming, limit, timeout).await?, None)
+    };
+    Ok((Request::from_parts(parts, bytes), stream))
+}
+
+/// Runs an endpoint; notes in the request's record what it asks of the database.
+fn answer_noting(
+    answer: Answering,
+    record: Arc<RequestRecord>,
+) -> impl Future<Output = Result<Response<Body>, ApiError>> {
+    let noted = Arc::clone(&record);
+    request::scope(record, async move {
+        let (answer, stats) = with_query_stats(answer).await;
+        noted.set_database(stats);
+        answer
+    })
 }
 
 fn other_methods(methods: &[String]) -> Response<Body> {

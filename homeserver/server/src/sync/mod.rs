@@ -80,12 +80,12 @@ struct Sync<'a> {
     now: MilliSecondsSinceUnixEpoch,
 }
 
-/// Answers a sync: at once if there is news, or when there is, or when the time is up.
+/// Answers a sync: at once if there is news, or when there is, or when the time is up. `request.since` moves on with what is seen meanwhile.
 ///
 /// # Errors
 /// 400 `M_INVALID_PARAM` for a token of the future; 401 `M_UNKNOWN_TOKEN` if the session ends during the wait; whatever the
 /// database's errors become.
-pub async fn sync(app: &App, request: SyncRequest) -> Result<sync_events::Response, ApiError> {
+pub async fn sync(app: &App, request: &mut SyncRequest) -> Result<sync_events::Response, ApiError> {
     let (begun, is_initial, mut waited) = (Instant::now(), request.since.is_none(), Duration::ZERO);
     let answer = answer(app, request, &mut waited).await;
     app.metrics.sync(is_initial, begun.elapsed().saturating_sub(waited));
@@ -95,26 +95,22 @@ pub async fn sync(app: &App, request: SyncRequest) -> Result<sync_events::Respon
 /// Answers a sync; adds to `waited` the time in which there was nothing to do for it.
 async fn answer(
     app: &App,
-    mut request: SyncRequest,
+    request: &mut SyncRequest,
     waited: &mut Duration,
 ) -> Result<sync_events::Response, ApiError> {
     let deadline = Instant::now() + request.timeout.min(LONGEST_WAIT);
-    let user_id = request.session.user_id.clone();
-    let waiter = app.tail.wait(&user_id);
+    let waiter = app.tail.wait(&request.session.user_id);
     // Boxed, as all that is done besides waiting: thousands wait, and each would keep the room for it.
-    Box::pin(reach(app, &user_id, request.since.as_ref())).await?;
+    Box::pin(reach(app, &request.session.user_id, request.since.as_ref())).await?;
     loop {
         // News that comes from here on ends the wait below.
         let news = waiter.news();
-        let sync = Box::pin(Sync::begin(app, &request)).await?;
-        let (response, is_news) = Box::pin(sync.run()).await?;
-        let Some(since) = request.since.as_ref().filter(|_| !is_news && !request.full_state) else {
+        let Pass { response, is_news, upto } = Box::pin(pass(app, request)).await?;
+        let Some(since) = request.since.as_mut().filter(|_| !is_news && !request.full_state) else {
             return Ok(response);
         };
         // The next pass need not look again at what this one has seen.
-        let since = SyncToken { typing: since.typing.clone(), ..sync.upto };
-        // What was known of the rooms may change while nobody holds on to it.
-        drop(sync.rooms);
+        (since.rooms, since.user) = (upto.rooms, upto.user);
         let (waiting, began) = (app.metrics.sync_waits(), Instant::now());
         let has_ended = tokio::select! {
             () = news => false,
@@ -128,8 +124,22 @@ async fn answer(
         }
         // The news may be that the session has ended, through whichever replica.
         Box::pin(sessions::check_again(app, &request.session)).await?;
-        request.since = Some(since);
     }
+}
+
+/// What one pass came to.
+struct Pass {
+    response: sync_events::Response,
+    /// Whether there is anything in the response that a client waits for.
+    is_news: bool,
+    upto: SyncToken,
+}
+
+/// One pass. What it knows of the rooms is let go at its end: it may change while nobody holds on to it.
+async fn pass(app: &App, request: &SyncRequest) -> Result<Pass, ApiError> {
+    let sync = Sync::begin(app, request).await?;
+    let (response, is_news) = sync.run().await?;
+    Ok(Pass { response, is_news, upto: sync.upto })
 }
 
 /// Waits until this replica has read as far as the one that gave out the token.

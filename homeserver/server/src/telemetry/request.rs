@@ -20,20 +20,20 @@ tokio::task_local! {
 pub struct RequestRecord {
     requester: OnceLock<OwnedUserId>,
     database: OnceLock<QueryStats>,
-    trace: Option<RequestTrace>,
+    trace: Option<Box<RequestTrace>>,
 }
 
 impl RequestRecord {
     /// A record of a request that may be traced.
     #[must_use]
     pub fn new(trace: Option<RequestTrace>) -> Self {
-        Self { trace, ..Self::default() }
+        Self { trace: trace.map(Box::new), ..Self::default() }
     }
 
     /// Its trace, if it is traced.
     #[must_use]
     pub fn trace(&self) -> Option<&RequestTrace> {
-        self.trace.as_ref()
+        self.trace.as_deref()
     }
 
     /// The user who asked, once known.
