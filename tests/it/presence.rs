@@ -62,11 +62,40 @@ async fn who_shares_a_room_sees_who_comes_and_goes_through_any_replica() {
     let seen = bobs.until("presence", |answer| presence_of(answer, &alice).pop()).await;
     assert_eq!(seen["presence"], "offline");
 
-    // Who comes into a room is shown to those who are there.
+    // Who comes into a room is shown to those who are there, and sees them.
     eve.put(&status(&eve), json!({ "presence": "online", "status_msg": "new" })).await.ok();
+    let mut eves = eve.syncing();
+    eves.next(0).await;
     eve.join(&room).await;
     let seen = bobs.until("presence", |answer| presence_of(answer, &eve).pop()).await;
     assert_eq!(seen["status_msg"], "new");
+    let seen = eves.until("presence", |answer| presence_of(answer, &bob).pop()).await;
+    assert_eq!(seen["presence"], "online");
+}
+
+#[tokio::test]
+async fn what_was_seen_of_others_while_away_is_told_after_a_restart_too() {
+    let cluster = cluster().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = alice.create_public_room().await;
+    bob.join(&room).await;
+    let before = bob.sync_once(None).await["next_batch"].as_str().unwrap().to_owned();
+    alice.put(&status(&alice), json!({ "presence": "unavailable", "status_msg": "lunch" })).await.ok();
+    assert_eq!(presence_of(&bob.sync_once(Some(&before)).await, &alice)[0]["status_msg"], "lunch");
+    // The replica remembers nothing of it.
+    cluster.kill(0);
+    cluster.restart(0).await;
+    assert_eq!(presence_of(&bob.at(0).sync_once(Some(&before)).await, &alice)[0]["status_msg"], "lunch");
+}
+
+#[tokio::test]
+async fn what_a_user_does_is_no_news_to_the_same_user() {
+    let cluster = cluster().await;
+    let alice = cluster.user("alice").await;
+    let before =
+        alice.get("/sync?set_presence=offline").await.ok()["next_batch"].as_str().unwrap().to_owned();
+    alice.put(&status(&alice), json!({ "presence": "unavailable", "status_msg": "lunch" })).await.ok();
+    assert_eq!(presence_of(&alice.sync_once(Some(&before)).await, &alice), [Value::Null; 0]);
 }
 
 #[tokio::test]

@@ -221,12 +221,12 @@ impl Sync<'_> {
     /// Whose devices the client has to ask for again, and whose it need not follow any longer.
     pub(super) async fn device_lists(
         &self,
-        changes: &mut Changes,
+        lists: DeviceLists,
         response: &mut Response,
     ) -> Result<(), ApiError> {
         let Some(since) = self.request.since.as_ref() else { return Ok(()) };
         let user_id = self.user_id();
-        let delta = match std::mem::take(&mut changes.device_lists) {
+        let delta = match lists {
             DeviceLists::Known(delta) => delta,
             DeviceLists::Unknown => {
                 let delta = |tx| async move { keys::device_list_delta(&tx, user_id, since).await };

@@ -220,9 +220,9 @@ impl<'a> Sync<'a> {
                 _ => {}
             }
         }
-        self.device_lists(&mut changes, &mut response).await?;
-        self.key_counts(&mut response).await?;
         response.presence.events = self.presence(&changes).await?;
+        self.device_lists(changes.device_lists, &mut response).await?;
+        self.key_counts(&mut response).await?;
         let is_news = changes.own_account_changed
             || !response.rooms.is_empty()
             || !response.account_data.is_empty()

@@ -33,7 +33,7 @@ struct Content<'a> {
 }
 
 impl Sync<'_> {
-    /// The presence of those of whom there is news, as it is now; on a first sync, of all who are there.
+    /// The presence of others of whom there is news, as it is now; on a first sync, of all who are there.
     pub(super) async fn presence(&self, changes: &Changes) -> Result<Vec<Raw<PresenceEvent>>, ApiError> {
         if !self.app.settings.presence.enabled {
             return Ok(Vec::new());
@@ -54,7 +54,11 @@ impl Sync<'_> {
             .read_one("sync_presence", |tx| async move { presence::visible(&tx, user_id, wanted).await });
         let mut events = Vec::new();
         for presence in read.await? {
-            let is_wanted = !(is_initial && presence.state == PresenceState::Offline);
+            let is_wanted = if is_initial {
+                presence.state != PresenceState::Offline
+            } else {
+                presence.user_id != *user_id
+            };
             if is_wanted && !self.ignored.contains_key(&presence.user_id) {
                 events.extend(self.presence_event(&presence)?);
             }
