@@ -54,9 +54,8 @@ impl TransactionError for BatchError {
     }
 }
 
-/// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned.
-pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) -> Vec<Queued> {
-    let (writes, postponed) = postpone_repeated(queued);
+/// Writes a batch and answers everybody in it.
+pub(super) async fn write(context: &Context, shard: Shard, writes: Vec<Queued>) {
     // What is missing in memory would be read while the shard is held. The answer may be late, or not come: then it is.
     let _ = tokio::time::timeout(SIGHT, context.tail.caught_up(shard)).await;
     // Read before the states are: they may be newer, never older.
@@ -64,7 +63,6 @@ pub(super) async fn write(context: &Context, shard: Shard, queued: Vec<Queued>) 
     let (writes, known) = load_states(context, writes).await;
     let known = Ground { position, ..known };
     commit(context, shard, writes, &known).await;
-    postponed
 }
 
 /// Writes a batch in one transaction. If the database refuses it for what one of the writes says, each is tried alone, so
@@ -101,14 +99,6 @@ async fn commit(context: &Context, shard: Shard, mut writes: Vec<Queued>, known:
 /// Whether to ask if a write was done before: it may have been, or it makes no event now, so that no insert would find out.
 fn may_have_been_done((write, built): (&Queued, &Result<Vec<SignedPdu>, Refusal>)) -> bool {
     write.may_be_done || write.transaction.is_some() && built.as_ref().map_or(true, Vec::is_empty)
-}
-
-/// A transaction id that stands twice in a batch waits for the next one, which finds it done.
-pub(super) fn postpone_repeated(queued: Vec<Queued>) -> (Vec<Queued>, Vec<Queued>) {
-    let mut seen: HashSet<ClientTransaction> = HashSet::new();
-    queued
-        .into_iter()
-        .partition(|write| write.transaction.as_ref().is_none_or(|key| seen.insert(key.clone())))
 }
 
 /// The states that the writes build on. Writes to rooms that the server does not know, or cannot read, are answered here.
@@ -360,5 +350,8 @@ fn publish(context: &Context, shard: Shard, writes: Vec<Queued>, committed: Comm
 
 pub(super) fn answer(write: Queued, result: Result<Written, WriteError>) {
     // Whoever asked may have gone; what was written stays written.
+    for copy in write.copies {
+        let _ = copy.send(result.clone());
+    }
     let _ = write.answer.send(result);
 }

@@ -21,7 +21,7 @@ use ruma::{OwnedRoomId, events::TimelineEventType};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    batch::{answer, no_time, postpone_repeated},
+    batch::{answer, no_time},
     placement::build,
     writer::{Context, Queued, Target, Write, WriteError, Written},
 };
@@ -40,21 +40,14 @@ pub(super) fn is_message(write: &Write) -> bool {
     matches!(drafts.as_slice(), [draft] if draft.state_key.is_none() && !is_redaction(draft))
 }
 
-/// Writes a batch and answers everybody in it, but for those who have to wait for the next one, which are returned, and for those
-/// who are given to `writers`, by shard, which write under the lock.
-pub(super) async fn write(
-    context: &Context,
-    writers: &[mpsc::Sender<Queued>],
-    queued: Vec<Queued>,
-) -> Vec<Queued> {
-    let (writes, postponed) = postpone_repeated(queued);
+/// Writes a batch and answers everybody in it, but for those who are given to `writers`, by shard, which write under the lock.
+pub(super) async fn write(context: &Context, writers: &[mpsc::Sender<Queued>], writes: Vec<Queued>) {
     let began = Instant::now();
     Batch { context, writers }.append(writes).await;
     // Others write as well: what queues for a while makes a larger batch, and costs the database, which all wait for, less.
     if context.tail.lag() > 0 {
         tokio::time::sleep(began.elapsed().min(LONGEST_REST)).await;
     }
-    postponed
 }
 
 struct Batch<'a> {

@@ -2,6 +2,7 @@
 //! where replicas share a database one more, for all shards, appends messages without it, or a few that divide the shards among them.
 
 use std::{
+    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -85,7 +86,7 @@ pub struct Written {
 }
 
 /// Why a write did not take place.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
     /// The room's rules refuse it.
     #[error("the room refuses the event")]
@@ -135,6 +136,8 @@ pub(super) struct Queued {
     /// Whether the transaction may have been done before, for all that is known.
     pub(super) may_be_done: bool,
     pub(super) answer: oneshot::Sender<Result<Written, WriteError>>,
+    /// Who asked for the same transaction at the same time: they get the same answer.
+    pub(super) copies: Vec<oneshot::Sender<Result<Written, WriteError>>>,
 }
 
 /// Told of each batch: how many writes and events one transaction took.
@@ -245,6 +248,7 @@ impl Writer {
             now,
             may_be_done: false,
             answer,
+            copies: Vec::new(),
         })
     }
 }
@@ -281,26 +285,37 @@ fn start_messages(context: &Arc<Context>, writers: &[mpsc::Sender<Queued>]) -> m
     })
 }
 
-/// Starts a task that gives what has queued to `write`, again and again. What that returns is given to it once more.
+/// Starts a task that gives what has queued to `write`, again and again.
 fn start_task<F>(
     capacity: usize,
     mut write: impl FnMut(Vec<Queued>) -> F + Send + 'static,
 ) -> mpsc::Sender<Queued>
 where
-    F: Future<Output = Vec<Queued>> + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let (queue, mut writes) = mpsc::channel(capacity);
     tokio::spawn(async move {
-        let mut waiting = Vec::new();
-        while !waiting.is_empty() || writes.recv_many(&mut waiting, BATCH).await > 0 {
+        let mut batch = Vec::new();
+        while writes.recv_many(&mut batch, BATCH).await > 0 {
             // A panic ends one batch, not the task.
-            match tokio::spawn(write(std::mem::take(&mut waiting))).await {
-                Ok(postponed) => waiting = postponed,
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "a batch of writes failed");
-                }
+            if let Err(error) = tokio::spawn(write(join_copies(std::mem::take(&mut batch)))).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "a batch of writes failed");
             }
         }
     });
     queue
+}
+
+/// Lets the first of those that name the same client's transaction stand for all of them: it is done once.
+fn join_copies(queued: Vec<Queued>) -> Vec<Queued> {
+    let mut places: HashMap<ClientTransaction, usize> = HashMap::new();
+    let mut joined: Vec<Queued> = Vec::with_capacity(queued.len());
+    for write in queued {
+        let place = write.transaction.clone().map(|key| *places.entry(key).or_insert(joined.len()));
+        match place.and_then(|place| joined.get_mut(place)) {
+            Some(first) => first.copies.extend(std::iter::once(write.answer).chain(write.copies)),
+            None => joined.push(write),
+        }
+    }
+    joined
 }
