@@ -150,6 +150,11 @@ async fn what_is_wrong_in_postgresql_is_found() {
         |from: &str, to: &str| format!("UPDATE replicas SET status = REPLACE(status, '{from}', '{to}')");
     for (provoke, mend, expected) in [
         ("DROP INDEX jobs_run_at", "CREATE INDEX jobs_run_at ON jobs (run_at)", "database.indexes"),
+        (
+            "ALTER FUNCTION append_messages RENAME TO renamed",
+            "ALTER FUNCTION renamed RENAME TO append_messages",
+            "database.functions",
+        ),
         (read_only.as_str(), writable.as_str(), "database.read_only"),
         (
             "ALTER TABLE filters ALTER COLUMN definition TYPE TEXT COLLATE \"default\"",

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::{
     Error,
     connect::{Options, connect, session_options},
-    migrations::{indexes, lacking, names, step_names, taken},
+    migrations::{lacking, made, names, step_names, taken},
 };
 
 /// The channel of a test notification: not the one that replicas listen to.
@@ -28,6 +28,8 @@ pub struct Facts {
     pub unknown_steps: Vec<String>,
     /// Indexes that should be there and are not, or cannot be used. Those of lacking steps are not named.
     pub missing_indexes: Vec<String>,
+    /// Functions that should be there and are not, or that this user may not call. Those of lacking steps are not named.
+    pub missing_functions: Vec<String>,
     /// What there is to know of PostgreSQL; `None` on SQLite.
     pub postgres: Option<PostgresFacts>,
 }
@@ -74,6 +76,11 @@ pub enum Notifications {
 const SETTINGS: [&str; 5] =
     ["autovacuum", "default_transaction_read_only", "fsync", "full_page_writes", "synchronous_commit"];
 
+/// The functions of this schema that this user may call.
+const USABLE_FUNCTIONS: &str = "SELECT CAST(p.proname AS TEXT) AS name FROM pg_proc p \
+    JOIN pg_namespace n ON n.oid = p.pronamespace \
+    WHERE n.nspname = current_schema() AND has_function_privilege(p.oid, 'EXECUTE')";
+
 /// Finds out what there is to know.
 ///
 /// # Errors
@@ -101,12 +108,18 @@ async fn collect(reader: &DatabaseConnection, writer: &DatabaseConnection) -> Re
     };
     let found = names(writer, usable_indexes).await?;
     let missing_indexes = if lacking_steps.is_empty() {
-        indexes().into_iter().filter(|name| !found.contains(name)).collect()
+        made("INDEX").into_iter().filter(|name| !found.contains(name)).collect()
+    } else {
+        Vec::new()
+    };
+    let missing_functions = if is_postgres && lacking_steps.is_empty() {
+        let found = names(writer, USABLE_FUNCTIONS).await?;
+        made("FUNCTION").into_iter().filter(|name| !found.contains(name)).collect()
     } else {
         Vec::new()
     };
     let postgres = if is_postgres { Some(postgres_facts(reader, writer).await?) } else { None };
-    Ok(Facts { lacking_steps, unknown_steps, missing_indexes, postgres })
+    Ok(Facts { lacking_steps, unknown_steps, missing_indexes, missing_functions, postgres })
 }
 
 async fn postgres_facts(

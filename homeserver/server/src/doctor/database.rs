@@ -89,6 +89,13 @@ pub(super) fn judge(facts: &Facts, settings: &Settings, replicas: usize) -> Vec<
             "Make them again with the statements in homeserver/store/src/migrations, by CREATE INDEX CONCURRENTLY.",
         ));
     }
+    if !facts.missing_functions.is_empty() {
+        findings.push(Finding::error(
+            "database.functions",
+            format!("These functions are missing or not to be called by this user: {}. Without them no message can be sent.", facts.missing_functions.join(", ")),
+            "Make them again with the statements in homeserver/store/src/migrations, or GRANT EXECUTE on them.",
+        ));
+    }
     if let Some(postgres) = &facts.postgres {
         findings.extend(judge_settings(postgres));
         findings.extend(judge_state(postgres));
@@ -260,6 +267,7 @@ mod tests {
             lacking_steps: Vec::new(),
             unknown_steps: Vec::new(),
             missing_indexes: Vec::new(),
+            missing_functions: Vec::new(),
             postgres: Some(postgres),
         };
         names(&judge(&facts, &settings(), 1))
@@ -294,11 +302,16 @@ mod tests {
     #[test]
     fn a_schema_that_does_not_fit_is_named() {
         let step = || vec!["m1".to_owned()];
-        let facts =
-            Facts { lacking_steps: step(), unknown_steps: step(), missing_indexes: step(), postgres: None };
+        let facts = Facts {
+            lacking_steps: step(),
+            unknown_steps: step(),
+            missing_indexes: step(),
+            missing_functions: step(),
+            postgres: None,
+        };
         assert_eq!(
             names(&judge(&facts, &settings(), 1)),
-            ["database.schema", "database.newer_schema", "database.indexes"]
+            ["database.schema", "database.newer_schema", "database.indexes", "database.functions"]
         );
     }
 

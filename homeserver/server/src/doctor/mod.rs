@@ -83,6 +83,7 @@ pub const NAMES: &[&str] = &[
     "database.connections",
     "database.durability",
     "database.encoding",
+    "database.functions",
     "database.indexes",
     "database.long_transaction",
     "database.missing",

@@ -7,7 +7,7 @@
 -- it had been changed meanwhile, and go through the conditions and all that belongs to them once more, with the shards held.
 --
 -- Replicas of an older version may call it: a change is a function of another name.
-CREATE FUNCTION append_messages(
+CREATE OR REPLACE FUNCTION append_messages(
     wanted_shards SMALLINT[], wanted_counts BIGINT[],
     head_shards SMALLINT[], head_rooms TEXT[], head_known BIGINT[], head_last BIGINT[], head_depths BIGINT[],
     head_consumed TEXT[], head_tips TEXT[],

@@ -76,19 +76,20 @@ pub(crate) async fn names(connection: &impl ConnectionTrait, sql: &str) -> Resul
     connection.query_all_raw(statement).await?.iter().map(|row| row.try_get("", "name")).collect()
 }
 
-/// The names of the indexes that the steps make and leave.
-pub(crate) fn indexes() -> BTreeSet<String> {
-    let mut indexes = BTreeSet::new();
+/// The names of what the steps make of a kind and leave: `INDEX`, or `FUNCTION`.
+pub(crate) fn made(kind: &str) -> BTreeSet<String> {
+    let mut made = BTreeSet::new();
     for statement in steps().iter().flat_map(Step::statements) {
-        let is_said = |word: &&str| !["UNIQUE", "IF", "NOT", "EXISTS"].contains(word);
-        let mut words = statement.split_whitespace().filter(is_said);
+        let is_said = |word: &&str| !["OR", "REPLACE", "UNIQUE", "IF", "NOT", "EXISTS"].contains(word);
+        let words = statement.split(|letter: char| letter.is_whitespace() || letter == '(');
+        let mut words = words.filter(|word| !word.is_empty()).filter(is_said);
         match (words.next(), words.next(), words.next()) {
-            (Some("CREATE"), Some("INDEX"), Some(name)) => drop(indexes.insert(name.to_owned())),
-            (Some("DROP"), Some("INDEX"), Some(name)) => drop(indexes.remove(name)),
+            (Some("CREATE"), Some(what), Some(name)) if what == kind => drop(made.insert(name.to_owned())),
+            (Some("DROP"), Some(what), Some(name)) if what == kind => drop(made.remove(name)),
             _ => {}
         }
     }
-    indexes
+    made
 }
 
 /// Cuts the streams of a database that has none yet: so many of rooms on PostgreSQL, and as many of users.
@@ -128,7 +129,7 @@ pub(crate) async fn compare_by_bytes(connection: &impl ConnectionTrait) -> Resul
 
 /// One step: statements that SQLite and PostgreSQL both take, or that only PostgreSQL takes.
 ///
-/// Of the former, lines that begin with `--` are comments; every `;` elsewhere ends a statement.
+/// Lines that begin with `--` are comments; every `;` elsewhere ends a statement, but in those for PostgreSQL only, which are one.
 struct Step {
     name: &'static str,
     statements: &'static str,
@@ -145,11 +146,11 @@ fn postgres_step(name: &'static str, statements: &'static str) -> Step {
 
 impl Step {
     fn statements(&self) -> Vec<String> {
-        if self.only_postgres {
-            return vec![self.statements.to_owned()];
-        }
         let lines: Vec<&str> = self.statements.lines().filter(|line| !line.starts_with("--")).collect();
         let statements = lines.join("\n");
+        if self.only_postgres {
+            return vec![statements];
+        }
         let statements = statements.split(';').map(str::trim);
         statements.filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
     }
@@ -179,8 +180,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_indexes_of_all_steps_are_known_by_name() {
-        let indexes = indexes();
+    fn what_all_steps_make_is_known_by_name() {
+        assert_eq!(made("FUNCTION"), BTreeSet::from(["append_messages".to_owned()]));
+        let indexes = made("INDEX");
         for name in ["events_event_id", "jobs_run_at", "media_reserved", "url_previews_by_age"] {
             assert!(indexes.contains(name), "{name}: {indexes:?}");
         }
