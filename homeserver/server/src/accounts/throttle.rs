@@ -106,8 +106,15 @@ async fn count(
     let before = login_failures::find(tx, &[subject]).await?;
     let before = before.get(subject).map_or(0, |failures| failures.count);
     let count = before.saturating_add(1);
-    let blocked_until_ts = timeout(count, allowed).map_or(now, |timeout| later(now, timeout));
+    let blocked_until_ts = blocked_until(count, allowed, now);
     login_failures::put(tx, subject, Failures { count, newest_ts: now, blocked_until_ts }).await
+}
+
+/// Until when to wait after this many failures in a row, of which so many go unpunished; for one of those not even until now: whoever came at
+/// the same moment, or to a replica whose clock is behind, would be refused.
+fn blocked_until(failures: u32, allowed: u32, now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
+    let epoch = MilliSecondsSinceUnixEpoch(UInt::MIN);
+    timeout(failures, allowed).map_or(epoch, |timeout| later(now, timeout))
 }
 
 /// How long to wait after this many failures in a row, of which so many go unpunished.
@@ -153,6 +160,13 @@ mod tests {
         let seconds = |failures| timeout(failures, 3).map(|timeout| timeout.as_secs());
         assert_eq!([seconds(2), seconds(3), seconds(4), seconds(5)], [None, Some(5), Some(10), Some(20)]);
         assert_eq!([seconds(11), seconds(1_000)], [Some(900), Some(900)]);
+    }
+
+    #[test]
+    fn failures_that_go_unpunished_block_nobody_whatever_the_clock_says() {
+        let now = MilliSecondsSinceUnixEpoch(1_000_000_u32.into());
+        assert_eq!(blocked_until(2, 3, now).get(), UInt::MIN);
+        assert_eq!(blocked_until(3, 3, now), later(now, FIRST_TIMEOUT));
     }
 
     #[test]
