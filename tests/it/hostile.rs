@@ -225,6 +225,9 @@ async fn malformed_json_has_the_errcode_that_says_so() {
     send(b"{\"nobody reads this\": \"\xff\"}").await.refused(400, "M_NOT_JSON");
     send(b"[]").await.refused(400, "M_BAD_JSON");
     send(br#"{"invite": 7}"#).await.refused(400, "M_BAD_JSON");
+    let room = alice.create_public_room().await;
+    let path = format!("/_matrix/client/v3{}", in_room(&room, "/send/m.room.message/1"));
+    alice.send(Request::new(Method::PUT, path)).await.refused(400, "M_NOT_JSON");
 }
 
 #[tokio::test]
@@ -261,6 +264,8 @@ async fn what_is_too_large_is_refused() {
     assert!([400, 413].contains(&odd.status), "{}", odd.text);
     let odd = alice.put(&in_room(&room, &format!("/send/{long}/3")), json!({})).await;
     assert!([400, 413].contains(&odd.status), "{}", odd.text);
+    alice.put(&format!("{path}{}", "t".repeat(256)), text(1)).await.refused(400, "M_INVALID_PARAM");
+    alice.put(&format!("{path}{}", "t".repeat(255)), text(1)).await.ok();
     still_works(&alice).await;
 }
 

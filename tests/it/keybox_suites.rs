@@ -1,7 +1,8 @@
 //! Suite v2 from end to end, and rooms that go from v1 to v2.
 
+use hyper::Method;
 use keystead_keybox::{OpensslEntropy, canonical_json::sign_json, key_set::PrivateKeySet, suite};
-use keystead_tests::TestCluster;
+use keystead_tests::{TestCluster, http::Request};
 use serde_json::json;
 
 use crate::keybox::{Person, field, pair};
@@ -93,4 +94,13 @@ async fn the_server_lets_no_room_step_down_or_off() {
         alice.put(&path, periods(messages, ms)).await.refused(403, "M_FORBIDDEN");
     }
     alice.put(&format!("{path}/elsewhere"), encryption(suite::V2)).await.refused(403, "M_FORBIDDEN");
+
+    // An ordinary room takes no suite, also not hidden behind another algorithm.
+    let path = format!("/rooms/{}/state/m.room.encryption", alice.create_public_room().await);
+    alice.put(&path, encryption(suite::V2)).await.refused(403, "M_FORBIDDEN");
+    let twice = format!(r#"{{"algorithm":"m.megolm.v1.aes-sha2","algorithm":"{}"}}"#, suite::V2);
+    let twice =
+        Request::new(Method::PUT, format!("/_matrix/client/v3{path}")).bytes("application/json", twice);
+    alice.send(twice).await.refused(403, "M_FORBIDDEN");
+    alice.get(&path).await.refused(404, "M_NOT_FOUND");
 }

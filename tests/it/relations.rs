@@ -1,8 +1,9 @@
 //! Events that relate to others: each replica shows what was sent through the other.
 
+use hyper::Method;
 use keystead_tests::{
     TestCluster, User,
-    http::encode,
+    http::{Request, encode},
     sync::timeline,
     user::{in_room, transaction_id},
 };
@@ -145,6 +146,11 @@ async fn nobody_says_the_same_of_an_event_twice() {
     alice.put(&path("other"), reaction("y")).await.ok();
     bob.put(&path("bob"), reaction("x")).await.ok();
     alice.put(&in_room(&room, "/send/m.other/type"), reaction("x")).await.ok();
+    // Of a name that stands twice in the JSON the last value counts, here as in what is stored.
+    let twice = format!(r#"{{"m.relates_to":null,"m.relates_to":{}}}"#, reaction("x")["m.relates_to"]);
+    let to = format!("/_matrix/client/v3{}", path("twice"));
+    let twice = Request::new(Method::PUT, to).bytes("application/json", twice);
+    alice.send(twice).await.refused(400, "M_DUPLICATE_ANNOTATION");
     alice.put(&path("late"), reaction("x")).await.refused(400, "M_DUPLICATE_ANNOTATION");
     alice.put(&in_room(&room, &format!("/redact/{}/r", encode(&first))), json!({})).await.ok();
     alice.at(1).put(&path("late"), reaction("x")).await.ok();

@@ -2,7 +2,7 @@
 
 use keystead_core::room::RoomState;
 use ruma::{
-    RoomId, UserId,
+    RoomId, TransactionId, UserId,
     events::room::{history_visibility::HistoryVisibility, member::MembershipState},
 };
 use serde::Deserialize;
@@ -50,6 +50,22 @@ pub(super) fn is_world_readable(room: &RoomState) -> bool {
     room.get("m.room.history_visibility", "")
         .and_then(|event| serde_json::from_str::<Content>(event.pdu.content.get()).ok())
         .is_some_and(|content| content.history_visibility == HistoryVisibility::WorldReadable)
+}
+
+/// The longest id of a client's transaction, in bytes: a longer one would not fit into the index that finds it.
+const MAX_TRANSACTION_ID_BYTES: usize = 255;
+
+/// Refuses a transaction id that cannot be stored.
+///
+/// # Errors
+///
+/// 400 `M_INVALID_PARAM`.
+pub(super) fn transaction_id(id: &TransactionId) -> Result<(), ApiError> {
+    if id.as_str().len() > MAX_TRANSACTION_ID_BYTES {
+        let text = format!("A transaction id must not be longer than {MAX_TRANSACTION_ID_BYTES} bytes");
+        return Err(ApiError::invalid_param(text));
+    }
+    Ok(())
 }
 
 /// Refuses text that is longer than `most` bytes.

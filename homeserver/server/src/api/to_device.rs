@@ -31,6 +31,7 @@ use ruma::{
 use serde::Deserialize;
 
 pub use self::{batch::ToDeviceMessages, inboxes::InboxCounts};
+use super::guard;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
@@ -39,7 +40,7 @@ use crate::{
 
 /// The greatest size of one message's content, in bytes of JSON: that of an event.
 const MAX_CONTENT_BYTES: usize = 65_535;
-/// The greatest length of a message's type and of a transaction id, in bytes.
+/// The greatest length of a message's type and of the id of a key exchange, in bytes.
 const MAX_NAME_BYTES: usize = 255;
 /// The greatest number of messages that one call makes, wildcards expanded.
 const MAX_MESSAGES: usize = 10_000;
@@ -137,10 +138,9 @@ impl Call {
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<Self, ApiError> {
         let message_type = request.event_type.to_string();
-        if message_type.len() > MAX_NAME_BYTES || request.txn_id.as_str().len() > MAX_NAME_BYTES {
-            return Err(ApiError::invalid_param(
-                "A message's type and a transaction id must not be longer than 255 bytes",
-            ));
+        guard::transaction_id(&request.txn_id)?;
+        if message_type.len() > MAX_NAME_BYTES {
+            return Err(ApiError::invalid_param("A message's type must not be longer than 255 bytes"));
         }
         let mut targets = Vec::new();
         let is_identity = message_type == keybox::IDENTITY_MESSAGE_TYPE;

@@ -350,6 +350,14 @@ impl Call {
         self.app.rate_limits.take(Limit::Requests, subject, self.app.clock.now())
     }
 
+    /// Refuses a PUT without a body: all endpoints want an object there, and ruma would take nothing for an empty one.
+    fn check_body(&self) -> Result<(), ApiError> {
+        if self.request.method() == Method::PUT && self.request.body().is_empty() {
+            return Err(ApiError::not_json("The body is empty: a JSON object was expected"));
+        }
+        Ok(())
+    }
+
     /// The request as ruma's type.
     fn read<Req: IncomingRequest>(self) -> Result<Req, ApiError> {
         let args: Vec<&str> = self.path_args.iter().map(String::as_str).collect();
@@ -396,6 +404,7 @@ where
         let opened = Box::pin(async move {
             let requester = call.requester::<Req::Authentication>().await?;
             call.limit::<Req>(&requester)?;
+            call.check_body()?;
             Ok::<_, ApiError>(Box::pin(handler(call.ctx(requester), call.read()?)))
         });
         Box::pin(async move { opened.await?.await?.into_response() })

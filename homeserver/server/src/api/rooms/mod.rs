@@ -23,8 +23,9 @@ use std::fmt::Display;
 use keystead_core::{event::Draft, json};
 use keystead_store::transactions::ClientTransaction;
 use ruma::{RoomId, TransactionId, events::TimelineEventType};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
+use super::guard;
 use crate::{
     accounts::sessions,
     context::{Ctx, Session},
@@ -149,13 +150,18 @@ fn refused(error: WriteError) -> ApiError {
 /// does nothing again.
 ///
 /// <https://spec.matrix.org/v1.19/client-server-api/#transaction-identifiers>
-fn transaction(ctx: &Ctx<Session>, kind: String, id: &TransactionId) -> ClientTransaction {
-    ClientTransaction {
+///
+/// # Errors
+///
+/// 400 `M_INVALID_PARAM` if its id is longer than 255 bytes.
+fn transaction(ctx: &Ctx<Session>, kind: String, id: &TransactionId) -> Result<ClientTransaction, ApiError> {
+    guard::transaction_id(id)?;
+    Ok(ClientTransaction {
         user_id: ctx.requester.user_id.clone(),
         device_id: ctx.requester.device_id.clone(),
         kind,
         transaction_id: id.to_string(),
-    }
+    })
 }
 
 /// The one who asks, as a reader of events.
@@ -164,14 +170,14 @@ fn reader(ctx: &Ctx<Session>) -> Reader<'_> {
     Reader { user_id, device_id, now: ctx.now, memberships: None }
 }
 
-/// The content of an event as a client sent it.
+/// The content of an event that a client sent, as canonical JSON: of a name that stands in it twice the last value counts for all who look at it.
 ///
 /// # Errors
 ///
 /// 400 `M_BAD_JSON` if events cannot hold it.
 fn content(raw: &RawValue) -> Result<Box<RawValue>, ApiError> {
-    json::canonical_object(raw).map_err(|error| ApiError::bad_json(error.to_string()))?;
-    Ok(raw.to_owned())
+    let object = json::canonical_object(raw).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    to_raw_value(&object).map_err(ApiError::internal)
 }
 
 /// 403: also for a room that does not exist, so that nobody can find out which rooms do.

@@ -30,7 +30,7 @@ pub(super) async fn redact_event(ctx: Ctx<Session>, request: v3::Request) -> Res
     check(&ctx, &request.room_id, &request.event_id).await?;
     let content = to_raw_value(&Content { reason: request.reason.as_deref() }).map_err(ApiError::internal)?;
     let kind = format!("redact {} {}", request.room_id, request.event_id);
-    let transaction = transaction(&ctx, kind, &request.txn_id);
+    let transaction = transaction(&ctx, kind, &request.txn_id)?;
     let mut draft = draft(&ctx, MessageLikeEventType::RoomRedaction, None, content);
     draft.redacts = Some(request.event_id);
     let written = write(&ctx, &request.room_id, draft, Some(transaction)).await?;

@@ -22,7 +22,7 @@ pub(super) async fn send_message_event(
 ) -> Result<v3::Response, ApiError> {
     let content = content(request.body.json())?;
     let kind = format!("send {} {}", request.room_id, request.event_type);
-    let transaction = transaction(&ctx, kind, &request.txn_id);
+    let transaction = transaction(&ctx, kind, &request.txn_id)?;
     let mut draft = draft(&ctx, request.event_type.clone(), None, content);
     let is_redaction = request.event_type == MessageLikeEventType::RoomRedaction;
     if !is_redaction && relation_in(&draft.content).is_none() {
