@@ -306,16 +306,66 @@ where
     queue
 }
 
-/// Lets the first of those that name the same client's transaction stand for all of them: it is done once.
+/// Lets the first of those that name the same client's transaction stand for all of them: it is done once, if the session of any of them is good.
 fn join_copies(queued: Vec<Queued>) -> Vec<Queued> {
     let mut places: HashMap<ClientTransaction, usize> = HashMap::new();
     let mut joined: Vec<Queued> = Vec::with_capacity(queued.len());
     for write in queued {
         let place = write.transaction.clone().map(|key| *places.entry(key).or_insert(joined.len()));
         match place.and_then(|place| joined.get_mut(place)) {
-            Some(first) => first.copies.extend(std::iter::once(write.answer).chain(write.copies)),
+            Some(first) => {
+                first.good_up_to = first.good_up_to.zip(write.good_up_to).map(|(one, other)| one.max(other));
+                first.copies.push(write.answer);
+            }
             None => joined.push(write),
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{device_id, room_id, user_id};
+
+    use super::*;
+
+    fn queued(
+        transaction_id: &str,
+        good_up_to: Option<i64>,
+    ) -> (Queued, oneshot::Receiver<Result<Written, WriteError>>) {
+        let (answer, answered) = oneshot::channel();
+        let transaction = ClientTransaction {
+            user_id: user_id!("@a:x").to_owned(),
+            device_id: device_id!("D").to_owned(),
+            kind: "send".to_owned(),
+            transaction_id: transaction_id.to_owned(),
+        };
+        let write = Queued {
+            room_id: room_id!("!r:x").to_owned(),
+            create: None,
+            drafts: Vec::new(),
+            transaction: Some(transaction),
+            alongside: None,
+            good_up_to,
+            now: MilliSecondsSinceUnixEpoch(UInt::MIN),
+            may_be_done: false,
+            answer,
+            copies: Vec::new(),
+        };
+        (write, answered)
+    }
+
+    #[tokio::test]
+    async fn copies_are_answered_as_one_and_the_surest_of_them_counts() {
+        let asked = [("t", Some(5)), ("other", Some(1)), ("t", Some(7)), ("t", None), ("other", Some(2))];
+        let (writes, answers): (Vec<_>, Vec<_>) =
+            asked.into_iter().map(|(id, good_up_to)| queued(id, good_up_to)).unzip();
+        let joined = join_copies(writes);
+        let good_up_to: Vec<_> = joined.iter().map(|write| write.good_up_to).collect();
+        assert_eq!(good_up_to, [None, Some(2)]);
+        joined.into_iter().for_each(|write| batch::answer(write, Err(WriteError::Busy)));
+        for answer in answers {
+            assert!(matches!(answer.await, Ok(Err(WriteError::Busy))));
+        }
+    }
 }
