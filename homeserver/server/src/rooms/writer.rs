@@ -315,7 +315,7 @@ fn join_copies(queued: Vec<Queued>) -> Vec<Queued> {
         match place.and_then(|place| joined.get_mut(place)) {
             Some(first) => {
                 first.good_up_to = first.good_up_to.zip(write.good_up_to).map(|(one, other)| one.max(other));
-                first.copies.push(write.answer);
+                first.copies.extend(std::iter::once(write.answer).chain(write.copies));
             }
             None => joined.push(write),
         }
@@ -363,6 +363,11 @@ mod tests {
         let joined = join_copies(writes);
         let good_up_to: Vec<_> = joined.iter().map(|write| write.good_up_to).collect();
         assert_eq!(good_up_to, [None, Some(2)]);
+        // Given to another task, they meet more of themselves there.
+        let (first, first_answer) = queued("t", None);
+        let joined = join_copies(std::iter::once(first).chain(joined).collect());
+        assert_eq!(joined.len(), 2);
+        let answers = std::iter::once(first_answer).chain(answers);
         joined.into_iter().for_each(|write| batch::answer(write, Err(WriteError::Busy)));
         for answer in answers {
             assert!(matches!(answer.await, Ok(Err(WriteError::Busy))));
