@@ -125,6 +125,12 @@ impl ApiError {
         )
     }
 
+    /// 431 `M_TOO_LARGE`: RFC 6585, section 5.
+    pub fn large_head() -> Self {
+        let text = "The headers are larger than this server takes";
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ErrorCode::TooLarge, text)
+    }
+
     /// 413 `M_TOO_LARGE`.
     pub fn too_large(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge, message)

@@ -122,6 +122,9 @@ impl Service {
         record: &Arc<RequestRecord>,
     ) -> (&'static str, Answering) {
         let refused = match self.router.find(request.method(), request.uri().path()) {
+            _ if head_bytes(&request) > self.app.settings.limits.max_header_bytes => {
+                Err(ApiError::large_head())
+            }
             _ if request.method() == Method::OPTIONS => Ok(cors::preflight()),
             Found::Endpoint(endpoint, args) => {
                 return (endpoint.template, self.call(endpoint, request, args, client, record));
@@ -163,6 +166,13 @@ impl Service {
             })
         })
     }
+}
+
+/// The bytes of a request's line and headers, without what separates them. hyper looks only between two reads whether it has too many, and they double.
+fn head_bytes(request: &Request<Incoming>) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    let line = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    headers.sum::<usize>() + line
 }
 
 /// Reads the body of a request; leaves it to the endpoint if that reads it itself.

@@ -255,6 +255,11 @@ async fn malformed_http_gets_a_plain_refusal() {
     assert_eq!(server.raw(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n").await.status, 400);
     let many = "A: b\r\n".repeat(200);
     assert_eq!(server.raw(format!("GET / HTTP/1.1\r\n{many}\r\n").as_bytes()).await.status, 431);
+    for (bytes, status) in [(60_000, 200), (66_000, 431), (90_000, 431), (400_000, 431)] {
+        let large =
+            format!("GET /live HTTP/1.1\r\nHost: x\r\nA: {}\r\nConnection: close\r\n\r\n", "a".repeat(bytes));
+        assert_eq!(server.raw(large.as_bytes()).await.status, status, "{bytes}");
+    }
     // And the server is still there.
     assert_eq!(server.get("/live").await.status, 200);
 }
