@@ -96,6 +96,18 @@ async fn what_a_user_does_is_no_news_to_the_same_user() {
         alice.get("/sync?set_presence=offline").await.ok()["next_batch"].as_str().unwrap().to_owned();
     alice.put(&status(&alice), json!({ "presence": "unavailable", "status_msg": "lunch" })).await.ok();
     assert_eq!(presence_of(&alice.sync_once(Some(&before)).await, &alice), [Value::Null; 0]);
+    // Nor does one's own coming and going make news of what others were before.
+    let bob = cluster.user("bob").await;
+    let (room, other) = (alice.create_public_room().await, alice.create_public_room().await);
+    bob.join(&room).await;
+    bob.put(&status(&bob), json!({ "presence": "online" })).await.ok();
+    let seen = alice.sync_once(Some(&before)).await;
+    assert_eq!(presence_of(&seen, &bob).len(), 1);
+    let next = seen["next_batch"].as_str().unwrap().to_owned();
+    alice.leave(&other).await;
+    let seen = alice.sync_once(Some(&next)).await;
+    assert!(seen["rooms"]["leave"][&other].is_object(), "{seen}");
+    assert_eq!(presence_of(&seen, &bob), [Value::Null; 0]);
 }
 
 #[tokio::test]

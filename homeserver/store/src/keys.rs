@@ -14,7 +14,7 @@ pub(crate) use self::device_lists::hold_memberships;
 pub use self::{
     device_lists::{
         DeviceListDelta, device_list_changes, device_list_delta, device_list_shards, note_device_list_change,
-        note_user_signature,
+        note_user_signature, presence_changes,
     },
     one_time::{
         Claimed, Counts, Device, DeviceKey, NewKey, Wanted, claim, note_one_time_keys, one_time_key_counts,

@@ -124,9 +124,9 @@ impl Changes {
                 self.add_receipt(receipt.clone(), false);
             }
             Item::UserChange(changed, UserChange::DeviceList) => self.take_device_list(sync, shard, changed),
-            Item::UserChange(changed, UserChange::Presence) if changed != user_id => {
-                self.presence.insert(changed.clone());
-            }
+            // To oneself it is no news.
+            Item::UserChange(changed, UserChange::Presence) if changed == user_id => {}
+            Item::UserChange(changed, UserChange::Presence) => drop(self.presence.insert(changed.clone())),
             Item::UserChange(changed, _) => self.own_account_changed |= changed == user_id,
             Item::ToDevice(message) if message.user_id == *user_id && message.device_id == *device_id => {
                 if let Some(messages) = &mut self.to_device {

@@ -1,9 +1,10 @@
 //! Who of those with whom the user shares a room has come and gone.
 
-use std::collections::BTreeSet;
-
 use keystead_core::filter::{self, Facts};
-use keystead_store::presence::{self, Presence};
+use keystead_store::{
+    keys,
+    presence::{self, Presence},
+};
 use ruma::{UInt, UserId, events::presence::PresenceEvent, presence::PresenceState, serde::Raw};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -38,22 +39,29 @@ impl Sync<'_> {
         if !self.app.settings.presence.enabled {
             return Ok(Vec::new());
         }
-        let is_initial = self.request.since.is_none();
-        let wanted = match &changes.device_lists {
+        let (user_id, is_initial, store) = (self.user_id(), self.request.since.is_none(), &self.app.store);
+        let read = match (&self.request.since, &changes.device_lists) {
+            (None, _) => {
+                let all = |tx| async move { presence::visible(&tx, user_id, None).await };
+                store.read_one("sync_presence", all).await?
+            }
+            (Some(_), DeviceLists::Known(_)) if changes.presence.is_empty() => return Ok(Vec::new()),
+            (Some(_), DeviceLists::Known(_)) => {
+                let wanted = &changes.presence;
+                let these = |tx| async move { presence::visible(&tx, user_id, Some(wanted)).await };
+                store.read_one("sync_presence", these).await?
+            }
             // What of the memberships and changes is no longer in memory is not there for presence either.
-            DeviceLists::Known(_) if !is_initial => Some(&changes.presence),
-            _ => None,
+            (Some(since), DeviceLists::Unknown) => {
+                let changed = |tx| async move {
+                    let wanted = keys::presence_changes(&tx, user_id, since).await?;
+                    presence::visible(&tx, user_id, Some(&wanted)).await
+                };
+                store.read("sync_presence", changed).await?
+            }
         };
-        if wanted.is_some_and(BTreeSet::is_empty) {
-            return Ok(Vec::new());
-        }
-        let user_id = self.user_id();
-        let read = self
-            .app
-            .store
-            .read_one("sync_presence", |tx| async move { presence::visible(&tx, user_id, wanted).await });
         let mut events = Vec::new();
-        for presence in read.await? {
+        for presence in read {
             let is_wanted = if is_initial {
                 presence.state != PresenceState::Offline
             } else {

@@ -130,8 +130,10 @@ pub async fn device_list_delta(
 ) -> Result<DeviceListDelta, Error> {
     let own_shard = tx.shards().of_user(user_id);
     let memberships = rooms::memberships_of(tx, user_id).await?;
-    let mut delta =
-        DeviceListDelta { changed: changed_members(tx, user_id, from).await?, ..Default::default() };
+    let mut delta = DeviceListDelta {
+        changed: changed_members(tx, user_id, from, UserChange::DeviceList).await?,
+        ..Default::default()
+    };
     for (moved, membership) in moved_members(tx, &memberships, from).await? {
         match membership {
             MembershipState::Join => delta.changed.insert(moved),
@@ -151,11 +153,30 @@ pub async fn device_list_delta(
     Ok(delta)
 }
 
-/// The users in the rooms of `user_id` whose devices or keys changed since `from`.
+/// Those with whom the user shares a room and whose presence changed since `from`, or whom the user may not have seen before.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn presence_changes(
+    tx: &ReadTx,
+    user_id: &UserId,
+    from: &SyncToken,
+) -> Result<BTreeSet<OwnedUserId>, Error> {
+    let memberships = rooms::memberships_of(tx, user_id).await?;
+    let mut changed = changed_members(tx, user_id, from, UserChange::Presence).await?;
+    let moved = moved_members(tx, &memberships, from).await?;
+    changed.extend(moved.into_iter().filter(|(_, to)| *to == MembershipState::Join).map(|(user, _)| user));
+    let (entered, _) = own_moves(tx, user_id, memberships, from).await?;
+    changed.extend(members_of(tx, &entered).await?);
+    Ok(changed)
+}
+
+/// The users in the rooms of `user_id` of whom something of this kind changed since `from`.
 async fn changed_members(
     tx: &ReadTx,
     user_id: &UserId,
     from: &SyncToken,
+    kind: UserChange,
 ) -> Result<BTreeSet<OwnedUserId>, Error> {
     let own_shard = (tx.shards().of_user(user_id), from.user);
     let since: Vec<(Shard, i64)> =
@@ -169,10 +190,11 @@ async fn changed_members(
         .join(" OR ");
     let sql = format!(
         "SELECT DISTINCT c.user_id FROM user_changes c \
-         WHERE c.kind = 'device_list' AND ({conditions}) AND EXISTS ( \
+         WHERE c.kind = '{}' AND ({conditions}) AND EXISTS ( \
              SELECT 1 FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
              WHERE mine.user_id = $1 AND mine.membership = 'join' \
-             AND theirs.user_id = c.user_id AND theirs.membership IN ('join', 'invite'))"
+             AND theirs.user_id = c.user_id AND theirs.membership IN ('join', 'invite'))",
+        kind.as_str()
     );
     let values = std::iter::once(Value::from(user_id.as_str()))
         .chain(since.iter().map(|(_, after)| Value::from(*after)));
