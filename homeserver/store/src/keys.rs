@@ -10,11 +10,13 @@ use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 
-pub(crate) use self::device_lists::hold_memberships;
+pub(crate) use self::device_lists::{
+    changed_members, hold_memberships, members_of, moved_members, own_moves,
+};
 pub use self::{
     device_lists::{
         DeviceListDelta, device_list_changes, device_list_delta, device_list_shards, note_device_list_change,
-        note_user_signature, presence_changes,
+        note_user_signature,
     },
     one_time::{
         Claimed, Counts, Device, DeviceKey, NewKey, Wanted, claim, note_one_time_keys, one_time_key_counts,

@@ -7,11 +7,17 @@
 
 use std::collections::BTreeSet;
 
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId, presence::PresenceState};
+use keystead_core::token::SyncToken;
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedUserId, UserId, events::room::member::MembershipState,
+    presence::PresenceState,
+};
 use sea_orm::{QueryResult, Value};
 
 use crate::{
-    Error, ReadTx, WriteTx, keys,
+    Error, ReadTx, WriteTx,
+    keys::{self, changed_members, members_of, moved_members, own_moves},
+    rooms,
     streams::{self, UserChange},
 };
 
@@ -139,6 +145,24 @@ pub async fn visible(
         }
     }
     Ok(visible)
+}
+
+/// Those with whom the reader shares a room and whose presence changed since `from`, or whom the reader may not have seen before.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn changed_since(
+    tx: &ReadTx,
+    reader: &UserId,
+    from: &SyncToken,
+) -> Result<BTreeSet<OwnedUserId>, Error> {
+    let memberships = rooms::memberships_of(tx, reader).await?;
+    let mut changed = changed_members(tx, reader, from, UserChange::Presence).await?;
+    let moved = moved_members(tx, &memberships, from).await?;
+    changed.extend(moved.into_iter().filter(|(_, to)| *to == MembershipState::Join).map(|(user, _)| user));
+    let (entered, _) = own_moves(tx, reader, memberships, from).await?;
+    changed.extend(members_of(tx, &entered).await?);
+    Ok(changed)
 }
 
 /// Whether two users are in a room together.

@@ -1,10 +1,7 @@
 //! Who of those with whom the user shares a room has come and gone.
 
 use keystead_core::filter::{self, Facts};
-use keystead_store::{
-    keys,
-    presence::{self, Presence},
-};
+use keystead_store::presence::{self, Presence};
 use ruma::{UInt, UserId, events::presence::PresenceEvent, presence::PresenceState, serde::Raw};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -54,7 +51,7 @@ impl Sync<'_> {
             // What of the memberships and changes is no longer in memory is not there for presence either.
             (Some(since), DeviceLists::Unknown) => {
                 let changed = |tx| async move {
-                    let wanted = keys::presence_changes(&tx, user_id, since).await?;
+                    let wanted = presence::changed_since(&tx, user_id, since).await?;
                     presence::visible(&tx, user_id, Some(&wanted)).await
                 };
                 store.read("sync_presence", changed).await?

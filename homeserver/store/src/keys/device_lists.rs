@@ -153,26 +153,8 @@ pub async fn device_list_delta(
     Ok(delta)
 }
 
-/// Those with whom the user shares a room and whose presence changed since `from`, or whom the user may not have seen before.
-///
-/// # Errors
-/// The database's own, or a row that cannot be read.
-pub async fn presence_changes(
-    tx: &ReadTx,
-    user_id: &UserId,
-    from: &SyncToken,
-) -> Result<BTreeSet<OwnedUserId>, Error> {
-    let memberships = rooms::memberships_of(tx, user_id).await?;
-    let mut changed = changed_members(tx, user_id, from, UserChange::Presence).await?;
-    let moved = moved_members(tx, &memberships, from).await?;
-    changed.extend(moved.into_iter().filter(|(_, to)| *to == MembershipState::Join).map(|(user, _)| user));
-    let (entered, _) = own_moves(tx, user_id, memberships, from).await?;
-    changed.extend(members_of(tx, &entered).await?);
-    Ok(changed)
-}
-
 /// The users in the rooms of `user_id` of whom something of this kind changed since `from`.
-async fn changed_members(
+pub(crate) async fn changed_members(
     tx: &ReadTx,
     user_id: &UserId,
     from: &SyncToken,
@@ -203,7 +185,7 @@ async fn changed_members(
 }
 
 /// Who came to or went from the joined ones of these rooms since `from`.
-async fn moved_members(
+pub(crate) async fn moved_members(
     tx: &ReadTx,
     memberships: &[Membership],
     from: &SyncToken,
@@ -237,7 +219,7 @@ fn position_in(tx: &ReadTx, from: &SyncToken, room_id: &RoomId) -> i64 {
 }
 
 /// The rooms that the user has entered since `from`, and those that it has left.
-async fn own_moves(
+pub(crate) async fn own_moves(
     tx: &ReadTx,
     user_id: &UserId,
     memberships: Vec<Membership>,
@@ -266,7 +248,7 @@ async fn was_joined(tx: &ReadTx, room_id: &RoomId, user_id: &UserId, position: i
     Ok(member.is_some_and(|event| membership_of(&event.pdu) == MembershipState::Join))
 }
 
-async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUserId>, Error> {
+pub(crate) async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUserId>, Error> {
     let mut members = Vec::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
         let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
