@@ -121,21 +121,23 @@ impl Service {
         client: Client,
         record: &Arc<RequestRecord>,
     ) -> (&'static str, Answering) {
-        let refused = match self.router.find(request.method(), request.uri().path()) {
-            _ if head_bytes(&request) > self.app.settings.limits.max_header_bytes => {
-                Err(ApiError::large_head())
-            }
-            _ if request.method() == Method::OPTIONS => Ok(cors::preflight()),
-            Found::Endpoint(endpoint, args) => {
-                return (endpoint.template, self.call(endpoint, request, args, client, record));
-            }
-            Found::OtherMethods(methods) => Ok(other_methods(&methods)),
-            Found::Nothing => Err(ApiError::unrecognized()),
-            Found::BadEncoding => {
-                Err(ApiError::invalid_param("A parameter of the path is not valid percent-encoded UTF-8"))
+        let answer = if head_bytes(&request) > self.app.settings.limits.max_header_bytes {
+            Err(ApiError::large_head())
+        } else if request.method() == Method::OPTIONS {
+            Ok(cors::preflight())
+        } else {
+            match self.router.find(request.method(), request.uri().path()) {
+                Found::Endpoint(endpoint, args) => {
+                    return (endpoint.template, self.call(endpoint, request, args, client, record));
+                }
+                Found::OtherMethods(methods) => Ok(other_methods(&methods)),
+                Found::Nothing => Err(ApiError::unrecognized()),
+                Found::BadEncoding => {
+                    Err(ApiError::invalid_param("A parameter of the path is not valid percent-encoded UTF-8"))
+                }
             }
         };
-        (NO_ROUTE, Box::pin(ready(refused)))
+        (NO_ROUTE, Box::pin(ready(answer)))
     }
 
     /// Reads the body and runs the endpoint in a task of its own, so that a panic ends that task only and a write whose client hung up
