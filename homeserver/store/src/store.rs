@@ -210,6 +210,12 @@ impl Store {
         self.inner.wake_bus.subscribe()
     }
 
+    /// Whether hints are to tell which positions other replicas have reached: they do until this says that nobody waits for it, which saves this
+    /// process and PostgreSQL a wake-up for each. When it is wanted again, [`Hint::Resync`] comes first.
+    pub fn hear_positions(&self, wanted: bool) {
+        self.inner.wake_bus.hear_positions(wanted);
+    }
+
     /// Tells all replicas, this one included, something that need not survive (typing).
     pub fn send_hint(&self, hint: Hint) {
         self.inner.wake_bus.send(hint, false);

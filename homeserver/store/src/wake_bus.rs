@@ -16,7 +16,7 @@ use sea_orm::sqlx::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::{broadcast, mpsc, watch},
     task::AbortHandle,
     time::{MissedTickBehavior, error::Elapsed, timeout},
 };
@@ -27,8 +27,10 @@ use crate::{
     link::{ANSWER_WITHIN, CONNECT_WITHIN, Link, PING_EVERY},
 };
 
-/// PostgreSQL's channel for the hints of all replicas.
-const CHANNEL: &str = "keystead";
+/// PostgreSQL's channel for the positions that shards have reached.
+const POSITIONS: &str = "keystead";
+/// PostgreSQL's channel for who types, which no look at the database brings back.
+const TYPING: &str = "keystead_typing";
 /// How many hints a slow reader may fall behind before it is told that it missed some.
 const CAPACITY: usize = 4_096;
 /// PostgreSQL takes payloads of less than 8,000 bytes; hints are packed up to this.
@@ -60,6 +62,8 @@ pub enum Hint {
 pub(crate) struct WakeBus {
     local: broadcast::Sender<Hint>,
     remote: Option<mpsc::UnboundedSender<Hint>>,
+    /// Whether anybody here wants to hear at once what others have written.
+    hears_positions: watch::Sender<bool>,
     stands: Arc<Stands>,
     tasks: Vec<AbortHandle>,
 }
@@ -77,18 +81,21 @@ impl WakeBus {
     /// A bus for the one process that uses the database.
     pub(crate) fn in_process() -> Self {
         let local = broadcast::channel(CAPACITY).0;
-        Self { local, remote: None, stands: Arc::default(), tasks: Vec::new() }
+        let hears_positions = watch::Sender::new(true);
+        Self { local, remote: None, hears_positions, stands: Arc::default(), tasks: Vec::new() }
     }
 
     /// A bus between all processes that use the PostgreSQL database at `url`, by LISTEN and NOTIFY.
     pub(crate) fn postgres(link: &Arc<Link>) -> Self {
         let local = broadcast::channel(CAPACITY).0;
         let (remote, queue) = mpsc::unbounded_channel();
+        let hears_positions = watch::Sender::new(true);
         let stands = Arc::<Stands>::default();
-        let listen = tokio::spawn(listen(link.clone(), local.clone(), stands.clone()));
+        let ears = Ears { local: local.clone(), hears_positions: hears_positions.subscribe() };
+        let listen = tokio::spawn(listen(link.clone(), ears, stands.clone()));
         let notify = tokio::spawn(notify(link.clone(), queue, stands.clone()));
         let tasks = vec![listen.abort_handle(), notify.abort_handle()];
-        Self { local, remote: Some(remote), stands, tasks }
+        Self { local, remote: Some(remote), hears_positions, stands, tasks }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Hint> {
@@ -107,6 +114,11 @@ impl WakeBus {
             // Without a subscriber there is nobody to tell.
             let _ = self.local.send(hint);
         }
+    }
+
+    /// Begins or ends to hear which positions others have reached. Who begins hears [`Hint::Resync`] first.
+    pub(crate) fn hear_positions(&self, wanted: bool) {
+        self.hears_positions.send_if_modified(|hears| std::mem::replace(hears, wanted) != wanted);
     }
 
     /// Whether hints go to other processes and come from them; always, where there are no others.
@@ -142,11 +154,17 @@ enum Lost {
     Store(#[from] Error),
 }
 
+/// What is heard of other replicas, and by whom.
+struct Ears {
+    local: broadcast::Sender<Hint>,
+    hears_positions: watch::Receiver<bool>,
+}
+
 /// Hands the hints of other replicas to this process's readers, for as long as the process lives, and watches meanwhile
 /// whether the database answers ([`Link`]).
-async fn listen(link: Arc<Link>, local: broadcast::Sender<Hint>, stands: Arc<Stands>) {
+async fn listen(link: Arc<Link>, mut ears: Ears, stands: Arc<Stands>) {
     loop {
-        if let Err(error) = listen_once(&link, &local, &stands).await {
+        if let Err(error) = listen_once(&link, &mut ears, &stands).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "lost the connection that listens for hints"
@@ -157,7 +175,8 @@ async fn listen(link: Arc<Link>, local: broadcast::Sender<Hint>, stands: Arc<Sta
     }
 }
 
-async fn listen_once(link: &Link, local: &broadcast::Sender<Hint>, stands: &Stands) -> Result<(), Lost> {
+async fn listen_once(link: &Link, ears: &mut Ears, stands: &Stands) -> Result<(), Lost> {
+    let Ears { local, hears_positions } = ears;
     let mut listener = match timeout(CONNECT_WITHIN, connect_listener(&link.options().url)).await {
         Ok(Ok(listener)) => listener,
         Ok(Err(error)) => {
@@ -171,11 +190,21 @@ async fn listen_once(link: &Link, local: &broadcast::Sender<Hint>, stands: &Stan
     };
     link.restore().await?;
     stands.listens.store(true, Ordering::Relaxed);
-    // Whatever was told before this moment has been missed.
-    let _ = local.send(Hint::Resync);
+    hears_positions.mark_changed();
     loop {
         let notification = tokio::select! {
             notification = listener.try_recv() => notification?,
+            // The sender lives as long as the bus.
+            Ok(()) = hears_positions.changed() => {
+                let wanted = *hears_positions.borrow_and_update();
+                let heard = timeout(ANSWER_WITHIN, hear_positions(&mut listener, wanted)).await;
+                heard.inspect_err(|_| link.give_up())??;
+                if wanted {
+                    // Whatever was told before this moment has been missed.
+                    let _ = local.send(Hint::Resync);
+                }
+                continue;
+            }
             () = tokio::time::sleep(PING_EVERY) => {
                 let ping = timeout(ANSWER_WITHIN, sqlx::query("SELECT 1").execute(&mut listener)).await;
                 ping.inspect_err(|_| link.give_up())??;
@@ -201,8 +230,12 @@ async fn connect_listener(url: &str) -> Result<PgListener, sqlx::Error> {
     // The caller does so, and looks what it missed.
     listener.eager_reconnect(false);
     listener.ignore_pool_close_event(true);
-    listener.listen(CHANNEL).await?;
+    listener.listen(TYPING).await?;
     Ok(listener)
+}
+
+async fn hear_positions(listener: &mut PgListener, wanted: bool) -> Result<(), sqlx::Error> {
+    if wanted { listener.listen(POSITIONS).await } else { listener.unlisten(POSITIONS).await }
 }
 
 fn parse(notification: &PgNotification) -> Vec<Hint> {
@@ -245,17 +278,17 @@ async fn notify_until_error(
         while let Ok(next) = queue.try_recv() {
             hints.push(next);
         }
-        for payload in payloads(hints.drain(..)) {
+        for (channel, payload) in payloads(hints.drain(..)) {
             let sent =
-                sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(payload).execute(&mut connection);
+                sqlx::query("SELECT pg_notify($1, $2)").bind(channel).bind(payload).execute(&mut connection);
             timeout(ANSWER_WITHIN, sent).await??;
         }
     }
     Ok(())
 }
 
-/// Packs hints into as few payloads as they fit in: of positions, only the newest of each shard counts.
-fn payloads(hints: impl Iterator<Item = Hint>) -> Vec<String> {
+/// Packs hints into as few payloads as they fit in, with the channel of each: of positions, only the newest of each shard counts.
+fn payloads(hints: impl Iterator<Item = Hint>) -> Vec<(&'static str, String)> {
     let mut positions = BTreeMap::new();
     let mut others = Vec::new();
     for hint in hints {
@@ -269,11 +302,18 @@ fn payloads(hints: impl Iterator<Item = Hint>) -> Vec<String> {
             other => others.push(other),
         }
     }
-    if !positions.is_empty() {
-        others.push(Hint::Positions(positions.into_iter().collect()));
-    }
+    let reached = (!positions.is_empty()).then(|| Hint::Positions(positions.into_iter().collect()));
+    let channels = [(POSITIONS, packed(reached)), (TYPING, packed(others))];
+    channels
+        .into_iter()
+        .flat_map(|(channel, packed)| packed.into_iter().map(move |text| (channel, text)))
+        .collect()
+}
+
+/// Lists of hints, each of a size that PostgreSQL takes.
+fn packed(hints: impl IntoIterator<Item = Hint>) -> Vec<String> {
     let mut payloads: Vec<String> = Vec::new();
-    for hint in others {
+    for hint in hints {
         let Ok(json) = serde_json::to_string(&hint) else { continue };
         match payloads.last_mut() {
             Some(last) if last.len() + json.len() < MAX_PAYLOAD_BYTES => {
@@ -299,18 +339,20 @@ mod tests {
             Hint::Positions(vec![(0, 7)]),
             Hint::Positions(vec![(0, 6)]),
         ];
+        let read = |text: &str| serde_json::from_str::<Vec<Hint>>(text).unwrap();
         let packed = payloads(hints.into_iter());
-        assert_eq!(packed.len(), 1);
-        let read: Vec<Hint> = serde_json::from_str(&packed[0]).unwrap();
-        assert_eq!(read, vec![typing, Hint::Positions(vec![(0, 7), (1, 1)])]);
+        let packed: Vec<_> = packed.iter().map(|(channel, text)| (*channel, read(text))).collect();
+        let newest = Hint::Positions(vec![(0, 7), (1, 1)]);
+        assert_eq!(packed, [(POSITIONS, vec![newest]), (TYPING, vec![typing])]);
     }
 
     #[test]
     fn no_payload_is_larger_than_postgresql_takes() {
         let hint = Hint::Typing { room_id: "r".repeat(255), user_id: "u".repeat(255), until: None };
         let packed = payloads(std::iter::repeat_n(hint, 100));
-        assert!(packed.len() > 1 && packed.iter().all(|payload| payload.len() < 8_000));
-        let count: usize = packed.iter().map(|p| serde_json::from_str::<Vec<Hint>>(p).unwrap().len()).sum();
+        assert!(packed.len() > 1 && packed.iter().all(|(_, payload)| payload.len() < 8_000));
+        let count: usize =
+            packed.iter().map(|(_, text)| serde_json::from_str::<Vec<Hint>>(text).unwrap().len()).sum();
         assert_eq!(count, 100);
     }
 }

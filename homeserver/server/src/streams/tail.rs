@@ -148,7 +148,10 @@ impl Tail {
 
     /// Begins to wait for news of a user.
     pub fn wait(&self, user_id: &UserId) -> Waiter {
-        self.waiters.register(user_id, || self.calls.watched.notify_one())
+        self.waiters.register(user_id, || {
+            self.store.hear_positions(true);
+            self.calls.watched.notify_one();
+        })
     }
 
     /// How far this replica has read a shard.
@@ -598,7 +601,12 @@ async fn hear(tail: Weak<Tail>, mut hints: tokio::sync::broadcast::Receiver<Hint
                 Err(RecvError::Lagged(_)) => Hint::Resync,
                 Err(RecvError::Closed) => return,
             },
-            _ = recheck.tick() => Hint::Resync,
+            _ = recheck.tick() => {
+                let Some(tail) = tail.upgrade() else { return };
+                // Where nobody waits this look is enough: requests pass the fence, which looks for itself.
+                tail.waiters.if_quiet(|| tail.store.hear_positions(false));
+                Hint::Resync
+            }
         };
         let Some(tail) = tail.upgrade() else { return };
         if hint == Hint::Resync

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ruma::{OwnedUserId, UserId};
@@ -10,8 +10,13 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 /// Who waits.
 #[derive(Debug, Default)]
-pub struct Waiters {
-    users: Mutex<HashMap<OwnedUserId, (usize, Arc<Notify>)>>,
+pub struct Waiters(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    users: HashMap<OwnedUserId, (usize, Arc<Notify>)>,
+    /// Whether anybody has begun to wait since that was last asked.
+    has_begun: bool,
 }
 
 /// One sync that waits for news of its user; dropping it ends the wait.
@@ -25,29 +30,38 @@ pub struct Waiter {
 impl Waiters {
     /// Begins to wait for news of a user; `first` is called if nobody waited before.
     pub fn register(self: &Arc<Self>, user_id: &UserId, first: impl FnOnce()) -> Waiter {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_first = users.is_empty();
-        let (count, notify) = users.entry(user_id.to_owned()).or_default();
-        *count += 1;
-        let waiter = Waiter { waiters: self.clone(), user_id: user_id.to_owned(), notify: notify.clone() };
-        drop(users);
-        if is_first {
+        let mut waiting = self.lock();
+        if waiting.users.is_empty() {
             first();
         }
-        waiter
+        waiting.has_begun = true;
+        let (count, notify) = waiting.users.entry(user_id.to_owned()).or_default();
+        *count += 1;
+        Waiter { waiters: self.clone(), user_id: user_id.to_owned(), notify: notify.clone() }
     }
 
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.lock().users.is_empty()
+    }
+
+    /// Calls `then` if nobody waits and nobody has begun to since the last call; whoever is `first` after that is so after `then`.
+    pub fn if_quiet(&self, then: impl FnOnce()) {
+        let mut waiting = self.lock();
+        if !std::mem::take(&mut waiting.has_begun) && waiting.users.is_empty() {
+            then();
+        }
     }
 
     /// Wakes the syncs of a user.
     pub fn wake(&self, user_id: &UserId) {
-        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, notify)) = users.get(user_id) {
+        if let Some((_, notify)) = self.lock().users.get(user_id) {
             notify.notify_waiters();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,7 +74,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut users = self.waiters.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let users = &mut self.waiters.lock().users;
         if let Some((count, _)) = users.get_mut(&self.user_id) {
             *count -= 1;
             if *count == 0 {
