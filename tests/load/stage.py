@@ -86,8 +86,8 @@ class Database:
 class Server:
     """One replica."""
 
-    def __init__(self, database, folder, port=18190):
-        self.port = port
+    def __init__(self, database, folder, port=18190, program=None):
+        self.port, self.program = port, program or TARGET / "keystead"
         settings = {
             "DATABASE_URL": database.url, "SERVER_NAME": "load.test", "DATA_DIR": folder, "LIMITS_RATE_LIMITS": "false",
             "REGISTRATION_SHARED_SECRET": SECRET, "AUTH_BCRYPT_COST": "4", "LOG_FILTER": "warn", "SERVER_LISTEN": f"127.0.0.1:{port}",
@@ -95,7 +95,7 @@ class Server:
         self.environment = {**os.environ, **{f"KEYSTEAD_{name}": value for name, value in settings.items()}}
 
     def __enter__(self):
-        self.process = subprocess.Popen([TARGET / "keystead", "serve"], env=self.environment, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen([self.program, "serve"], env=self.environment, stdout=subprocess.DEVNULL)
         self.pid = self.process.pid
         while True:
             with contextlib.suppress(OSError):
