@@ -211,7 +211,7 @@ impl Store {
     }
 
     /// Whether hints are to tell which positions other replicas have reached: they do until this says that nobody waits for it, which saves this
-    /// process and PostgreSQL a wake-up for each. When it is wanted again, [`Hint::Resync`] comes first.
+    /// process a wake-up for each. When it is wanted again, [`Hint::Resync`] comes first.
     pub fn hear_positions(&self, wanted: bool) {
         self.inner.wake_bus.hear_positions(wanted);
     }

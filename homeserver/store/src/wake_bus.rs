@@ -116,7 +116,7 @@ impl WakeBus {
         }
     }
 
-    /// Begins or ends to hear which positions others have reached. Who begins hears [`Hint::Resync`] first.
+    /// Begins or ends to hear which positions others have reached. Who begins to hears [`Hint::Resync`] first.
     pub(crate) fn hear_positions(&self, wanted: bool) {
         self.hears_positions.send_if_modified(|hears| std::mem::replace(hears, wanted) != wanted);
     }
