@@ -36,6 +36,7 @@ async fn who_shares_a_room_sees_who_comes_and_goes_through_any_replica() {
         let seen = reader.at(1).get(&status(&alice)).await.ok();
         assert_eq!((&seen["presence"], &seen["status_msg"]), (&json!("unavailable"), &json!("in a meeting")));
         assert!(seen["last_active_ago"].is_u64(), "{seen}");
+        assert_eq!(seen.get("currently_active"), None);
     }
     eve.get(&status(&alice)).await.refused(403, "M_FORBIDDEN");
     eve.get("/presence/%40nobody%3Akeystead.test/status").await.refused(403, "M_FORBIDDEN");
@@ -58,9 +59,12 @@ async fn who_shares_a_room_sees_who_comes_and_goes_through_any_replica() {
     alice.at(0).put(&status(&alice), json!({ "presence": "online" })).await.ok();
     let seen = bobs.until("presence", |answer| presence_of(answer, &alice).pop()).await;
     assert_eq!((&seen["presence"], seen.get("status_msg")), (&json!("online"), None));
+    // > When true, the server will not send further updates to the last active time until [that changes].
+    assert_eq!(seen["currently_active"], true);
+    assert_eq!(bob.get(&status(&alice)).await.ok()["currently_active"], true);
     alice.at(0).put(&status(&alice), json!({ "presence": "offline" })).await.ok();
     let seen = bobs.until("presence", |answer| presence_of(answer, &alice).pop()).await;
-    assert_eq!(seen["presence"], "offline");
+    assert_eq!((&seen["presence"], seen.get("currently_active")), (&json!("offline"), None));
 
     // Who comes into a room is shown to those who are there, and sees them.
     eve.put(&status(&eve), json!({ "presence": "online", "status_msg": "new" })).await.ok();

@@ -36,6 +36,16 @@ pub struct Presence {
     pub seen_ts: MilliSecondsSinceUnixEpoch,
 }
 
+impl Presence {
+    /// Whether the user counts as doing something now, however long ago the last thing was that was told: so it is while they are online, for of
+    /// what they do then nobody is told ([spec]). `None` for who is not online.
+    ///
+    /// [spec]: https://spec.matrix.org/v1.19/client-server-api/#last-active-ago
+    pub fn currently_active(&self) -> Option<bool> {
+        (self.state == PresenceState::Online).then_some(true)
+    }
+}
+
 /// What is known of a user's presence.
 ///
 /// # Errors

@@ -63,7 +63,9 @@ pub(super) async fn get_presence(
     let stored = stored.filter(|_| ctx.app.settings.presence.enabled);
     let stored = stored.ok_or_else(|| ApiError::not_found("It is not known whether this user is there"))?;
     let ago = u64::from(ctx.now.get()).saturating_sub(stored.last_active_ts.get().into());
+    let currently_active = stored.currently_active();
     let mut response = get_presence::v3::Response::new(stored.state);
+    response.currently_active = currently_active;
     response.status_msg = stored.status_msg;
     response.last_active_ago = Some(Duration::from_millis(ago));
     Ok(response)

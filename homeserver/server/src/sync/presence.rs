@@ -27,6 +27,8 @@ struct Content<'a> {
     presence: &'a PresenceState,
     last_active_ago: UInt,
     #[serde(skip_serializing_if = "Option::is_none")]
+    currently_active: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     status_msg: Option<&'a str>,
 }
 
@@ -76,6 +78,7 @@ impl Sync<'_> {
         let content = Content {
             presence: &presence.state,
             last_active_ago: self.now.get().saturating_sub(presence.last_active_ts.get()),
+            currently_active: presence.currently_active(),
             status_msg: presence.status_msg.as_deref(),
         };
         let content = &*to_raw_value(&content).map_err(ApiError::internal)?;
