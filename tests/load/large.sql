@@ -96,6 +96,9 @@ INSERT INTO rooms (room_id, shard, version, position, depth, extremities)
 UPDATE stream_shards SET position = stream_shards.position + c.peers * :events
   FROM (SELECT DISTINCT shard, peers FROM copy) c WHERE c.shard = stream_shards.shard;
 
+-- None of these events relates to another. The server would look through all of them while it is measured.
+UPDATE rooms SET relations_position = position;
+
 ALTER TABLE events ADD PRIMARY KEY (shard, position);
 CREATE UNIQUE INDEX events_event_id ON events (event_id);
 CREATE UNIQUE INDEX events_room_position ON events (room_id, position);
