@@ -61,11 +61,17 @@ pub enum Hint {
 
 pub(crate) struct WakeBus {
     local: broadcast::Sender<Hint>,
-    remote: Option<mpsc::UnboundedSender<Hint>>,
-    /// Whether anybody here wants to hear at once what others have written.
-    hears_positions: watch::Sender<bool>,
+    remote: Option<Remote>,
     stands: Arc<Stands>,
     tasks: Vec<AbortHandle>,
+}
+
+/// The other processes.
+struct Remote {
+    /// What they are to be told.
+    queue: mpsc::UnboundedSender<Hint>,
+    /// Whether anybody here wants to hear at once what they have written.
+    hears_positions: watch::Sender<bool>,
 }
 
 /// Which of the bus's two connections to PostgreSQL stand.
@@ -81,21 +87,20 @@ impl WakeBus {
     /// A bus for the one process that uses the database.
     pub(crate) fn in_process() -> Self {
         let local = broadcast::channel(CAPACITY).0;
-        let hears_positions = watch::Sender::new(true);
-        Self { local, remote: None, hears_positions, stands: Arc::default(), tasks: Vec::new() }
+        Self { local, remote: None, stands: Arc::default(), tasks: Vec::new() }
     }
 
     /// A bus between all processes that use the PostgreSQL database at `url`, by LISTEN and NOTIFY.
     pub(crate) fn postgres(link: &Arc<Link>) -> Self {
         let local = broadcast::channel(CAPACITY).0;
-        let (remote, queue) = mpsc::unbounded_channel();
+        let (queue, queued) = mpsc::unbounded_channel();
         let hears_positions = watch::Sender::new(true);
         let stands = Arc::<Stands>::default();
         let ears = Ears { local: local.clone(), hears_positions: hears_positions.subscribe() };
         let listen = tokio::spawn(listen(link.clone(), ears, stands.clone()));
-        let notify = tokio::spawn(notify(link.clone(), queue, stands.clone()));
+        let notify = tokio::spawn(notify(link.clone(), queued, stands.clone()));
         let tasks = vec![listen.abort_handle(), notify.abort_handle()];
-        Self { local, remote: Some(remote), hears_positions, stands, tasks }
+        Self { local, remote: Some(Remote { queue, hears_positions }), stands, tasks }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Hint> {
@@ -108,7 +113,7 @@ impl WakeBus {
     pub(crate) fn send(&self, hint: Hint, others_only: bool) {
         if let Some(remote) = &self.remote {
             // The receiver ends only with the bus.
-            let _ = remote.send(hint.clone());
+            let _ = remote.queue.send(hint.clone());
         }
         if !others_only {
             // Without a subscriber there is nobody to tell.
@@ -118,7 +123,9 @@ impl WakeBus {
 
     /// Begins or ends to hear which positions others have reached. Who begins to hears [`Hint::Resync`] first.
     pub(crate) fn hear_positions(&self, wanted: bool) {
-        self.hears_positions.send_if_modified(|hears| std::mem::replace(hears, wanted) != wanted);
+        if let Some(remote) = &self.remote {
+            remote.hears_positions.send_if_modified(|hears| std::mem::replace(hears, wanted) != wanted);
+        }
     }
 
     /// Whether hints go to other processes and come from them; always, where there are no others.
@@ -190,6 +197,7 @@ async fn listen_once(link: &Link, ears: &mut Ears, stands: &Stands) -> Result<()
     };
     link.restore().await?;
     stands.listens.store(true, Ordering::Relaxed);
+    // A new connection does not hear them yet.
     hears_positions.mark_changed();
     loop {
         let notification = tokio::select! {
