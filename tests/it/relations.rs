@@ -291,3 +291,50 @@ async fn what_is_unread_is_counted_by_thread() {
     relate(&alice, room, ("m.thread", &second), "2b").await;
     assert_eq!(unread(&bob, room).await, (json!(1), json!(0), threads(0, 1)));
 }
+
+#[tokio::test]
+async fn what_relates_to_an_event_of_a_thread_is_in_that_thread() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = &*alice.create_public_room().await;
+    bob.join(room).await;
+    let receipt = async |event: &str, thread: &str| {
+        let path = in_room(room, &format!("/receipt/m.read/{}", encode(event)));
+        bob.post(&path, json!({ "thread_id": thread })).await
+    };
+    let root = alice.send_text(room, "root").await;
+    let reply = relate(&alice.at(0), room, ("m.thread", &root), "reply").await;
+    // One event further with each.
+    let mut chain = vec![reply];
+    for number in 1..=4 {
+        let parent = &chain[number - 1];
+        chain.push(relate(&alice.at(number % 2), room, ("m.reference", parent), "x").await);
+    }
+    let beside_root = relate(&alice, room, ("m.reference", &root), "beside").await;
+    // Three are followed; the fourth is too far away, and in the main timeline like the root and what stands beside it.
+    let in_thread = |unread: u32| json!({ &root: unread });
+    for replica in 0..2 {
+        assert_eq!(unread(&bob.at(replica), room).await, (json!(7), json!(3), in_thread(4)));
+    }
+    receipt(&chain[2], "main").await.refused(400, "M_INVALID_PARAM");
+    receipt(&chain[4], &root).await.refused(400, "M_INVALID_PARAM");
+    receipt(&beside_root, "$another").await.refused(400, "M_INVALID_PARAM");
+    receipt(&chain[2], &root).await.ok();
+    assert_eq!(unread(&bob, room).await, (json!(4), json!(3), in_thread(1)));
+    // What is older than the receipt of the main timeline may be unread in the thread.
+    receipt(&beside_root, "main").await.ok();
+    assert_eq!(unread(&bob, room).await, (json!(1), json!(0), in_thread(1)));
+    receipt(&beside_root, &root).await.ok();
+    assert_eq!(unread(&bob, room).await, (json!(0), json!(0), json!({})));
+    let is_read = async |event: &str| {
+        let answer = bob.get("/_matrix/client/v3/notifications").await.ok();
+        let notifications = answer["notifications"].as_array().expect("a list").iter();
+        notifications
+            .filter(|notification| notification["event"]["event_id"] == event)
+            .all(|it| it["read"] == true)
+    };
+    assert!(is_read(&chain[3]).await);
+    let later = relate(&alice, room, ("m.reference", &chain[1]), "later").await;
+    assert!(!is_read(&later).await);
+    assert_eq!(unread(&bob.at(1), room).await, (json!(1), json!(0), in_thread(1)));
+}

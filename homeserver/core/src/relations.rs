@@ -59,10 +59,26 @@ pub fn relation_of(pdu: &Pdu) -> Option<Relation> {
     relation_in(&pdu.content).filter(|_| is_storable(&pdu.event_type.to_string()))
 }
 
-/// The root of the thread that an event is part of; `None` for what is in none. An event that relates to another in some other way counts as such,
-/// too: the thread of that one is not looked up.
-pub fn thread_root(pdu: &Pdu) -> Option<OwnedEventId> {
-    relation_of(pdu).filter(|relation| relation.rel_type == THREAD).map(|relation| relation.parent)
+/// Where an event stands among the threads of its room, as far as it says so itself ([spec]).
+///
+/// [spec]: https://spec.matrix.org/v1.19/client-server-api/#threaded-read-receipts
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// In no thread.
+    Main,
+    /// In the thread with this root.
+    Thread(OwnedEventId),
+    /// Where the event stands to which it relates in some other way.
+    Beside(OwnedEventId),
+}
+
+/// Where an event stands among the threads of its room.
+pub fn place_of(pdu: &Pdu) -> Place {
+    match relation_of(pdu) {
+        None => Place::Main,
+        Some(relation) if relation.rel_type == THREAD => Place::Thread(relation.parent),
+        Some(relation) => Place::Beside(relation.parent),
+    }
 }
 
 /// The relationship that a content names, of an event that is no state.
@@ -157,6 +173,15 @@ mod tests {
         let mut redacted = pdu(json!({ "content": content }));
         redacted.redacted_by = Some(owned_event_id!("$r"));
         assert!(relation_of(&redacted).is_none());
+    }
+
+    #[test]
+    fn a_place_is_a_thread_or_beside_another_event() {
+        let place = |content: Value| place_of(&pdu(json!({ "content": content })));
+        let related = |rel_type| json!({ "m.relates_to": { "rel_type": rel_type, "event_id": "$x" } });
+        assert_eq!(place(json!({})), Place::Main);
+        assert_eq!(place(related(THREAD)), Place::Thread(owned_event_id!("$x")));
+        assert_eq!(place(related(ANNOTATION)), Place::Beside(owned_event_id!("$x")));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use keystead_core::{
     client_format,
     client_format::Unsigned,
     filter, push,
-    relations::thread_root,
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
@@ -17,7 +16,7 @@ use keystead_store::{
     rooms::{self, Bounds},
 };
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId,
     api::client::push::get_notifications::v3::{Notification, Request, Response},
     events::room::member::MembershipState,
     push::{Action, PushConditionRoomCtx, Ruleset},
@@ -118,13 +117,13 @@ async fn find(
             };
             let read = read.get(&room.room_id);
             let context = push_context(room, reader.user_id);
+            let threads = rooms::threads_of(tx, &events).await?;
             found.extend(events.into_iter().filter_map(|event| {
                 if oldest.as_ref().is_some_and(|oldest| place_of(&event) < *oldest) {
                     return None;
                 }
                 let actions = wanted.actions(&event, &context)?;
-                let root = thread_root(&event.pdu);
-                let thread = root.as_deref().map_or(receipts::MAIN, EventId::as_str);
+                let thread = threads.get(&event.pdu.event_id).map_or(receipts::MAIN, |root| root.as_str());
                 Some(Notifying {
                     is_read: read.and_then(|read| read.in_thread(thread)) >= Some(event.position),
                     event,

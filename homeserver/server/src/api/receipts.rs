@@ -3,7 +3,7 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#receipts>,
 //! <https://spec.matrix.org/v1.19/client-server-api/#read-and-unread-markers>.
 
-use keystead_core::{pdu::Pdu, room::RoomEvent, shard::Shard};
+use keystead_core::{relations::relation_of, room::RoomEvent, shard::Shard};
 use keystead_store::{WriteTx, account_data, receipts, rooms, streams::AccountData, streams::Receipt};
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId,
@@ -84,7 +84,7 @@ async fn mark(ctx: &Ctx<Session>, read: Read) -> Result<(), ApiError> {
             tx.lock_shards(&shards(&tx, ctx, read)).await?;
             for (receipt_type, thread_id, event_id) in &read.receipts {
                 let event = event(&tx, read, event_id).await?;
-                check_thread(&event, thread_id)?;
+                check_thread(&tx, &event, thread_id).await?;
                 let receipt = Receipt {
                     room_id: read.room_id.clone(),
                     user_id: ctx.requester.user_id.clone(),
@@ -149,80 +149,23 @@ async fn move_marker(
 fn thread_name(thread: &ReceiptThread) -> Result<String, ApiError> {
     match thread {
         ReceiptThread::Unthreaded => Ok(String::new()),
-        ReceiptThread::Main => Ok("main".to_owned()),
+        ReceiptThread::Main => Ok(receipts::MAIN.to_owned()),
         ReceiptThread::Thread(root) => Ok(root.to_string()),
         _ => Err(ApiError::invalid_param("thread_id is neither main nor the id of an event")),
     }
 }
 
-/// Refuses a receipt in a thread that its event is no part of.
-///
-/// An event that relates to another one in some other way (an edit, a reaction) is in that one's thread, which is not
-/// looked up: such a receipt is taken.
-fn check_thread(event: &RoomEvent, thread_id: &str) -> Result<(), ApiError> {
-    let relation = relation(&event.pdu);
-    let in_thread = relation.as_ref().filter(|relation| relation.rel_type.as_deref() == Some("m.thread"));
-    let root = in_thread.and_then(|relation| relation.event_id.as_deref());
-    let relates_otherwise =
-        root.is_none() && relation.as_ref().is_some_and(|relation| relation.rel_type.is_some());
-    let fits = match thread_id {
-        "" => true,
-        "main" => root.is_none(),
-        thread => root == Some(thread) || event.pdu.event_id == thread || relates_otherwise,
+/// Refuses a receipt in a thread that its event is no part of. A thread's root, and what relates to it otherwise than by the thread, stand
+/// in the main timeline; clients show them with the thread, so a receipt there is taken as well.
+async fn check_thread(tx: &WriteTx, event: &RoomEvent, thread_id: &str) -> Result<(), ApiError> {
+    let event_id = &event.pdu.event_id;
+    let is_shown_there = || {
+        *event_id == thread_id || relation_of(&event.pdu).is_some_and(|relation| relation.parent == thread_id)
     };
-    if fits { Ok(()) } else { Err(ApiError::invalid_param("The event is not in this thread")) }
-}
-
-#[derive(Deserialize)]
-struct Relation {
-    rel_type: Option<String>,
-    event_id: Option<String>,
-}
-
-fn relation(pdu: &Pdu) -> Option<Relation> {
-    #[derive(Deserialize)]
-    struct Content {
-        #[serde(rename = "m.relates_to")]
-        relates_to: Option<Relation>,
+    if thread_id.is_empty() || is_shown_there() {
+        return Ok(());
     }
-    serde_json::from_str::<Content>(pdu.content.get()).ok()?.relates_to
-}
-
-#[cfg(test)]
-mod tests {
-    use ruma::{owned_event_id, owned_room_id};
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn event(content: Value) -> RoomEvent {
-        let json = json!({
-            "type": "m.room.message", "sender": "@a:x", "content": content, "origin_server_ts": 1, "depth": 1,
-            "prev_events": [], "auth_events": [],
-        });
-        let pdu = Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:x"), &json.to_string()).unwrap();
-        RoomEvent { position: 1, pdu: pdu.into() }
-    }
-
-    #[test]
-    fn a_receipt_lies_in_the_thread_of_its_event() {
-        let plain = event(json!({}));
-        let reply = event(json!({ "m.relates_to": { "rel_type": "m.thread", "event_id": "$root" } }));
-        let reaction = event(json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": "$x" } }));
-        let table = [
-            (&plain, "", true),
-            (&plain, "main", true),
-            (&plain, "$e", true),
-            (&plain, "$root", false),
-            (&reply, "", true),
-            (&reply, "main", false),
-            (&reply, "$root", true),
-            (&reply, "$other", false),
-            (&reaction, "$root", true),
-            (&reaction, "main", true),
-        ];
-        for (event, thread, fits) in table {
-            assert_eq!(check_thread(event, thread).is_ok(), fits, "{thread}");
-        }
-    }
+    let threads = rooms::threads_of(tx, [event]).await?;
+    let thread = threads.get(event_id).map_or(receipts::MAIN, |root| root.as_str());
+    if thread == thread_id { Ok(()) } else { Err(ApiError::invalid_param("The event is not in this thread")) }
 }

@@ -15,17 +15,17 @@ use std::{
 use keystead_core::{
     client_format::{self, Unsigned},
     push,
-    relations::thread_root,
+    relations::{Place, place_of},
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
-    Error, Store, account_data,
+    Error, ReadTx, Store, account_data,
     receipts::{self, MAIN, ReadUpTo},
     rooms::{self, Bounds},
 };
 use lru::LruCache;
 use ruma::{
-    EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
     api::client::sync::sync_events::UnreadNotificationsCount,
     events::{
         TimelineEventType,
@@ -370,11 +370,11 @@ impl Sync<'_> {
                         unread.entry(event.pdu.room_id.clone()).or_default().push(event);
                     }
                 }
+                let threads = rooms::threads_of(&tx, unread.values().flatten()).await?;
                 for (room_id, read) in &read {
                     let Some(events) = unread.get_mut(room_id) else { continue };
                     events.retain(|event| {
-                        let root = thread_root(&event.pdu);
-                        let thread = root.as_deref().map_or(MAIN, EventId::as_str);
+                        let thread = threads.get(&event.pdu.event_id).map_or(MAIN, |root| root.as_str());
                         read.in_thread(thread).is_none_or(|position| position < event.position)
                     });
                 }
@@ -401,6 +401,7 @@ impl Sync<'_> {
         }
         let rules = self.push_rules().await?;
         let context = push_context(room, self.user_id());
+        let mut notifying = Vec::new();
         for event in events {
             // A redacted event has nothing left that somebody could want to read.
             if event.pdu.sender == self.user_id() || event.pdu.redacted_by.is_some() || self.is_ignored(event)
@@ -412,13 +413,38 @@ impl Sync<'_> {
             if !outcome.notify && !outcome.highlight {
                 continue;
             }
-            let tally = match thread_root(&event.pdu) {
-                Some(root) => count.threads.entry(root).or_default(),
-                None => &mut count.main,
-            };
-            tally.add(Tally { notifications: outcome.notify.into(), highlights: outcome.highlight.into() });
+            let tally = Tally { notifications: outcome.notify.into(), highlights: outcome.highlight.into() };
+            notifying.push((*event, tally));
+        }
+        let mut threads = self.threads_of(notifying.iter().map(|(event, _)| *event)).await?;
+        for (event, tally) in notifying {
+            match threads.remove(&event.pdu.event_id) {
+                Some(root) => count.threads.entry(root).or_default().add(tally),
+                None => count.main.add(tally),
+            }
         }
         Ok(count)
+    }
+
+    /// The roots of the threads that events are part of; the database is asked only for those that relate to others in some other way.
+    async fn threads_of(
+        &self,
+        events: impl Iterator<Item = &RoomEvent>,
+    ) -> Result<HashMap<OwnedEventId, OwnedEventId>, Error> {
+        let (mut roots, mut beside) = (HashMap::new(), Vec::new());
+        for event in events {
+            match place_of(&event.pdu) {
+                Place::Main => {}
+                Place::Thread(root) => drop(roots.insert(event.pdu.event_id.clone(), root)),
+                Place::Beside(_) => beside.push(event),
+            }
+        }
+        if !beside.is_empty() {
+            let beside = &beside;
+            let read = |tx: ReadTx| async move { rooms::threads_of(&tx, beside.iter().copied()).await };
+            roots.extend(self.app.store.read("threads_of", read).await?);
+        }
+        Ok(roots)
     }
 
     async fn push_rules(&self) -> Result<Arc<Ruleset>, ApiError> {

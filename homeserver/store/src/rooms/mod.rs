@@ -26,7 +26,8 @@ pub use self::{
     append::{Append, Appended, Message, append, append_messages},
     relations::{
         Annotation, Child, Related, Thread, View, children, forget_relations, index_relations, is_annotated,
-        newest_threads, possible_parents, related_events, threaded_events, with_unindexed_relations,
+        newest_threads, possible_parents, related_events, threaded_events, threads_of,
+        with_unindexed_relations,
     },
     search::{WithWords, with_words},
     state::{

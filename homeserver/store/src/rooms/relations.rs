@@ -3,12 +3,12 @@
 //! Whoever appends an event that relates to another notes it in the same transaction. Rooms from before that was done, and those to which a
 //! replica of an older version has appended since, say in their row how far their relationships are known ([`index_relations`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use keystead_core::{
     keybox::{base64, sha256},
     pdu::Pdu,
-    relations::{REFERENCE, REPLACE, Relation, THREAD, relation_of},
+    relations::{ANNOTATION, Place, REFERENCE, REPLACE, Relation, THREAD, place_of, relation_of},
     room::RoomEvent,
     shard::Shard,
 };
@@ -17,7 +17,7 @@ use sea_orm::{QueryResult, Value};
 
 use super::{
     parse_event_id,
-    timeline::{Bounds, Direction, read_event, rows_between},
+    timeline::{Bounds, Direction, events as events_by_id, read_event, rows_between},
 };
 use crate::{Error, ReadTx, Store, WriteTx, streams, transactions::ClientTransaction};
 
@@ -29,6 +29,8 @@ const PAGE: u64 = 500;
 const MAX_REPLACEMENTS: u32 = 50;
 /// Among so many related events those of threads are sought that have not been read.
 const MAX_THREADED: u32 = 1_000;
+/// Over so many events at most one that relates to others is followed to its thread.
+const MAX_HOPS: usize = 3;
 /// So many of the events that refer to another are named with it at most, the newest.
 const MAX_REFERENCES: u32 = 500;
 
@@ -331,8 +333,8 @@ pub async fn newest_threads(
     tx.query(&sql, values).await?.iter().map(read).collect()
 }
 
-/// The events of threads in parts of rooms, oldest first, which were not redacted: those among the 1,000 newest events of each part that relate to
-/// any other. One that cannot be read is passed over ([`Error::pass_over`]).
+/// The events of parts of rooms that may be in threads, oldest first, which were not redacted: those among the 1,000 newest events of each part that relate to
+/// any other, without reactions and edits, which are no news. One that cannot be read is passed over ([`Error::pass_over`]).
 ///
 /// # Errors
 /// The database's own.
@@ -353,13 +355,50 @@ pub async fn threaded_events(tx: &ReadTx, parts: &[(OwnedRoomId, Bounds)]) -> Re
              SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id FROM reach \
              JOIN event_relations r ON r.room_id = reach.room_id AND r.position > reach.after AND r.position <= reach.upto \
              JOIN events e ON e.room_id = r.room_id AND e.position = r.position \
-             WHERE r.rel_type = '{THREAD}' AND e.redacted_by IS NULL ORDER BY e.position"
+             WHERE r.rel_type NOT IN ('{ANNOTATION}', '{REPLACE}') AND e.redacted_by IS NULL ORDER BY e.position"
         );
         for row in tx.query(&sql, values).await? {
             events.extend(Error::pass_over(read_event(&row))?);
         }
     }
     Ok(events)
+}
+
+/// The roots of the threads that events are part of, by the events' ids; those that are in none are left out.
+///
+/// An event that is in no thread by itself is where the event stands to which it relates, if that is in the same room, and so on, over at most three of them
+/// ([spec]).
+///
+/// [spec]: https://spec.matrix.org/v1.19/client-server-api/#threaded-read-receipts
+///
+/// # Errors
+/// The database's own.
+pub async fn threads_of<'a>(
+    tx: &ReadTx,
+    events: impl IntoIterator<Item = &'a RoomEvent>,
+) -> Result<HashMap<OwnedEventId, OwnedEventId>, Error> {
+    let mut roots = HashMap::new();
+    let mut beside = Vec::new();
+    let mut look = |event_id: &OwnedEventId, pdu: &Pdu, beside: &mut Vec<_>| match place_of(pdu) {
+        Place::Main => {}
+        Place::Thread(root) => drop(roots.insert(event_id.clone(), root)),
+        Place::Beside(parent) => beside.push((event_id.clone(), pdu.room_id.clone(), parent)),
+    };
+    events.into_iter().for_each(|event| look(&event.pdu.event_id, &event.pdu, &mut beside));
+    for _ in 0..MAX_HOPS {
+        if beside.is_empty() {
+            break;
+        }
+        let wanted: HashSet<&EventId> = beside.iter().map(|(_, _, parent)| &**parent).collect();
+        let wanted: Vec<&EventId> = wanted.into_iter().collect();
+        let parents = Error::pass_over(events_by_id(tx, &wanted).await)?.unwrap_or_default();
+        for (event_id, room_id, parent) in std::mem::take(&mut beside) {
+            if let Some(parent) = parents.get(&parent).filter(|parent| parent.pdu.room_id == room_id) {
+                look(&event_id, &parent.pdu, &mut beside);
+            }
+        }
+    }
+    Ok(roots)
 }
 
 /// A child of an event, one of the newest of its kind.
