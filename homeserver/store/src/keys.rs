@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 
-pub(crate) use self::device_lists::{
-    changed_members, hold_memberships, members_of, moved_members, own_moves,
-};
+pub(crate) use self::device_lists::hold_memberships;
 pub use self::{
     device_lists::{
         DeviceListDelta, device_list_changes, device_list_delta, device_list_shards, note_device_list_change,

@@ -15,9 +15,11 @@ use ruma::{
 use sea_orm::{QueryResult, Value};
 
 use crate::{
-    Error, ReadTx, WriteTx,
-    keys::{self, changed_members, members_of, moved_members, own_moves},
-    rooms,
+    Error, ReadTx, WriteTx, keys,
+    rooms::{
+        self,
+        contacts::{changed_members, members_of, moved_members, own_moves},
+    },
     streams::{self, UserChange},
 };
 
@@ -175,17 +177,6 @@ pub async fn changed_since(
     Ok(changed)
 }
 
-/// Whether two users are in a room together.
-///
-/// # Errors
-/// The database's own.
-pub async fn share_room(tx: &ReadTx, one: &UserId, other: &UserId) -> Result<bool, Error> {
-    let sql = "SELECT 1 AS found FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
-               WHERE mine.user_id = $1 AND mine.membership = 'join' \
-               AND theirs.user_id = $2 AND theirs.membership = 'join' LIMIT 1";
-    Ok(!tx.query(sql, [one.as_str().into(), other.as_str().into()]).await?.is_empty())
-}
-
 const COLUMNS: &str = "p.user_id, p.state, p.status_msg, p.last_active_ts, p.seen_ts";
 
 fn from_row(row: &QueryResult) -> Result<Presence, Error> {
@@ -236,7 +227,7 @@ mod tests {
                 let seen = |seen: Vec<Presence>| seen.into_iter().map(|one| one.user_id).collect::<Vec<_>>();
                 assert_eq!(seen(visible(&tx, bob, Some(&all)).await?), [bob]);
                 assert_eq!(seen(visible(&tx, bob, None).await?), [bob]);
-                assert!(!share_room(&tx, alice, bob).await?);
+                assert!(!rooms::share_room(&tx, alice, bob).await?);
                 delete(&tx, alice).await?;
                 assert_eq!(find(&tx, alice).await?, None);
                 Ok::<_, Error>(())

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use keystead_store::{Error, presence};
+use keystead_store::{Error, presence, rooms};
 use ruma::{
     api::client::presence::{get_presence, set_presence},
     presence::PresenceState,
@@ -52,7 +52,7 @@ pub(super) async fn get_presence(
 ) -> Result<get_presence::v3::Response, ApiError> {
     let (reader, user_id) = (&*ctx.requester.user_id, &*request.user_id);
     let read = ctx.app.store.read("get_presence", |tx| async move {
-        let may_see = reader == user_id || presence::share_room(&tx, reader, user_id).await?;
+        let may_see = reader == user_id || rooms::share_room(&tx, reader, user_id).await?;
         Ok::<_, Error>((may_see, presence::find(&tx, user_id).await?))
     });
     // > 403: You are not allowed to see this user's presence status.

@@ -1,6 +1,7 @@
 //! Rooms: their events, their state and who is in them.
 
 mod append;
+pub(crate) mod contacts;
 mod relations;
 mod search;
 mod state;
@@ -24,6 +25,7 @@ use sea_orm::{QueryResult, Value};
 
 pub use self::{
     append::{Append, Appended, Message, append, append_messages},
+    contacts::share_room,
     relations::{
         Annotation, Child, Related, Thread, View, children, forget_relations, index_relations, is_annotated,
         newest_threads, possible_parents, related_events, threaded_events, threads_of,
