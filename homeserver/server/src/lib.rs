@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod keyboxes;
 mod lifecycle;
 pub mod media;
+mod outside;
 pub mod presence;
 mod profiles;
 mod push_rules;

@@ -1,49 +1,25 @@
 //! Fetching what a user names: each connection goes to an address that the guard has just checked, and all that comes back is bounded.
 
-use std::{
-    io::{self, Read as _},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Read as _, time::Duration};
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use openssl::{
-    error::ErrorStack,
-    ssl::{SslConnector, SslMethod, SslVersion},
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
-use tokio_openssl::SslStream;
-use tokio_util::task::AbortOnDropHandle;
-use url::{Host, Position, Url};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use openssl::error::ErrorStack;
+use url::{Position, Url};
 
-use super::guard::Guard;
+use crate::outside::{Connection, Guard, Outside, OutsideError};
 
 /// How long all of a page or a picture may take, redirects included.
 const TIME: Duration = Duration::from_secs(10);
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(4);
-/// How many addresses of a host are tried.
-const MAX_ADDRESSES: usize = 3;
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 5;
 /// How much of a page is read, in bytes, packed and unpacked: what it says about itself stands at its beginning.
 const MAX_PAGE: usize = 1024 * 1024;
 /// The largest picture, in bytes.
 pub(super) const MAX_PICTURE: usize = 8 * 1024 * 1024;
-/// The longest headers of an answer, in bytes.
-const MAX_HEADERS: usize = 64 * 1024;
-/// The longest address, in bytes.
-pub(super) const MAX_URL: usize = 4 * 1024;
 
 /// What came back.
 #[derive(Debug)]
@@ -68,27 +44,9 @@ pub(super) enum Content {
 /// Why nothing was fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    /// The address is not one that can be fetched.
-    #[error("not an http or https address without a user name")]
-    Address,
-    /// The host's addresses are not all permitted.
-    #[error("the address {0} is not permitted")]
-    Denied(IpAddr),
-    /// The host's name leads nowhere.
-    #[error("the host's name cannot be resolved")]
-    Resolve(#[source] io::Error),
-    /// No connection could be made.
-    #[error("no connection could be made")]
-    Connect(#[source] io::Error),
-    /// OpenSSL cannot be used.
-    #[error("TLS cannot be set up")]
-    Tls(#[from] ErrorStack),
-    /// The host did not prove who it is.
-    #[error("the TLS handshake failed")]
-    Handshake(#[source] openssl::ssl::Error),
-    /// The exchange broke off.
-    #[error("the exchange failed")]
-    Exchange(#[from] hyper::Error),
+    /// The host could not be asked.
+    #[error(transparent)]
+    Outside(#[from] OutsideError),
     /// The host answered with an error.
     #[error("the host answered with status {0}")]
     Status(StatusCode),
@@ -106,14 +64,9 @@ pub(super) enum FetchError {
     Time,
 }
 
-/// Looks up the addresses of a host.
-type Resolver = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
-
 /// Fetches pages and pictures.
 pub(super) struct Fetcher {
-    guard: Guard,
-    resolver: Resolver,
-    tls: SslConnector,
+    outside: Outside,
     user_agent: HeaderValue,
     time: Duration,
 }
@@ -121,12 +74,8 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Fetches by way of the system's resolver and certificates.
     pub(super) fn new(guard: Guard) -> Result<Self, ErrorStack> {
-        let mut tls = SslConnector::builder(SslMethod::tls_client())?;
-        tls.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         Ok(Self {
-            guard,
-            resolver: Arc::new(|host| Box::pin(resolve(host))),
-            tls: tls.build(),
+            outside: Outside::new(guard)?,
             user_agent: HeaderValue::from_static(concat!(
                 "Keystead/",
                 env!("CARGO_PKG_VERSION"),
@@ -147,7 +96,7 @@ impl Fetcher {
             if parts.status.is_redirection() {
                 let target = parts.headers.get(header::LOCATION).and_then(|target| target.to_str().ok());
                 let target = target.ok_or(FetchError::Status(parts.status))?;
-                url = url.join(target).map_err(|_| FetchError::Address)?;
+                url = url.join(target).map_err(|_| OutsideError::Address)?;
                 continue;
             }
             if parts.status != StatusCode::OK {
@@ -160,53 +109,13 @@ impl Fetcher {
     }
 
     /// Asks one host once. The body can be read as long as the connection is held.
-    async fn ask(
-        &self,
-        url: &Url,
-    ) -> Result<(http::response::Parts, Incoming, AbortOnDropHandle<()>), FetchError> {
-        let (host, port) = target(url)?;
-        let tcp = self.connect(&host, port).await?;
-        let request = self.request(url)?;
-        match (url.scheme(), &host) {
-            ("https", host) => {
-                // An address without brackets, as certificates have it.
-                let name = match host {
-                    Host::Domain(name) => name.clone(),
-                    Host::Ipv4(address) => address.to_string(),
-                    Host::Ipv6(address) => address.to_string(),
-                };
-                let ssl = self.tls.configure()?.into_ssl(&name)?;
-                let mut stream = SslStream::new(ssl, tcp)?;
-                std::pin::Pin::new(&mut stream).connect().await.map_err(FetchError::Handshake)?;
-                exchange(stream, request).await
-            }
-            _ => exchange(tcp, request).await,
-        }
+    async fn ask(&self, url: &Url) -> Result<(http::response::Parts, Incoming, Connection), FetchError> {
+        let mut connection = self.outside.connect(url).await?;
+        let (parts, body) = connection.send(self.request(url)?).await?.into_parts();
+        Ok((parts, body, connection))
     }
 
-    /// Connects to an address of the host that the guard permits: to that very address, so that the name cannot lead elsewhere meanwhile. A host
-    /// of which one address is not permitted is not connected to at all.
-    async fn connect(&self, host: &Host<String>, port: u16) -> Result<TcpStream, FetchError> {
-        let addresses = match host {
-            Host::Ipv4(address) => vec![IpAddr::V4(*address)],
-            Host::Ipv6(address) => vec![IpAddr::V6(*address)],
-            Host::Domain(name) => (self.resolver)(name.clone()).await.map_err(FetchError::Resolve)?,
-        };
-        if let Some(denied) = addresses.iter().find(|address| !self.guard.permits(**address)) {
-            return Err(FetchError::Denied(*denied));
-        }
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in addresses.into_iter().take(MAX_ADDRESSES) {
-            match tokio::time::timeout(CONNECT, TcpStream::connect(SocketAddr::new(address, port))).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(late) => last = late.into(),
-            }
-        }
-        Err(FetchError::Connect(last))
-    }
-
-    fn request(&self, url: &Url) -> Result<Request<Empty<Bytes>>, FetchError> {
+    fn request(&self, url: &Url) -> Result<Request<Full<Bytes>>, OutsideError> {
         let host = &url[Position::BeforeHost..Position::AfterPort];
         let path = &url[Position::BeforePath..Position::AfterQuery];
         let request = Request::get(path)
@@ -215,38 +124,8 @@ impl Fetcher {
             .header(header::ACCEPT, "text/html,application/xhtml+xml,image/*;q=0.9,*/*;q=0.1")
             .header(header::ACCEPT_ENCODING, "gzip")
             .header(header::CONNECTION, "close");
-        request.body(Empty::new()).map_err(|_| FetchError::Address)
+        request.body(Full::default()).map_err(|_| OutsideError::Address)
     }
-}
-
-async fn resolve(host: String) -> io::Result<Vec<IpAddr>> {
-    Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect())
-}
-
-/// Host and port of an address that may be fetched.
-pub(super) fn target(url: &Url) -> Result<(Host<String>, u16), FetchError> {
-    let is_web = matches!(url.scheme(), "http" | "https");
-    if !is_web || !url.username().is_empty() || url.password().is_some() || url.as_str().len() > MAX_URL {
-        return Err(FetchError::Address);
-    }
-    url.host().map(|host| host.to_owned()).zip(url.port_or_known_default()).ok_or(FetchError::Address)
-}
-
-async fn exchange<S>(
-    stream: S,
-    request: Request<Empty<Bytes>>,
-) -> Result<(http::response::Parts, Incoming, AbortOnDropHandle<()>), FetchError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) =
-        http1::Builder::new().max_buf_size(MAX_HEADERS).handshake(TokioIo::new(stream)).await?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        // How it ended, whoever reads the answer is told.
-        let _ = connection.await;
-    }));
-    let (parts, body) = sender.send_request(request).await?.into_parts();
-    Ok((parts, body, connection))
 }
 
 async fn read(headers: &HeaderMap, body: Incoming) -> Result<Content, FetchError> {
@@ -282,7 +161,7 @@ async fn read(headers: &HeaderMap, body: Incoming) -> Result<Content, FetchError
 async fn up_to(limit: usize, mut body: Incoming) -> Result<(Vec<u8>, bool), FetchError> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(part) = frame?.into_data() else { continue };
+        let Ok(part) = frame.map_err(OutsideError::from)?.into_data() else { continue };
         let room = limit.saturating_sub(bytes.len());
         bytes.extend_from_slice(part.get(..room).unwrap_or(&part));
         if part.len() > room {

@@ -1,7 +1,8 @@
 use std::{
     io::Write as _,
+    net::IpAddr,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -12,6 +13,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::outside::{MAX_HEADERS, Resolver};
 
 /// A web server on this machine that answers each path as told, and counts.
 struct Web {
@@ -68,7 +70,9 @@ fn resolving(answers: &[&[&str]]) -> Fetcher {
         let next = answers.lock().unwrap().pop().expect("no more look-ups");
         Box::pin(async move { Ok(next) })
     });
-    Fetcher { resolver, ..fetcher() }
+    let mut fetcher = fetcher();
+    fetcher.outside.resolver = resolver;
+    fetcher
 }
 
 fn answer(head: &str, body: &[u8]) -> Vec<u8> {
@@ -115,12 +119,15 @@ async fn no_way_of_writing_an_inner_address_leads_there() {
         "\u{ff11}\u{ff12}\u{ff17}.0.0.1",
     ] {
         let refused = outside.fetch(web.url(host, "/")).await;
-        let is_denied = matches!(refused, Err(FetchError::Denied(_) | FetchError::Resolve(_)));
+        let is_denied = matches!(
+            refused,
+            Err(FetchError::Outside(OutsideError::Denied(_)) | FetchError::Outside(OutsideError::Resolve(_)))
+        );
         assert!(is_denied, "{host}: {refused:?}");
     }
     assert!(matches!(
         outside.fetch("http://169.254.169.254/latest/meta-data".parse().unwrap()).await,
-        Err(FetchError::Denied(_))
+        Err(FetchError::Outside(OutsideError::Denied(_)))
     ));
     assert_eq!(web.count(), 0);
 }
@@ -130,7 +137,7 @@ async fn a_name_with_one_inner_address_is_not_connected_to() {
     let web = Web::start(|_| answer("Content-Type: text/html", b"inner")).await;
     for addresses in [&["127.0.0.1", "10.0.0.1"][..], &["fd00::1", "127.0.0.1"], &["127.0.0.2"]] {
         let refused = resolving(&[addresses]).fetch(web.url("name.test", "/")).await;
-        assert!(matches!(refused, Err(FetchError::Denied(_))), "{refused:?}");
+        assert!(matches!(refused, Err(FetchError::Outside(OutsideError::Denied(_)))), "{refused:?}");
     }
     assert_eq!(web.count(), 0);
 }
@@ -175,7 +182,7 @@ async fn the_address_that_was_checked_is_connected_to() {
     .await;
     resolving(&[&["127.0.0.1"]]).fetch(web.url("name.test", "/")).await.unwrap();
     let refused = resolving(&[&["127.0.0.1"], &["127.0.0.2"]]).fetch(web.url("name.test", "/again")).await;
-    assert!(matches!(refused, Err(FetchError::Denied(_))), "{refused:?}");
+    assert!(matches!(refused, Err(FetchError::Outside(OutsideError::Denied(_)))), "{refused:?}");
     assert_eq!(web.count(), 2);
 }
 
@@ -197,9 +204,9 @@ async fn what_is_endless_is_cut_or_refused() {
     assert!(matches!(fetch("/page").await, Ok(Content::Page(page, None)) if page.len() == MAX_PAGE));
     assert!(matches!(fetch("/picture").await, Err(FetchError::TooLarge)));
     assert!(matches!(fetch("/announced").await, Err(FetchError::TooLarge)));
-    assert!(matches!(fetch("/broken").await, Err(FetchError::Exchange(_))));
+    assert!(matches!(fetch("/broken").await, Err(FetchError::Outside(OutsideError::Exchange(_)))));
     assert!(matches!(fetch("/film").await, Ok(Content::Other)));
-    assert!(matches!(fetch("/headers").await, Err(FetchError::Exchange(_))));
+    assert!(matches!(fetch("/headers").await, Err(FetchError::Outside(OutsideError::Exchange(_)))));
 }
 
 #[tokio::test]
@@ -242,5 +249,5 @@ async fn a_host_that_keeps_silent_is_not_waited_for() {
 async fn a_host_that_cannot_prove_its_name_is_not_asked() {
     let web = Web::start(|_| b"no TLS at all".to_vec()).await;
     let url: Url = format!("https://127.0.0.1:{}/", web.port).parse().unwrap();
-    assert!(matches!(fetcher().fetch(url).await, Err(FetchError::Handshake(_))));
+    assert!(matches!(fetcher().fetch(url).await, Err(FetchError::Outside(OutsideError::Handshake(_)))));
 }

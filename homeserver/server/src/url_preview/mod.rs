@@ -7,7 +7,6 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1mediapreview_url>.
 
 mod fetch;
-mod guard;
 mod open_graph;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +26,6 @@ use url::Url;
 
 use self::{
     fetch::{Content, FetchError, Fetcher},
-    guard::Guard,
     open_graph::OpenGraph,
 };
 use crate::{
@@ -39,6 +37,7 @@ use crate::{
         picture::{self, Measured},
         removal, upload,
     },
+    outside::{self, Guard},
     rate_limits::Limit,
 };
 
@@ -89,7 +88,7 @@ pub(crate) async fn answer(ctx: &Ctx<Session>, address: &str) -> Result<Bytes, A
     let not_on_the_web = || ApiError::invalid_param("url must be an http or https address");
     let mut url = Url::parse(address).map_err(|_| not_on_the_web())?;
     url.set_fragment(None);
-    fetch::target(&url).map_err(|_| not_on_the_web())?;
+    outside::target(&url).map_err(|_| not_on_the_web())?;
 
     let hash = URL_SAFE_NO_PAD.encode(sha256(url.as_str().as_bytes()));
     if let Some(known) = known(app, &hash, ctx.now).await? {

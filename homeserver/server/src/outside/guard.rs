@@ -41,19 +41,19 @@ const NOT_PUBLIC_V6: [(Ipv6Addr, u32); 4] = [
 
 /// Which addresses may be connected to.
 #[derive(Clone, Debug)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     allowed: Vec<IpNetwork>,
     denied: Vec<IpNetwork>,
 }
 
 impl Guard {
     /// The public internet without `denied`, and `allowed` whatever else is said.
-    pub(super) fn new(allowed: Vec<IpNetwork>, denied: Vec<IpNetwork>) -> Self {
+    pub(crate) fn new(allowed: Vec<IpNetwork>, denied: Vec<IpNetwork>) -> Self {
         Self { allowed, denied }
     }
 
     /// Whether this address may be connected to. An IPv4 address written as IPv6 is an IPv4 address.
-    pub(super) fn permits(&self, address: IpAddr) -> bool {
+    pub(crate) fn permits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let is_in = |networks: &[IpNetwork]| networks.iter().any(|network| network.contains(address));
         is_in(&self.allowed) || (is_public(address) && !is_in(&self.denied))
