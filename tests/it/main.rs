@@ -34,6 +34,7 @@ mod media_s3;
 mod monitoring;
 mod openid;
 mod presence;
+mod push;
 mod push_rules;
 mod relations;
 mod reporting;

@@ -25,6 +25,7 @@ use crate::{
     lifecycle::Shutdown,
     media::{Media, objects::ObjectsError},
     presence::PresenceNotes,
+    push::Pushes,
     rate_limits::RateLimits,
     restores::Restores,
     rooms::{Parents, Writer},
@@ -105,6 +106,8 @@ pub struct App {
     pub(crate) long_reads: Semaphore,
     /// Looks at pages on the web.
     pub(crate) url_previews: UrlPreviews,
+    /// Tells push gateways of events.
+    pub pushes: Arc<Pushes>,
     fence: Fence,
 }
 
@@ -120,6 +123,9 @@ pub enum StartError {
     /// bcrypt cannot be used as configured.
     #[error("passwords cannot be hashed")]
     Passwords(#[from] PasswordError),
+    /// Push gateways cannot be told of anything.
+    #[error("push gateways cannot be told of events")]
+    Pushes(#[source] openssl::error::ErrorStack),
     /// The database cannot be opened or brought up to date.
     #[error("the database could not be opened")]
     Store(#[from] keystead_store::Error),
@@ -178,6 +184,9 @@ impl App {
         let presence = Arc::<PresenceNotes>::default();
         let hearing = Arc::clone(&presence);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
+        let pushes = Arc::new(Pushes::new(&settings.push).map_err(StartError::Pushes)?);
+        let hearing = Arc::clone(&pushes);
+        listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
         let tail = Tail::start(store.clone(), listeners).await?;
         parents.hears_all_after(|shard| tail.position(shard));
         let batches = metrics.clone();
@@ -195,6 +204,7 @@ impl App {
             shutdown: Shutdown::default(),
             traces: Traces::start(&settings.traces)?,
             presence,
+            pushes,
             long_reads: Semaphore::new(LONG_READS),
             url_previews: UrlPreviews::new(&settings.url_preview)?,
             settings,

@@ -23,6 +23,7 @@ pub mod media;
 mod outside;
 pub mod presence;
 mod profiles;
+pub mod push;
 mod push_rules;
 pub mod rate_limits;
 pub mod restores;

@@ -19,6 +19,7 @@ use crate::{
     jobs,
     lifecycle::StopSignals,
     media::place::{self, PlaceError},
+    push,
     telemetry::log::{self, LogError},
 };
 
@@ -61,6 +62,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     app.shutdown.tasks().spawn(housekeeping::run(Arc::clone(&app)));
     app.shutdown.tasks().spawn(housekeeping::note_relations(Arc::clone(&app)));
     app.shutdown.tasks().spawn(heartbeat::run(Arc::clone(&app)));
+    app.shutdown.tasks().spawn(push::run(Arc::clone(&app)));
     welcome(&app.settings, &listeners);
 
     let (shutdown, told) = (app.shutdown.clone(), Arc::clone(&app));

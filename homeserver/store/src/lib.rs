@@ -39,6 +39,7 @@ mod migrations;
 pub mod openid_tokens;
 pub mod presence;
 pub mod profiles;
+pub mod push_cursors;
 pub mod pushers;
 pub mod receipts;
 pub mod registration;

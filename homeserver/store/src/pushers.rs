@@ -2,9 +2,11 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#push-notifications>
 
-use ruma::{DeviceId, UserId};
+use std::collections::BTreeMap;
 
-use crate::{Error, ReadTx, WriteTx};
+use ruma::{DeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+
+use crate::{Error, ReadTx, WriteTx, streams};
 
 /// What identifies a pusher of one user.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +15,58 @@ pub struct PusherKey<'a> {
     pub app_id: &'a str,
     /// The address within the application's push service.
     pub pushkey: &'a str,
+}
+
+/// A pusher, as it is stored.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoredPusher {
+    /// Whose it is.
+    pub user_id: OwnedUserId,
+    /// The JSON that the client set.
+    pub pusher: String,
+}
+
+/// Whether there is any pusher.
+///
+/// # Errors
+/// The database's own.
+pub async fn exist(tx: &ReadTx) -> Result<bool, Error> {
+    Ok(!tx.query("SELECT 1 AS found FROM pushers LIMIT 1", []).await?.is_empty())
+}
+
+/// The pushers of all who are in these rooms or invited there, by user within each room.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn of_members(
+    tx: &ReadTx,
+    room_ids: &[&RoomId],
+) -> Result<BTreeMap<OwnedRoomId, Vec<StoredPusher>>, Error> {
+    let mut pushers: BTreeMap<OwnedRoomId, Vec<StoredPusher>> = BTreeMap::new();
+    for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
+        let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql = format!(
+            "SELECT m.room_id, p.user_id, p.pusher FROM memberships m JOIN pushers p ON p.user_id = m.user_id \
+             WHERE m.room_id IN ({rooms}) AND m.membership IN ('join', 'invite') ORDER BY m.room_id, p.user_id"
+        );
+        for row in tx.query(&sql, values).await? {
+            let user_id = streams::user_id(&row, "pushers", "user_id")?;
+            let pusher = StoredPusher { user_id, pusher: row.try_get("", "pusher")? };
+            pushers.entry(streams::room_id(&row, "memberships")?).or_default().push(pusher);
+        }
+    }
+    Ok(pushers)
+}
+
+/// A user's pusher, if it is there.
+///
+/// # Errors
+/// The database's own.
+pub async fn find(tx: &ReadTx, key: PusherKey<'_>, user_id: &UserId) -> Result<Option<StoredPusher>, Error> {
+    let sql = "SELECT pusher FROM pushers WHERE app_id = $1 AND pushkey = $2 AND user_id = $3";
+    let rows = tx.query(sql, [key.app_id.into(), key.pushkey.into(), user_id.as_str().into()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    Ok(Some(StoredPusher { user_id: user_id.to_owned(), pusher: row.try_get("", "pusher")? }))
 }
 
 /// The pushers of a user: the JSON that the clients set.

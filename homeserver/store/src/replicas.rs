@@ -94,7 +94,7 @@ pub async fn all(tx: &ReadTx) -> Result<Vec<Seen>, Error> {
 }
 
 /// The database's clock as an expression, in milliseconds since the epoch.
-fn clock(tx: &ReadTx) -> &'static str {
+pub(crate) fn clock(tx: &ReadTx) -> &'static str {
     match tx.backend() {
         DbBackend::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
         _ => "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",

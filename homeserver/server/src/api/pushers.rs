@@ -3,7 +3,7 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#push-notifications>.
 
 use keystead_store::{
-    Error,
+    Error, push_cursors,
     pushers::{self, PusherKey},
 };
 use ruma::api::client::push::{
@@ -65,9 +65,14 @@ async fn post(ctx: &Ctx<Session>, data: &PusherPostData) -> Result<(), ApiError>
             if !append {
                 pushers::delete_of_others(&tx, key, &session.user_id).await?;
             }
+            // What happened before the first one is nobody's news.
+            if !pushers::exist(&tx).await? {
+                push_cursors::skip(&tx).await?;
+            }
             pushers::set(&tx, key, &session.user_id, &session.device_id, pusher).await
         })
         .await?;
+    ctx.app.pushes.pusher_set();
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod log;
 pub mod media;
 pub mod presence;
+pub mod push;
 pub mod reader;
 pub mod registration;
 pub mod rooms;
@@ -32,6 +33,7 @@ use self::{
     log::LogSettings,
     media::MediaSettings,
     presence::PresenceSettings,
+    push::PushSettings,
     reader::{Environment, Reader},
     registration::RegistrationSettings,
     rooms::RoomSettings,
@@ -62,6 +64,8 @@ pub struct Settings {
     pub registration: RegistrationSettings,
     /// Whether users see who is there.
     pub presence: PresenceSettings,
+    /// How push gateways are told of events.
+    pub push: PushSettings,
     /// Rooms.
     pub rooms: RoomSettings,
     /// The files that secrets were read from.
@@ -147,6 +151,7 @@ impl Settings {
             log: LogSettings::read(&mut reader.section("log")),
             media: MediaSettings::read(&mut reader.section("media"), &data_dir),
             presence: PresenceSettings::read(&mut reader.section("presence")),
+            push: PushSettings::read(&mut reader.section("push")),
             registration: RegistrationSettings::read(&mut reader.section("registration")),
             rooms: RoomSettings::read(&mut reader.section("rooms")),
             server: ServerSettings::read(&mut reader.section("server")),

@@ -204,7 +204,7 @@ impl ReaderCaches {
     }
 
     /// An event as push rules look at it; `None` for one that notifies nobody.
-    fn flat(&self, event: &RoomEvent) -> Option<Arc<FlattenedJson>> {
+    pub(crate) fn flat(&self, event: &RoomEvent) -> Option<Arc<FlattenedJson>> {
         if let Some(flat) = lock(&self.flat).get(&event.pdu.event_id) {
             return Some(flat.clone());
         }
@@ -214,6 +214,24 @@ impl ReaderCaches {
             lock(&self.flat).put(event.pdu.event_id.clone(), flat.clone());
         }
         Some(flat)
+    }
+
+    /// The push rules of a user.
+    ///
+    /// # Errors
+    /// The database's own, or rules that cannot be read.
+    pub async fn push_rules(&self, store: &Store, user_id: &UserId) -> Result<Arc<Ruleset>, Error> {
+        if let Some(rules) = lock(&self.rules).get(user_id) {
+            return Ok(rules.clone());
+        }
+        let changes = self.changes_of(user_id).load(Ordering::SeqCst);
+        let rules =
+            store.read_one("push_rules", |tx| async move { push_rules::load(&tx, user_id).await }).await?;
+        let rules = Arc::new(rules);
+        if self.changes_of(user_id).load(Ordering::SeqCst) == changes {
+            lock(&self.rules).put(user_id.to_owned(), rules.clone());
+        }
+        Ok(rules)
     }
 
     /// The users whom a reader ignores.
@@ -399,7 +417,7 @@ impl Sync<'_> {
         if events.iter().all(|event| event.pdu.sender == self.user_id()) {
             return Ok(count);
         }
-        let rules = self.push_rules().await?;
+        let rules = self.app.readers.push_rules(&self.app.store, self.user_id()).await?;
         let context = push_context(room, self.user_id());
         let mut notifying = Vec::new();
         for event in events {
@@ -445,25 +463,6 @@ impl Sync<'_> {
             roots.extend(self.app.store.read("threads_of", read).await?);
         }
         Ok(roots)
-    }
-
-    async fn push_rules(&self) -> Result<Arc<Ruleset>, ApiError> {
-        let caches = &self.app.readers;
-        let user_id = self.user_id();
-        if let Some(rules) = lock(&caches.rules).get(user_id) {
-            return Ok(rules.clone());
-        }
-        let changes = caches.changes_of(self.user_id()).load(Ordering::SeqCst);
-        let rules = self
-            .app
-            .store
-            .read_one("push_rules", |tx| async move { push_rules::load(&tx, user_id).await })
-            .await?;
-        let rules = Arc::new(rules);
-        if caches.changes_of(self.user_id()).load(Ordering::SeqCst) == changes {
-            lock(&caches.rules).put(user_id.to_owned(), rules.clone());
-        }
-        Ok(rules)
     }
 }
 

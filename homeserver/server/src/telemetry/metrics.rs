@@ -66,6 +66,7 @@ pub struct Metrics {
     transaction_retries: IntCounterVec,
     transaction_seconds: CounterVec,
     transactions: IntCounterVec,
+    pushes: IntCounterVec,
     url_previews: IntCounterVec,
     wake_bus: IntGauge,
 }
@@ -361,6 +362,13 @@ impl Metrics {
                  the database's; failed).",
                 &["name", "outcome"],
             )?,
+            pushes: counters(
+                r,
+                "keystead_pushes_total",
+                "Notifications sent to push gateways, by outcome (sent; rejected, after which the pusher is removed; put_off: the gateway could not \
+                 be reached, and it is tried again).",
+                &["outcome"],
+            )?,
             url_previews: counters(
                 r,
                 "keystead_url_previews_total",
@@ -395,6 +403,7 @@ impl Metrics {
             (&self.statements, &["read", "write"]),
             (&self.to_device_messages, &["stored", "dropped"]),
             (&self.to_device_removed, &["acknowledged", "expired"]),
+            (&self.pushes, &["sent", "rejected", "put_off"]),
             (&self.url_previews, &["known", "made", "failed"]),
         ] {
             for value in values {
@@ -478,6 +487,11 @@ impl Metrics {
     pub fn media_thumbnail(&self, made: bool) {
         let outcome = if made { "made" } else { "refused" };
         self.media_thumbnails.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts notifications for a push gateway: `sent`, `rejected` or `put_off`.
+    pub fn pushes(&self, outcome: &'static str, count: usize) {
+        self.pushes.with_label_values(&[outcome]).inc_by(u64::try_from(count).unwrap_or_default());
     }
 
     /// Counts a preview of a page that was asked for: `known`, `made` or `failed`.

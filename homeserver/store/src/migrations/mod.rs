@@ -41,6 +41,7 @@ fn steps() -> Vec<Step> {
         step("m0016_reports_and_openid", include_str!("m0016_reports_and_openid.sql")),
         step("m0017_presence", include_str!("m0017_presence.sql")),
         postgres_step("m0018_append_messages", include_str!("m0018_append_messages.sql")),
+        step("m0019_push_cursors", include_str!("m0019_push_cursors.sql")),
     ]
 }
 

@@ -37,8 +37,8 @@ pub use self::{
         state_event_at, state_history, state_without_members_at,
     },
     timeline::{
-        Bounds, Direction, all_events_between, event, events, events_between, newest, redact, stored_event,
-        timelines,
+        Bounds, Direction, all_events_between, event, events, events_between, events_of_shard, newest,
+        redact, stored_event, timelines,
     },
 };
 use crate::{Error, ReadTx, WriteTx, streams};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use keystead_core::room::RoomEvent;
+use keystead_core::{room::RoomEvent, shard::Shard};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use sea_orm::{QueryResult, Value};
 
@@ -116,6 +116,33 @@ pub async fn all_events_between(
 ) -> Result<Vec<RoomEvent>, Error> {
     let rows = rows_between(tx, room_id, bounds, Direction::Forward, u64::from(u32::MAX)).await?;
     rows.iter().map(read_event).collect()
+}
+
+/// The first events of a shard within `bounds`, of whatever rooms, at most `limit`. One that cannot be read is passed over
+/// ([`Error::pass_over`]). Returns as well up to where that is all.
+///
+/// # Errors
+/// The database's own.
+pub async fn events_of_shard(
+    tx: &ReadTx,
+    shard: Shard,
+    bounds: Bounds,
+    limit: usize,
+) -> Result<(Vec<RoomEvent>, i64), Error> {
+    let sql = format!(
+        "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
+         WHERE shard = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT {limit}"
+    );
+    let rows = tx.query(&sql, [shard.into(), bounds.after.into(), bounds.upto.into()]).await?;
+    let reach = match rows.last() {
+        Some(last) if rows.len() == limit => last.try_get("", "position")?,
+        _ => bounds.upto,
+    };
+    let mut events = Vec::with_capacity(rows.len());
+    for row in &rows {
+        events.extend(Error::pass_over(read_event(row))?);
+    }
+    Ok((events, reach))
 }
 
 pub(super) async fn rows_between(
