@@ -5,6 +5,7 @@ mod consistency;
 mod directory;
 mod doctor;
 mod encryption;
+mod erasure;
 mod hints;
 mod hostile;
 mod keybox;

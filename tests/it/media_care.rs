@@ -175,7 +175,7 @@ async fn an_account_that_is_erased_takes_its_files_along() {
     }
 }
 
-async fn deactivate(user: &User, erase: bool) {
+pub(crate) async fn deactivate(user: &User, erase: bool) {
     let name = user.id.trim_start_matches('@').split(':').next().expect("a name");
     let auth = json!({
         "type": "m.login.password",

@@ -79,6 +79,15 @@ fn room_key(room_id: Option<&RoomId>) -> &str {
     room_id.map_or("", RoomId::as_str)
 }
 
+/// Deletes all of a user's account data, of which nobody is told.
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_of_user(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    tx.execute("DELETE FROM account_data WHERE user_id = $1", [user_id.as_str().into()]).await?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::{room_id, user_id};

@@ -1,5 +1,7 @@
 //! Accounts.
 
+use std::collections::HashSet;
+
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
 use sea_orm::QueryResult;
 
@@ -72,6 +74,31 @@ pub async fn deactivate(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
         "UPDATE users SET password_hash = NULL, is_admin = FALSE, deactivated = TRUE WHERE user_id = $1";
     tx.execute(sql, [user_id.as_str().into()]).await?;
     Ok(())
+}
+
+/// Notes that a user has asked for erasure.
+///
+/// # Errors
+/// The database's own.
+pub async fn erase(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
+    tx.execute("UPDATE users SET erased = TRUE WHERE user_id = $1", [user_id.as_str().into()]).await?;
+    Ok(())
+}
+
+/// Those of these users who have asked for erasure.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn erased(tx: &ReadTx, user_ids: &[&UserId]) -> Result<HashSet<OwnedUserId>, Error> {
+    let mut erased = HashSet::new();
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!("SELECT user_id FROM users WHERE user_id IN ({users}) AND erased = TRUE");
+        for row in tx.query(&sql, values).await? {
+            erased.insert(streams::user_id(&row, "users", "user_id")?);
+        }
+    }
+    Ok(erased)
 }
 
 fn from_row(row: &QueryResult) -> Result<User, Error> {

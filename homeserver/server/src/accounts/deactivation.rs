@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use keystead_store::{
-    Error, cross_signing, devices, jobs, key_backup, keybox_log, keys, presence, profiles, users,
+    Error, account_data, cross_signing, devices, jobs, key_backup, keybox_log, keys, presence, profiles,
+    users,
 };
 use ruma::{
     MilliSecondsSinceUnixEpoch, UserId,
@@ -16,7 +17,8 @@ use crate::{app::App, http::error::ApiError, jobs::JobError, media::removal, roo
 pub(crate) const JOB: &str = "leave_rooms";
 
 /// Closes an account: nobody can log in to it or take its name any more, its sessions, devices, keys and profile are gone,
-/// and it leaves its rooms soon. With `erase`, the files that it uploaded are deleted soon, too.
+/// and it leaves its rooms soon. With `erase`, its account data are gone, too, its messages are shown to nobody who was not there, and the files that it uploaded
+/// are deleted soon.
 ///
 /// # Errors
 ///
@@ -46,6 +48,10 @@ pub async fn deactivate(
             devices::delete(&tx, user_id, &devices).await?;
             keys::forget_revoked_key_sets(&tx, user_id).await?;
             keybox_log::delete_of_user(&tx, user_id).await?;
+            if erase {
+                users::erase(&tx, user_id).await?;
+                account_data::delete_of_user(&tx, user_id).await?;
+            }
             for job in new_jobs {
                 jobs::insert(&tx, job).await?;
             }

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use super::relations::aggregate;
+use super::{erasure::Erased, relations::aggregate};
 use crate::sync::IgnoredUsers;
 use keystead_core::{
     client_format::{self, MalformedEvent, Unsigned},
@@ -95,10 +95,12 @@ async fn write_all<E: Borrow<RoomEvent> + Sync>(
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
     let redactions = redactions_of(tx, events).await?;
+    let erased = Erased::among(tx, events, reader).await?;
     events
         .iter()
         .map(Borrow::borrow)
         .map(|event| {
+            let event = &*erased.shown(event);
             let redaction = event.pdu.redacted_by.as_ref().and_then(|id| redactions.get(id));
             let replaced = replaced.get(&event.pdu.event_id);
             let relations = relations.get(&event.pdu.event_id).map(AsRef::as_ref);

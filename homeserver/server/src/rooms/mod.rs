@@ -3,6 +3,7 @@
 pub mod aliases;
 mod batch;
 mod client_events;
+mod erasure;
 mod membership_history;
 mod messages;
 mod own_member;
@@ -12,6 +13,7 @@ mod relations;
 mod visibility;
 mod writer;
 
+pub(crate) use self::erasure::{Erased, may_be_erased};
 pub(crate) use self::own_member::set_own_member;
 pub use self::{
     client_events::{Form, Reader, client_event, client_events, client_state},

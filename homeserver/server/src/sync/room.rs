@@ -32,7 +32,9 @@ use super::{
 use crate::{
     context::Session,
     http::error::ApiError,
-    rooms::{Form, MembershipHistory, Reader, RoomView, client_event, client_events, client_state},
+    rooms::{
+        Form, MembershipHistory, Reader, RoomView, client_event, client_events, client_state, may_be_erased,
+    },
     streams::RoomMembership,
 };
 
@@ -348,8 +350,11 @@ impl Sync<'_> {
         memberships: &MembershipHistory,
     ) -> Result<Vec<Raw<T>>, ApiError> {
         let reader = self.reader(memberships);
-        let is_plain =
-            |event: &Arc<RoomEvent>| event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none();
+        let is_plain = |event: &Arc<RoomEvent>| {
+            event.pdu.state_key.is_none()
+                && event.pdu.redacted_by.is_none()
+                && !may_be_erased(event, Some(memberships))
+        };
         let may_be_parents = self.app.parents.may_be_among(events);
         let written = if !may_be_parents && events.iter().all(is_plain) {
             write_plain(events, reader)?

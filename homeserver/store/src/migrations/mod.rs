@@ -42,6 +42,7 @@ fn steps() -> Vec<Step> {
         step("m0017_presence", include_str!("m0017_presence.sql")),
         postgres_step("m0018_append_messages", include_str!("m0018_append_messages.sql")),
         step("m0019_push_cursors", include_str!("m0019_push_cursors.sql")),
+        step("m0020_erased_users", include_str!("m0020_erased_users.sql")),
     ]
 }
 

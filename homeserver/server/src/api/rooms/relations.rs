@@ -40,7 +40,7 @@ use crate::{
     api::guard,
     context::{Ctx, Session},
     http::error::ApiError,
-    rooms::{Form, Reader, RoomView, client_events},
+    rooms::{Form, MembershipHistory, Reader, RoomView, client_events},
     sync::IgnoredUsers,
 };
 
@@ -166,6 +166,7 @@ impl Asked<'_> {
                 return Ok(None);
             }
             let (events, next) = walk(&tx, view, related, (bounds, direction), limit).await?;
+            let reader = reader.knowing(view.memberships());
             let chunk = client_events(&tx, &events, (reader, Some(ignored)), Form::WithRoomId).await?;
             Ok::<_, Error>(Some((chunk, next)))
         });
@@ -251,6 +252,8 @@ pub(super) async fn get_threads(
     let (threads, upto) = (&threads, from.map_or(until, |from| from.0));
     let read = ctx.app.store.read("threads", |tx| async move {
         let (roots, next) = threads.walk(&tx, upto).await?;
+        let memberships = MembershipHistory::load(&tx, room_id, reader.user_id).await?;
+        let reader = reader.knowing(&memberships);
         let chunk = client_events(&tx, &roots, (reader, Some(ignored)), Form::WithRoomId).await?;
         Ok::<_, Error>((chunk, next))
     });

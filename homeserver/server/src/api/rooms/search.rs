@@ -40,7 +40,7 @@ use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
     rate_limits::Limit,
-    rooms::{Form, Reader, RoomView, client_events, client_state},
+    rooms::{Erased, Form, Reader, RoomView, client_events, client_state},
     sync::IgnoredUsers,
 };
 
@@ -141,7 +141,7 @@ async fn find(
         if !view.was_joined() {
             continue;
         }
-        let mut hits = find_in_room(tx, room_id, &view, search).await?;
+        let mut hits = find_in_room(tx, room_id, (&view, reader), search).await?;
         if hits.is_empty() {
             continue;
         }
@@ -159,14 +159,16 @@ async fn find(
 async fn find_in_room(
     tx: &ReadTx,
     room_id: &RoomId,
-    view: &RoomView,
+    (view, reader): (&RoomView, Reader<'_>),
     search: &Search<'_>,
 ) -> Result<Vec<Hit>, Error> {
     let list: Vec<&str> = search.words.iter().collect();
     let (mut hits, mut upto) = (Vec::new(), view.joined_until().unwrap_or(i64::MAX));
     for _ in 0..MOST_PAGES {
         let read = rooms::with_words(tx, room_id, Bounds { after: 0, upto }, &list, PAGE).await?;
-        hits.extend(read.events.into_iter().filter_map(|event| search.hit(view, event)));
+        let erased = Erased::among(tx, &read.events, reader.knowing(view.memberships())).await?;
+        let shown = read.events.into_iter().filter(|event| !erased.hides(event));
+        hits.extend(shown.filter_map(|event| search.hit(view, event)));
         match read.rest_upto {
             Some(rest) if hits.len() < MOST_IN_ROOM => upto = rest,
             _ => break,
