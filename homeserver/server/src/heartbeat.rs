@@ -104,6 +104,8 @@ pub(crate) fn shared_settings(settings: &Settings) -> BTreeMap<String, String> {
         ("limits.rate_limits", settings.limits.rate_limits.to_string()),
         ("media.max_upload_bytes", settings.media.max_upload_bytes.to_string()),
         ("media.folder or media.s3_bucket", place),
+        ("push.enabled", settings.push.enabled.to_string()),
+        ("push.include_content", settings.push.include_content.to_string()),
         ("registration.open", settings.registration.open.to_string()),
         ("registration.password_policy", policy.to_owned()),
         ("registration.shared_secret", secret(settings.registration.shared_secret.is_some())),
