@@ -216,3 +216,103 @@ async fn a_new_name_reads_nothing() {
     let answer = bobs.until_joined(&room).await;
     assert_eq!(answer["unread_notifications"]["notification_count"], 1, "{answer:#}");
 }
+
+fn ids_of(events: &[Value]) -> Vec<&str> {
+    events.iter().filter_map(|event| event["event_id"].as_str()).collect()
+}
+
+fn is_limited(room: &Value) -> bool {
+    room["timeline"]["limited"] == true
+}
+
+/// The ids of the events before a token that a filter lets through, newest first.
+async fn ids_before(user: &User, room: &str, token: &Value, filter: &Value) -> Vec<String> {
+    let token = encode(token.as_str().expect("a token"));
+    let path = format!("/messages?dir=b&limit=100&from={token}&filter={}", encode(&filter.to_string()));
+    let page = user.get(&in_room(room, &path)).await.ok();
+    ids_of(page["chunk"].as_array().expect("a chunk")).into_iter().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_a_filter_takes_out_does_not_count_towards_the_limit() {
+    let (alice, bob, room) = pair().await;
+    let fill = async |count: u32| {
+        join_all((0..count).map(|_| alice.send_event(&room, "org.example.filler", json!({})))).await;
+    };
+    let messages = json!({ "types": ["m.room.message"] });
+    let limit =
+        |limit: u32| json!({ "room": { "timeline": { "types": ["m.room.message"], "limit": limit } } });
+    let first = alice.send_text(&room, "first").await;
+    fill(12).await;
+    let mut bobs = bob.syncing_with(&limit(1));
+    let joined = bobs.until_joined(&room).await;
+    assert_eq!(ids_of(events(&joined["timeline"])), [&*first]);
+    assert!(!is_limited(&joined), "nothing else is wanted: {joined:#}");
+
+    // From memory.
+    let second = alice.send_text(&room, "second").await;
+    let third = alice.send_text(&room, "third").await;
+    fill(3).await;
+    let joined = bobs.until_joined(&room).await;
+    let shown: Vec<_> = events(&joined["timeline"]).to_vec();
+    assert_eq!((ids_of(&shown), &joined["timeline"]["limited"]), (vec![&*third], &json!(true)));
+    let before = ids_before(&bob, &room, &joined["timeline"]["prev_batch"], &messages).await;
+    assert_eq!(before, [&*second, &*first], "paging goes on right before what was shown");
+
+    // Far back, where one page of the database does not reach.
+    fill(240).await;
+    for (wanted, shown, has_more) in
+        [(2, vec![&*second, &*third], true), (3, vec![&*first, &*second, &*third], false)]
+    {
+        let joined = bob.syncing_with(&limit(wanted)).until_joined(&room).await;
+        assert_eq!(ids_of(events(&joined["timeline"])), shown);
+        assert_eq!(is_limited(&joined), has_more, "{wanted}");
+        let before = ids_before(&bob, &room, &joined["timeline"]["prev_batch"], &messages).await;
+        assert_eq!(before, if has_more { vec![&*first] } else { vec![] }, "{wanted}");
+        assert!(state_of(&joined).len() > 5, "the whole state: {joined:#}");
+    }
+    bob.leave(&room).await;
+    let left =
+        json!({ "room": { "include_leave": true, "timeline": { "types": ["m.room.message"], "limit": 2 } } });
+    let answer = bob.syncing_with(&left).next(0).await;
+    let timeline = &answer["rooms"]["leave"][&room]["timeline"];
+    assert_eq!((ids_of(events(timeline)), &timeline["limited"]), (vec![&*second, &*third], &json!(true)));
+}
+
+#[tokio::test]
+async fn ignored_users_do_not_fill_the_timeline_after_a_gap() {
+    let (alice, bob, room) = pair().await;
+    let cluster = alice.cluster.clone();
+    let list = json!({ "ignored_users": { alice.id.clone(): {} } });
+    bob.put(&format!("/user/{}/account_data/m.ignored_user_list", encode(&bob.id)), list).await.ok();
+    let mut bobs = bob.at(0).syncing_with(&timeline_limit(2));
+    bobs.until_joined(&room).await;
+    let topic = "in the middle";
+    let own = bob.send_text(&room, "own").await;
+    join_all((0..60).map(|_| alice.send_text(&room, "ignored"))).await;
+    set_topic(&alice, &room, topic).await;
+    join_all((0..60).map(|_| alice.send_text(&room, "ignored"))).await;
+    // The replica remembers nothing of the room from before its start.
+    cluster.kill(0);
+    cluster.restart(0).await;
+    let joined = bobs.until_joined(&room).await;
+    let shown = events(&joined["timeline"]);
+    assert_eq!(shown.len(), 2, "{joined:#}");
+    assert_eq!((&shown[0]["event_id"], &shown[1]["content"]["topic"]), (&json!(own), &json!(topic)));
+    assert!(!is_limited(&joined), "{joined:#}");
+}
+
+#[tokio::test]
+async fn what_somebody_may_not_see_takes_no_place_among_what_is_wanted() {
+    let (alice, bob, room) = pair().await;
+    let seen = alice.send_text(&room, "seen").await;
+    bob.leave(&room).await;
+    let joined = json!({ "history_visibility": "joined" });
+    alice.set_state(&room, "m.room.history_visibility", "", joined).await;
+    join_all((0..60).map(|_| alice.send_text(&room, "not for bob"))).await;
+    bob.join(&room).await;
+    let filter = json!({ "room": { "timeline": { "types": ["m.room.message"], "limit": 1 } } });
+    let joined = bob.syncing_with(&filter).until_joined(&room).await;
+    assert_eq!(ids_of(events(&joined["timeline"])), [&*seen]);
+    assert!(!is_limited(&joined), "{joined:#}");
+}

@@ -59,6 +59,18 @@ pub fn excludes_everything(filter: &RoomEventFilter) -> bool {
         || filter.not_types.iter().any(|pattern| pattern == "*")
 }
 
+/// Whether the filter lets every event through, of every room.
+pub fn includes_everything(filter: &RoomEventFilter) -> bool {
+    let RoomEventFilter { types, not_types, rooms, not_rooms, senders, not_senders, url_filter, .. } = filter;
+    types.is_none()
+        && rooms.is_none()
+        && senders.is_none()
+        && url_filter.is_none()
+        && not_types.is_empty()
+        && not_rooms.is_empty()
+        && not_senders.is_empty()
+}
+
 /// How many events to return: what the client asked for, at least 1 and at most `most`.
 pub fn limit(asked: Option<UInt>, default: usize, most: usize) -> usize {
     asked.map_or(default, |asked| usize::try_from(u64::from(asked)).unwrap_or(most)).clamp(1, most)
@@ -197,6 +209,25 @@ mod tests {
         ];
         for (filter, expected) in table {
             assert_eq!(excludes_everything(&serde_json::from_value(filter).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn knows_filters_that_let_everything_through() {
+        let table = [
+            (json!({}), true),
+            (json!({ "limit": 5, "lazy_load_members": true, "unread_thread_notifications": true }), true),
+            (json!({ "types": ["*"] }), false),
+            (json!({ "not_types": ["m.x"] }), false),
+            (json!({ "rooms": ["!r:b.c"] }), false),
+            (json!({ "not_rooms": ["!r:b.c"] }), false),
+            (json!({ "senders": ["@a:b.c"] }), false),
+            (json!({ "not_senders": ["@a:b.c"] }), false),
+            (json!({ "contains_url": false }), false),
+        ];
+        for (filter, expected) in table {
+            let parsed = serde_json::from_value(filter.clone()).unwrap();
+            assert_eq!(includes_everything(&parsed), expected, "{filter}");
         }
     }
 

@@ -11,6 +11,7 @@ use ruma::{
 
 use super::{
     Sync,
+    newest::{Chosen, Look, Newest},
     state::{Span, Wanted, lazy_load},
 };
 use crate::{
@@ -29,7 +30,8 @@ impl Sync<'_> {
         let user_id = self.user_id();
         let since = self.since_in(room_id);
         let bounds = Bounds { after: since.unwrap_or(0), upto: membership.position };
-        let limit = u64::try_from(self.timeline_limit() + 1).unwrap_or(u64::MAX);
+        let asked = self.first_look();
+        let limit = u64::try_from(asked).unwrap_or(u64::MAX);
         let (view, newest) = self
             .app
             .store
@@ -39,14 +41,17 @@ impl Sync<'_> {
                 Ok::<_, keystead_store::Error>((view, newest))
             })
             .await?;
-        let mut timeline: Vec<Arc<RoomEvent>> = newest.into_iter().rev().map(Arc::new).collect();
-        let mut limited = self.cut(&mut timeline);
-        let mut visible: Vec<_> = timeline.into_iter().filter(|event| view.may_see(event.position)).collect();
-        let mut timeline: Vec<_> =
-            visible.iter().filter(|event| self.wants_in_timeline(event)).cloned().collect();
-        limited |= self.drop_outdated(&mut visible, &mut timeline);
+        let newest = newest.into_iter().map(Arc::new).collect();
+        let mut newest = Newest::read(newest, asked);
+        newest.view = Some(view.clone());
+        if !self.wants_all() {
+            self.look_further(vec![Look { room_id, after: bounds.after, newest: &mut newest }]).await?;
+        }
+        let Chosen { mut looked_at, mut timeline, mut limited } = self.choose(room_id, &mut newest).await?;
+        looked_at.retain(|event| view.may_see(event.position));
+        limited |= self.drop_outdated(&mut looked_at, &mut timeline);
         // Here only the filter counts: what the user was not to see when it happened is nobody's to tell now.
-        let span = Span::new(&visible, &timeline, membership.position);
+        let span = Span::new(&looked_at, &timeline, membership.position);
 
         let mut left = LeftRoom::new();
         left.timeline = self.timeline(&timeline, limited, &span, view.memberships()).await?;

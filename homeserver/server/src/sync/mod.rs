@@ -10,13 +10,18 @@ mod changes;
 mod devices;
 mod ephemeral;
 mod left;
+mod newest;
 mod presence;
 mod readers;
 pub mod reply;
 mod room;
 mod state;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use keystead_core::{
     filter,
@@ -78,6 +83,8 @@ struct Sync<'a> {
     ignored: Arc<IgnoredUsers>,
     upto: SyncToken,
     now: MilliSecondsSinceUnixEpoch,
+    /// How many more statements may look for events that the client wants behind others.
+    pages_left: AtomicUsize,
 }
 
 /// Answers a sync: at once if there is news, or when there is, or when the time is up. `request.since` moves on with what is seen meanwhile.
@@ -183,7 +190,8 @@ impl<'a> Sync<'a> {
             // The tail takes in a membership before it moves its position.
             let now = app.tail.rooms_of(user_id).await?;
             if now == rooms {
-                return Ok(Self { app, request, rooms, ignored, upto, now: app.clock.now() });
+                let (now, pages_left) = (app.clock.now(), AtomicUsize::new(newest::MAX_PAGES));
+                return Ok(Self { app, request, rooms, ignored, upto, now, pages_left });
             }
             rooms = now;
         }

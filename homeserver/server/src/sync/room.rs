@@ -27,6 +27,7 @@ use super::{
     Sync,
     changes::{Changes, RoomChanges},
     ephemeral, missing_state,
+    newest::{Chosen, Look, Newest},
     state::{Span, Wanted},
 };
 use crate::{
@@ -38,9 +39,6 @@ use crate::{
     streams::RoomMembership,
 };
 
-/// How many events of a timeline an answer has if the client does not say, and at most.
-const TIMELINE_LIMIT: usize = 10;
-const TIMELINE_MOST: usize = 1_000;
 /// How many members stand for a room that has no name.
 const HEROES: usize = 5;
 
@@ -67,13 +65,6 @@ struct Candidate<'a> {
     changes: RoomChanges,
 }
 
-/// What happened in a room since the token, oldest first.
-struct NewEvents {
-    events: Vec<Arc<RoomEvent>>,
-    /// Whether that is everything, or only the newest of it.
-    are_all: bool,
-}
-
 impl Sync<'_> {
     pub(super) async fn joined_rooms(
         &self,
@@ -94,12 +85,8 @@ impl Sync<'_> {
         for mut candidate in candidates {
             let in_memory = candidate.changes.events.take().filter(|_| !candidate.is_new);
             let new = match in_memory {
-                Some(events) => NewEvents { events, are_all: true },
-                None => {
-                    let newest = stored.remove(candidate.room_id).unwrap_or_default();
-                    let are_all = newest.len() <= self.timeline_limit();
-                    NewEvents { events: newest.into_iter().rev().collect(), are_all }
-                }
+                Some(events) => Newest::all(events),
+                None => stored.remove(candidate.room_id).unwrap_or_else(|| Newest::all(Vec::new())),
             };
             let room_typing = typing.remove(candidate.room_id);
             let state = states.get(candidate.room_id).ok_or_else(|| missing_state(candidate.room_id))?;
@@ -175,11 +162,11 @@ impl Sync<'_> {
         Ok(before.is_some_and(|event| membership_of(&event.pdu) == MembershipState::Join))
     }
 
-    /// The newest events of the rooms whose news is not in memory; one more than wanted, to know whether there are more.
+    /// The newest events of the rooms whose news is not in memory.
     async fn stored_timelines(
         &self,
         candidates: &[Candidate<'_>],
-    ) -> Result<HashMap<OwnedRoomId, Vec<Arc<RoomEvent>>>, ApiError> {
+    ) -> Result<HashMap<OwnedRoomId, Newest>, ApiError> {
         let wanted: Vec<_> = candidates
             .iter()
             .filter(|candidate| candidate.is_new || candidate.changes.events.is_none())
@@ -189,15 +176,30 @@ impl Sync<'_> {
                 (candidate.room_id.clone(), bounds)
             })
             .collect();
-        Ok(self.app.tail.timelines(wanted, self.timeline_limit() + 1).await?)
+        let asked = self.first_look();
+        let read = self.app.tail.timelines(wanted, asked).await?;
+        let mut stored: HashMap<_, _> =
+            read.into_iter().map(|(room_id, newest)| (room_id, Newest::read(newest, asked))).collect();
+        if !self.wants_all() {
+            let after: HashMap<_, _> =
+                candidates.iter().map(|candidate| (candidate.room_id, candidate.after)).collect();
+            let mut looks = Vec::with_capacity(stored.len());
+            for (room_id, newest) in &mut stored {
+                let after = after.get(room_id).copied().flatten().unwrap_or(0);
+                looks.push(Look { room_id, after, newest });
+            }
+            self.look_further(looks).await?;
+        }
+        Ok(stored)
     }
 
     /// Asks, at once for all rooms, which of the older events have children, as far as that is not known yet.
     async fn look_for_children<'e>(
         &self,
-        timelines: impl Iterator<Item = &'e Vec<Arc<RoomEvent>>>,
+        timelines: impl Iterator<Item = &'e Newest>,
     ) -> Result<(), ApiError> {
-        let Some(question) = self.app.parents.question(timelines.flatten()) else { return Ok(()) };
+        let events = timelines.flat_map(|newest| &newest.events);
+        let Some(question) = self.app.parents.question(events) else { return Ok(()) };
         let events = &question.events;
         let read = self
             .app
@@ -216,26 +218,17 @@ impl Sync<'_> {
         Ok(states.into_iter().map(|state| (state.room_id.clone(), state)).collect())
     }
 
-    /// How many events a timeline may have; none, for who asks for none: then what has changed is all in the state.
-    pub(super) fn timeline_limit(&self) -> usize {
-        let asked = self.filter().room.timeline.limit;
-        if asked == Some(UInt::MIN) { 0 } else { filter::limit(asked, TIMELINE_LIMIT, TIMELINE_MOST) }
-    }
-
     async fn joined_room(
         &self,
         candidate: &Candidate<'_>,
         state: &RoomState,
-        new: NewEvents,
+        mut new: Newest,
         (typing, changes): (Option<Vec<OwnedUserId>>, &Changes),
     ) -> Result<JoinedRoom, ApiError> {
         let room_id = candidate.room_id;
         let end = self.upto_in(room_id);
-        let mut looked_at = new.events.clone();
-        let mut limited = self.cut(&mut looked_at);
-        let mut timeline = looked_at.clone();
-        let memberships = &self.hide_what_came_before_joining(room_id, &mut timeline).await?;
-        timeline.retain(|event| self.wants_in_timeline(event));
+        let Chosen { mut looked_at, mut timeline, mut limited } = self.choose(room_id, &mut new).await?;
+        let memberships = &self.memberships_in(room_id, new.view.take());
         limited |= self.drop_outdated(&mut looked_at, &mut timeline);
         let span = Span::new(&looked_at, &timeline, end);
 
@@ -248,6 +241,7 @@ impl Sync<'_> {
         let has_news = whole || !new.events.is_empty();
         if has_news {
             let members_changed = limited
+                || !new.are_all
                 || new.events.iter().any(|event| event.pdu.event_type == TimelineEventType::RoomMember);
             if whole || members_changed {
                 room.summary = self.summary(state);
@@ -269,45 +263,12 @@ impl Sync<'_> {
         Ok(room)
     }
 
-    /// Keeps the newest events; returns whether some had to go.
-    pub(super) fn cut(&self, timeline: &mut Vec<Arc<RoomEvent>>) -> bool {
-        let surplus = timeline.len().saturating_sub(self.timeline_limit());
-        timeline.drain(..surplus);
-        surplus > 0
-    }
-
-    /// Takes out what the user may not see: only before the newest change of the own membership can there be such events. Returns
-    /// what the user was to the room, at least from the first of the events on.
-    async fn hide_what_came_before_joining(
-        &self,
-        room_id: &RoomId,
-        timeline: &mut Vec<Arc<RoomEvent>>,
-    ) -> Result<MembershipHistory, ApiError> {
-        let membership = self.rooms.get(room_id);
-        let joined_at = membership.map_or(i64::MAX, |membership| membership.position);
-        if timeline.first().is_none_or(|oldest| oldest.position >= joined_at) {
-            let newest =
-                |now: &RoomMembership| MembershipHistory::newest(now.position, now.membership.clone());
-            return Ok(membership.map(newest).unwrap_or_default());
-        }
-        let user_id = self.user_id();
-        let view = self
-            .app
-            .store
-            .read("sync_visibility", |tx| async move { RoomView::load(&tx, room_id, user_id).await })
-            .await?;
-        timeline.retain(|event| view.may_see(event.position));
-        Ok(view.into_memberships())
-    }
-
-    pub(super) fn wants_in_timeline(&self, event: &RoomEvent) -> bool {
-        if self.is_ignored(event) {
-            return false;
-        }
-        let event_type = event.pdu.event_type.to_string();
-        let facts =
-            Facts { event_type: &event_type, sender: Some(&event.pdu.sender), content: &event.pdu.content };
-        filter::matches_in_room(&self.filter().room.timeline, &event.pdu.room_id, facts)
+    /// What the user was to the room: all of it where it had to be looked up, or only what it is now.
+    fn memberships_in(&self, room_id: &RoomId, view: Option<RoomView>) -> MembershipHistory {
+        let newest = |now: &RoomMembership| MembershipHistory::newest(now.position, now.membership.clone());
+        view.map(RoomView::into_memberships)
+            .or_else(|| self.rooms.get(room_id).map(newest))
+            .unwrap_or_default()
     }
 
     /// The timeline section. Paging back goes on before the first event that was looked at, shown or not.
