@@ -316,3 +316,40 @@ async fn what_somebody_may_not_see_takes_no_place_among_what_is_wanted() {
     assert_eq!(ids_of(events(&joined["timeline"])), [&*seen]);
     assert!(!is_limited(&joined), "{joined:#}");
 }
+
+/// What the state section says of members, in the order of their ids.
+fn members_of(room: &Value) -> BTreeMap<&str, &str> {
+    let members = events(&room["state"]).iter().filter(|event| event["type"] == "m.room.member");
+    members
+        .filter_map(|event| Some((event["state_key"].as_str()?, event["content"]["membership"].as_str()?)))
+        .collect()
+}
+
+#[tokio::test]
+async fn who_came_and_went_in_a_gap_is_told_though_members_are_loaded_lazily() {
+    let (alice, bob, room) = pair().await;
+    let cluster = alice.cluster.clone();
+    let (carol, dave) = (cluster.user("carol").await, cluster.user("dave").await);
+    carol.join(&room).await;
+    let filter = json!({ "room": { "timeline": { "limit": 2 }, "state": { "lazy_load_members": true } } });
+    for restarted in [false, true] {
+        let mut bobs = bob.at(0).syncing_with(&filter);
+        let whole = bobs.until_joined(&room).await;
+        assert!(!members_of(&whole).contains_key(&*carol.id), "a whole state: {whole:#}");
+        let (gone, come) = if restarted { (&dave, &carol) } else { (&carol, &dave) };
+        gone.leave(&room).await;
+        come.join(&room).await;
+        for _ in 0..3 {
+            alice.send_text(&room, "hi").await;
+        }
+        if restarted {
+            // What happened is no longer in the replica's memory.
+            cluster.kill(0);
+            cluster.restart(0).await;
+        }
+        let gap = bobs.until_joined(&room).await;
+        assert!(is_limited(&gap), "{gap:#}");
+        let expected = [(&*alice.id, "join"), (&*gone.id, "leave"), (&*come.id, "join")];
+        assert_eq!(members_of(&gap), BTreeMap::from(expected), "restarted: {restarted}");
+    }
+}

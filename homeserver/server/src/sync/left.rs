@@ -89,7 +89,8 @@ impl Sync<'_> {
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
         }
-        let missing = lazy_load(self.speakers(wanted, timeline, &[]), timeline, &mut events);
+        let speakers = self.speakers(wanted, timeline, &[]);
+        let missing = lazy_load((speakers, wanted), timeline, &mut events);
         events.extend(self.members_when_left(room_id, missing, span.end()).await?);
         self.write_section(events, memberships).await
     }

@@ -153,7 +153,7 @@ impl Sync<'_> {
         if !self.request.state_after {
             span.add_hidden(&mut events, timeline);
         }
-        let missing = lazy_load(speakers, timeline, &mut events);
+        let missing = lazy_load((speakers, wanted), timeline, &mut events);
         events.extend(missing.iter().filter_map(|user_id| room.get("m.room.member", user_id).cloned()));
         self.write_section(events, memberships).await
     }
@@ -219,7 +219,7 @@ impl Sync<'_> {
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
-    /// With lazy loading, the only members that the state names: those who speak in the timeline or stand for the room's
+    /// With lazy loading, the members that a state names beside what changed: those who speak in the timeline or stand for the room's
     /// name, and the user. `None` if all are wanted.
     ///
     /// <https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members>
@@ -248,18 +248,22 @@ impl Sync<'_> {
     }
 }
 
-/// Leaves of the members only those who are wanted, if not all are. Returns who of them is missing because nothing about them has
-/// changed: the client may not have been told of them.
+/// Leaves of the members in a whole state only those who are wanted, if not all are. What changed in a gap stays. Returns who of them
+/// is missing because nothing about them has changed: the client may not have been told of them.
+///
+/// > This member list […] is then maintained by the `state` in subsequent incremental `/sync` responses.
 pub(super) fn lazy_load(
-    speakers: Option<HashSet<String>>,
+    (speakers, wanted): (Option<HashSet<String>>, Wanted),
     timeline: &[Arc<RoomEvent>],
     events: &mut Vec<Arc<RoomEvent>>,
 ) -> Vec<String> {
     let Some(mut missing) = speakers else { return Vec::new() };
-    events.retain(|event| {
-        event.pdu.event_type != TimelineEventType::RoomMember
-            || event.pdu.state_key.as_deref().is_some_and(|user_id| missing.contains(user_id))
-    });
+    if wanted == Wanted::Whole {
+        events.retain(|event| {
+            event.pdu.event_type != TimelineEventType::RoomMember
+                || event.pdu.state_key.as_deref().is_some_and(|user_id| missing.contains(user_id))
+        });
+    }
     for event in events.iter().chain(timeline) {
         if event.pdu.event_type == TimelineEventType::RoomMember
             && let Some(user_id) = &event.pdu.state_key
