@@ -262,6 +262,28 @@ async fn filters_choose_rooms_types_and_senders() {
 }
 
 #[tokio::test]
+async fn a_filter_may_ask_for_events_as_servers_exchange_them() {
+    let (alice, bob, room) = pair().await;
+    let filter = json!({ "event_format": "federation", "room": { "timeline": { "limit": 1 } } });
+    let mut bobs = bob.syncing_with(&filter);
+    let joined = bobs.until_joined(&room).await;
+    let sent = alice.send_text(&room, "hello").await;
+    let message = bobs.until_event(&room, &sent).await;
+    let member = of_type(events(&joined["state"]), "m.room.member").expect("a member event");
+    for event in [&message, member] {
+        assert!(event["auth_events"].is_array(), "{event:#}");
+        assert!(event["prev_events"].as_array().is_some_and(|ids| !ids.is_empty()), "{event:#}");
+        assert!(event["depth"].is_u64() && event["hashes"]["sha256"].is_string(), "{event:#}");
+        assert!(event["signatures"].is_object() && event["unsigned"]["age"].is_u64(), "{event:#}");
+        assert_eq!((&event["room_id"], &event["sender"]), (&json!(room), &json!(alice.id)));
+    }
+    assert_eq!(message["content"]["body"], "hello");
+    bob.leave(&room).await;
+    let left = bobs.until("left", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    assert!(events(&left["timeline"])[0]["hashes"].is_object(), "{left:#}");
+}
+
+#[tokio::test]
 async fn lazy_loading_gives_the_members_who_spoke() {
     let (alice, bob, room) = pair().await;
     alice

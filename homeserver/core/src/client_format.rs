@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, RoomId, UserId, events::TimelineEventType};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::pdu::Pdu;
@@ -95,6 +95,32 @@ pub fn with_room_id(pdu: &Pdu, unsigned: &Unsigned<'_>) -> Result<Box<RawValue>,
 /// [`MalformedEvent`] if the content of a redaction is no object.
 pub fn for_sync(pdu: &Pdu, unsigned: &Unsigned<'_>) -> Result<Box<RawValue>, MalformedEvent> {
     client_event(pdu, None, unsigned)
+}
+
+/// The event as it goes from server to server: its stored JSON, with its id, which clients could not else know, and with what
+/// its client format has in `unsigned` and `content`, which may be empty for this reader.
+///
+/// # Errors
+/// [`MalformedEvent`] if the stored JSON or the client format is no event.
+pub fn for_federation(
+    stored: &str,
+    event_id: &EventId,
+    client_format: &RawValue,
+) -> Result<Box<RawValue>, MalformedEvent> {
+    #[derive(Deserialize)]
+    struct OfReader<'a> {
+        #[serde(borrow)]
+        content: &'a RawValue,
+        #[serde(borrow)]
+        unsigned: &'a RawValue,
+    }
+    let mut fields: BTreeMap<&str, &RawValue> = serde_json::from_str(stored)?;
+    let event_id = to_raw_value(event_id)?;
+    let OfReader { content, unsigned } = serde_json::from_str(client_format.get())?;
+    fields.insert("event_id", &event_id);
+    fields.insert("content", content);
+    fields.insert("unsigned", unsigned);
+    Ok(to_raw_value(&fields)?)
 }
 
 /// The [stripped state] that an invited or knocking user is shown of the room.
@@ -269,6 +295,23 @@ mod tests {
         let child = parsed(&stripped_with_time(&pdu).unwrap());
         assert_eq!((&child["origin_server_ts"], &child["state_key"]), (&json!(1000), &json!("!c:b.c")));
         assert!(parsed(&stripped(&pdu).unwrap()).get("origin_server_ts").is_none());
+    }
+
+    #[test]
+    fn the_format_of_the_federation_is_what_is_stored_with_what_only_its_reader_is_told() {
+        let stored = json!({
+            "type": "m.x", "sender": "@a:b.c", "content": {}, "origin_server_ts": 1, "room_id": "!r:b.c", "depth": 7,
+            "auth_events": ["$a"], "prev_events": ["$b"], "hashes": { "sha256": "h" }, "signatures": { "b.c": {} },
+        });
+        let pdu =
+            Pdu::from_json(owned_event_id!("$e"), owned_room_id!("!r:b.c"), &stored.to_string()).unwrap();
+        let unsigned = Unsigned { transaction_id: Some("t"), ..Unsigned::default() };
+        let client = for_sync(&pdu, &unsigned).unwrap();
+        let mut expected = stored.clone();
+        expected["event_id"] = "$e".into();
+        expected["unsigned"] = json!({ "transaction_id": "t" });
+        assert_eq!(parsed(&for_federation(&stored.to_string(), &pdu.event_id, &client).unwrap()), expected);
+        assert!(for_federation("no JSON", &pdu.event_id, &client).is_err());
     }
 
     #[test]

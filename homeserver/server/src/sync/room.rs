@@ -14,9 +14,12 @@ use keystead_core::{
 };
 use keystead_store::rooms::{self, Bounds};
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomId, UInt,
-    api::client::sync::sync_events::v3::{
-        Ephemeral, InviteState, InvitedRoom, JoinedRoom, KnockState, KnockedRoom, RoomSummary, Timeline,
+    EventId, OwnedRoomId, OwnedUserId, RoomId, UInt,
+    api::client::{
+        filter::EventFormat,
+        sync::sync_events::v3::{
+            Ephemeral, InviteState, InvitedRoom, JoinedRoom, KnockState, KnockedRoom, RoomSummary, Timeline,
+        },
     },
     events::{TimelineEventType, room::member::MembershipState},
     serde::Raw,
@@ -301,7 +304,7 @@ impl Sync<'_> {
                 .read("sync_state", |tx| async move { client_state(&tx, events, reader, Form::Sync).await })
                 .await?
         };
-        self.pick_fields(written)
+        self.pick_fields(self.in_format(events, written).await?)
     }
 
     /// The events of a timeline in the form that clients read, with the fields that the filter wants.
@@ -327,12 +330,38 @@ impl Sync<'_> {
                 .read("sync_events", |tx| async move { client_events(&tx, events, reader, Form::Sync).await })
                 .await?
         };
-        self.pick_fields(written)
+        self.pick_fields(self.in_format(events, written).await?)
     }
 
     fn reader<'r>(&'r self, memberships: &'r MembershipHistory) -> Reader<'r> {
         let Session { user_id, device_id, .. } = &self.request.session;
         Reader { user_id, device_id, now: self.now, memberships: Some(memberships) }
+    }
+
+    /// The events in the format that the filter asks for.
+    ///
+    /// > `federation` will return the raw event as received over federation.
+    async fn in_format(
+        &self,
+        events: &[Arc<RoomEvent>],
+        written: Vec<Box<RawValue>>,
+    ) -> Result<Vec<Box<RawValue>>, ApiError> {
+        if self.filter().event_format != EventFormat::Federation || events.is_empty() {
+            return Ok(written);
+        }
+        let ids: Vec<&EventId> = events.iter().map(|event| &*event.pdu.event_id).collect();
+        let ids = &ids;
+        let stored = self
+            .app
+            .store
+            .read("sync_stored_events", |tx| async move { rooms::stored_json(&tx, ids).await })
+            .await?;
+        ids.iter()
+            .zip(&written)
+            .filter_map(|(id, event)| Some((id, event, stored.get(*id)?)))
+            .map(|(id, event, json)| client_format::for_federation(json, id, event))
+            .collect::<Result<_, _>>()
+            .map_err(ApiError::internal)
     }
 
     fn pick_fields<T>(&self, written: Vec<Box<RawValue>>) -> Result<Vec<Raw<T>>, ApiError> {

@@ -38,7 +38,7 @@ pub use self::{
     },
     timeline::{
         Bounds, Direction, all_events_between, event, events, events_between, events_of_shard, newest,
-        redact, stored_event, timelines,
+        redact, stored_event, stored_json, timelines,
     },
 };
 use crate::{Error, ReadTx, WriteTx, streams};

@@ -6,7 +6,7 @@ use keystead_core::{room::RoomEvent, shard::Shard};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use sea_orm::{QueryResult, Value};
 
-use super::StoredEvent;
+use super::{StoredEvent, parse_event_id};
 use crate::{Error, ReadTx, WriteTx};
 
 /// Which way to read.
@@ -53,6 +53,27 @@ pub async fn events(tx: &ReadTx, event_ids: &[&EventId]) -> Result<HashMap<Owned
         }
     }
     Ok(events)
+}
+
+/// The stored JSON of several events by their ids, of whatever room, with their hashes and signatures; those that are not there are
+/// left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn stored_json(
+    tx: &ReadTx,
+    event_ids: &[&EventId],
+) -> Result<HashMap<OwnedEventId, String>, Error> {
+    let mut stored = HashMap::new();
+    for chunk in event_ids.chunks(tx.rows_a_statement(1)) {
+        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
+        let sql = format!("SELECT event_id, json FROM events WHERE event_id IN ({wanted})");
+        for row in tx.query(&sql, values).await? {
+            let event_id: String = row.try_get("", "event_id")?;
+            stored.insert(parse_event_id("event_id", &event_id)?, row.try_get("", "json")?);
+        }
+    }
+    Ok(stored)
 }
 
 /// One event of a room by its id, as it is stored.
