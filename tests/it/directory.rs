@@ -107,3 +107,26 @@ async fn users_are_found_who_share_a_room() {
     assert_eq!(found("robe").await, robert);
     assert_eq!(found("alice").await, json!([]), "nobody searches for themselves");
 }
+
+#[tokio::test]
+async fn users_are_found_who_are_in_a_room_that_everybody_may_join_or_read() {
+    let cluster = TestCluster::start().await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = bob.create_room(json!({ "preset": "private_chat" })).await;
+    let is_found = async || {
+        let body = json!({ "search_term": "bob" });
+        let found = alice.at(1).post("/user_directory/search", body).await.ok();
+        found["results"] == json!([{ "user_id": bob.id, "display_name": null }])
+            || found["results"] == json!([{ "user_id": bob.id }])
+    };
+    assert!(!is_found().await, "a private room");
+    for (event_type, field, open, closed) in [
+        ("m.room.join_rules", "join_rule", "public", "invite"),
+        ("m.room.history_visibility", "history_visibility", "world_readable", "shared"),
+    ] {
+        bob.at(0).set_state(&room, event_type, "", json!({ field: open })).await;
+        assert!(is_found().await, "{open}");
+        bob.at(0).set_state(&room, event_type, "", json!({ field: closed })).await;
+        assert!(!is_found().await, "{closed}");
+    }
+}

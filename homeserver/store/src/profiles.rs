@@ -3,6 +3,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#profiles>
 
 use ruma::{OwnedUserId, UserId};
+use sea_orm::QueryResult;
 
 use crate::{Error, ReadTx, WriteTx, streams};
 
@@ -10,6 +11,9 @@ use crate::{Error, ReadTx, WriteTx, streams};
 pub const DISPLAY_NAME: &str = "displayname";
 /// The profile field with the address of the picture.
 pub const AVATAR_URL: &str = "avatar_url";
+
+/// Of how many users, at most, a search looks at all the rooms.
+pub const STRANGERS: u64 = 500;
 
 /// A user that a search found.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -73,7 +77,8 @@ pub async fn delete_field(tx: &WriteTx, user_id: &UserId, name: &str) -> Result<
 
 /// Users whose id or display name contains `term` (in lower case), at most `limit`, by user id.
 ///
-/// Found are those who share a room with `asker` and those who are in a room of the server's directory.
+/// Found are those who share a room with `asker`, those who are in a room of the server's directory, and, where these are fewer than
+/// `limit`, those who are in a room that everybody may join or read: of the first [`STRANGERS`] whom the term fits.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
@@ -89,7 +94,45 @@ pub async fn search(tx: &ReadTx, asker: &UserId, term: &str, limit: u64) -> Resu
             OR m.room_id IN (SELECT room_id FROM room_directory))
         ORDER BY m.user_id LIMIT {limit}"
     );
-    let rows = tx.query(&sql, [asker.as_str().into(), pattern.into()]).await?;
+    let rows = tx.query(&sql, [asker.as_str().into(), pattern.as_str().into()]).await?;
+    let mut found = read_found(&rows)?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    if found.len() < limit {
+        found.extend(search_strangers(tx, asker, pattern).await?);
+        found.sort_unstable_by(|one, other| one.user_id.cmp(&other.user_id));
+        found.dedup_by(|one, other| one.user_id == other.user_id);
+        found.truncate(limit);
+    }
+    Ok(found)
+}
+
+/// The users in rooms that everybody may join or read. What rooms those are is in no index, so it is asked of the rooms of each user
+/// whom the pattern fits.
+async fn search_strangers(tx: &ReadTx, asker: &UserId, pattern: String) -> Result<Vec<FoundUser>, Error> {
+    // Events are stored as canonical JSON, which has no spaces. The condition is no EXISTS, for which PostgreSQL might look through
+    // all rooms.
+    let sql = format!(
+        r#"WITH matching AS MATERIALIZED (
+            SELECT u.user_id, d.value AS display_name FROM users u
+            LEFT JOIN profile_fields d ON d.user_id = u.user_id AND d.name = 'displayname'
+            WHERE u.user_id <> $1 AND (u.user_id LIKE $2 ESCAPE '\' OR d.search_text LIKE $2 ESCAPE '\')
+            ORDER BY u.user_id LIMIT {STRANGERS})
+        SELECT m.user_id, m.display_name, a.value AS avatar_url FROM matching m
+        LEFT JOIN profile_fields a ON a.user_id = m.user_id AND a.name = 'avatar_url'
+        WHERE (SELECT 1 FROM memberships j
+            JOIN room_state s ON s.room_id = j.room_id AND s.state_key = '' AND s.replaced_at IS NULL
+                AND s.event_type IN ('m.room.join_rules', 'm.room.history_visibility')
+            JOIN events e ON e.room_id = s.room_id AND e.position = s.position
+            WHERE j.user_id = m.user_id AND j.membership = 'join'
+            AND ((s.event_type = 'm.room.join_rules' AND e.json LIKE '%"join\_rule":"public"%' ESCAPE '\')
+                OR (s.event_type = 'm.room.history_visibility'
+                    AND e.json LIKE '%"history\_visibility":"world\_readable"%' ESCAPE '\'))
+            LIMIT 1) IS NOT NULL"#
+    );
+    read_found(&tx.query(&sql, [asker.as_str().into(), pattern.into()]).await?)
+}
+
+fn read_found(rows: &[QueryResult]) -> Result<Vec<FoundUser>, Error> {
     rows.iter()
         .map(|row| {
             Ok(FoundUser {
@@ -161,5 +204,73 @@ mod tests {
         let bob = || vec!["@bob:x".to_owned()];
         let listed = "@listed_bob:x".to_owned();
         assert_eq!(found, [vec!["@bob:x".to_owned(), listed.clone()], bob(), bob(), bob(), vec![listed]]);
+    }
+
+    #[tokio::test]
+    async fn a_search_finds_who_is_in_a_room_that_is_open_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let rules = "m.room.join_rules";
+        let visibility = "m.room.history_visibility";
+        let state = [
+            ("public", rules, r#""join_rule":"public""#, None),
+            ("knock", rules, r#""join_rule":"knock""#, None),
+            ("closed", rules, r#""join_rule":"public""#, Some(100_i64)),
+            ("closed", rules, r#""join_rule":"invite""#, None),
+            ("readable", visibility, r#""history_visibility":"world_readable""#, None),
+            ("shared", visibility, r#""history_visibility":"shared""#, None),
+            ("odd", visibility, r#""join_rule":"public""#, None),
+        ];
+        let found = store
+            .write("test", |tx| async move {
+                for ((room, event_type, content, replaced_at), position) in state.into_iter().zip(1_i64..) {
+                    let room_id = format!("!{room}:x");
+                    let columns = ["room_id", "event_type", "state_key", "position", "replaced_at"];
+                    let row = vec![
+                        room_id.as_str().into(),
+                        event_type.into(),
+                        "".into(),
+                        position.into(),
+                        replaced_at.into(),
+                    ];
+                    tx.insert_rows("room_state", &columns, vec![row], "").await?;
+                    let columns = ["shard", "position", "room_id", "event_id", "json"];
+                    let json = format!(r#"{{"content":{{{content}}},"state_key":"","type":"{event_type}"}}"#);
+                    let row = vec![
+                        1_i16.into(),
+                        position.into(),
+                        room_id.as_str().into(),
+                        format!("${position}").into(),
+                        json.into(),
+                    ];
+                    tx.insert_rows("events", &columns, vec![row], "").await?;
+                    for membership in ["join", "invite"] {
+                        let user_id = UserId::parse(format!("@{membership}_{room}:x")).unwrap();
+                        let user = crate::users::User {
+                            user_id: user_id.clone(),
+                            password_hash: None,
+                            is_admin: false,
+                            deactivated: false,
+                            created_ts: ruma::MilliSecondsSinceUnixEpoch(1_u32.into()),
+                        };
+                        if crate::users::insert(&tx, &user).await? {
+                            let columns = ["user_id", "room_id", "membership", "position", "forgotten"];
+                            let row = vec![
+                                user_id.as_str().into(),
+                                room_id.as_str().into(),
+                                membership.into(),
+                                position.into(),
+                                false.into(),
+                            ];
+                            tx.insert_rows("memberships", &columns, vec![row], "").await?;
+                        }
+                    }
+                }
+                search(&tx, user_id!("@me:x"), "_", 10).await
+            })
+            .await
+            .unwrap();
+        let found: Vec<_> = found.iter().map(|user| user.user_id.as_str()).collect();
+        assert_eq!(found, ["@join_public:x", "@join_readable:x"]);
     }
 }

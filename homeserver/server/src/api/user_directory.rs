@@ -20,7 +20,7 @@ const MOST: u64 = 50;
 /// `POST /_matrix/client/v3/user_directory/search`.
 ///
 /// Users are found by a part of their id or display name, in any case, if they share a room with the one who asks or
-/// are in a room of the room directory.
+/// are in a room of the room directory, or one that everybody may join or read.
 pub(super) async fn search_users(
     ctx: Ctx<Session>,
     request: search_users::v3::Request,
