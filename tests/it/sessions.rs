@@ -55,6 +55,36 @@ async fn registration_asks_for_a_stage_and_then_makes_a_session() {
 }
 
 #[tokio::test]
+async fn a_registration_whose_answer_was_lost_is_answered_again() {
+    let cluster = TestCluster::start().await;
+    for name in [json!({}), json!({ "username": "Alice" })] {
+        let body = |session: &Value, password: &str| {
+            let mut body = name.clone();
+            body["password"] = json!(password);
+            body["auth"] = json!({ "type": "m.login.dummy", "session": session });
+            body
+        };
+        let session = cluster.send(post("/register", &name)).await.body["session"].clone();
+        let first = cluster.send_to(0, post("/register", &body(&session, PASSWORD))).await.ok();
+        let again = cluster.send_to(1, post("/register", &body(&session, PASSWORD))).await.ok();
+        assert_eq!(again["user_id"], first["user_id"]);
+        for answer in [&first, &again] {
+            User::from_login(&cluster, answer).get("/account/whoami").await.ok();
+        }
+        // The session alone lets nobody in, and registers nobody else.
+        let mut other = body(&session, PASSWORD);
+        other["username"] = json!("mallory");
+        for body in [body(&session, "Wrong-horse-9-battery?"), other] {
+            let answer = cluster.send_to(1, post("/register", &body)).await;
+            assert_eq!((answer.status, &answer.body["completed"]), (401, &json!(["m.login.dummy"])));
+            assert!(answer.body.get("access_token").is_none(), "{}", answer.text);
+        }
+        let unknown = body(&json!("unknown"), PASSWORD);
+        assert_eq!(cluster.send(post("/register", &unknown)).await.status, 400);
+    }
+}
+
+#[tokio::test]
 async fn a_sync_that_waits_ends_with_its_session() {
     let cluster = TestCluster::start().await;
     cluster.user("alice").await;
@@ -270,6 +300,16 @@ async fn removing_a_device_asks_for_the_password() {
     phone.send(Request::new(Method::DELETE, &*path).json(&of_bob)).await.refused(403, "M_FORBIDDEN");
 
     phone.send(Request::new(Method::DELETE, &*path).json(&auth(PASSWORD))).await.ok();
+    // Whose answer was lost may ask again, at another replica as well, and is asked for the password again.
+    for replica in 0..2 {
+        let phone = phone.at(replica);
+        phone.send(Request::new(Method::DELETE, &*path).json(&auth(PASSWORD))).await.ok();
+        let without = json!({ "auth": { "session": challenge.body["session"] } });
+        for body in [auth("wrong"), without] {
+            let answer = phone.send(Request::new(Method::DELETE, &*path).json(&body)).await;
+            assert_eq!((answer.status, &answer.body["completed"]), (401, &json!(["m.login.password"])));
+        }
+    }
     for replica in 0..2 {
         laptop.at(replica).get("/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
         phone.at(replica).get(&format!("/devices/{}", laptop.device)).await.refused(404, "M_NOT_FOUND");

@@ -202,6 +202,7 @@ async fn create_user(app: &Arc<App>, args: &CreateUser) -> Result<(), AdminError
         display_name: args.display_name.as_deref(),
         is_admin: args.admin,
         token: None,
+        session: None,
     };
     registration::register(app, &account, app.clock.now()).await?;
     println!("Made the account {user_id}.");

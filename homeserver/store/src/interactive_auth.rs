@@ -11,7 +11,7 @@ use crate::{Error, ReadTx, WriteTx, streams};
 pub struct InteractiveAuth {
     /// Its name; only the client knows it.
     pub session_id: String,
-    /// Who authenticates; nobody yet while registering.
+    /// Who authenticates; while registering nobody, and then who was made.
     pub user_id: Option<OwnedUserId>,
     /// What for: a session is good for one operation.
     pub operation: String,
@@ -23,14 +23,13 @@ pub struct InteractiveAuth {
     pub expires_ts: MilliSecondsSinceUnixEpoch,
 }
 
-/// Finds an authentication for this operation of this user that is not over.
+/// Finds an authentication for this operation that is not over.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn find(
     tx: &ReadTx,
     session_id: &str,
-    user_id: Option<&UserId>,
     operation: &str,
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<Option<InteractiveAuth>, Error> {
@@ -38,14 +37,12 @@ pub async fn find(
         WHERE session_id = $1 AND operation = $2 AND expires_ts > $3";
     let rows = tx.query(sql, [session_id.into(), operation.into(), i64::from(now.get()).into()]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    let owner: Option<String> = row.try_get("", "user_id")?;
-    if owner.as_deref() != user_id.map(UserId::as_str) {
-        return Ok(None);
-    }
+    let user_id: Option<String> = row.try_get("", "user_id")?;
+    let corrupt = |error| Error::corrupt("interactive_auth", "user_id", session_id, error);
     let completed: String = row.try_get("", "completed")?;
     Ok(Some(InteractiveAuth {
         session_id: session_id.to_owned(),
-        user_id: user_id.map(ToOwned::to_owned),
+        user_id: user_id.map(OwnedUserId::try_from).transpose().map_err(corrupt)?,
         operation: operation.to_owned(),
         completed: completed.split_whitespace().map(str::to_owned).collect(),
         registration_token: row.try_get("", "registration_token")?,
@@ -77,13 +74,23 @@ pub async fn put(tx: &WriteTx, auth: &InteractiveAuth) -> Result<(), Error> {
     Ok(())
 }
 
-/// Forgets an authentication, and all that are over.
+/// Notes whom a registration has made.
 ///
 /// # Errors
 /// The database's own.
-pub async fn delete(tx: &WriteTx, session_id: &str, now: MilliSecondsSinceUnixEpoch) -> Result<(), Error> {
-    let sql = "DELETE FROM interactive_auth WHERE session_id = $1 OR expires_ts <= $2";
-    tx.execute(sql, [session_id.into(), i64::from(now.get()).into()]).await?;
+pub async fn set_registered(tx: &WriteTx, session_id: &str, user_id: &UserId) -> Result<(), Error> {
+    let sql = "UPDATE interactive_auth SET user_id = $2 WHERE session_id = $1";
+    tx.execute(sql, [session_id.into(), user_id.as_str().into()]).await?;
+    Ok(())
+}
+
+/// Forgets all authentications that are over.
+///
+/// # Errors
+/// The database's own.
+pub async fn delete_over(tx: &WriteTx, now: MilliSecondsSinceUnixEpoch) -> Result<(), Error> {
+    let sql = "DELETE FROM interactive_auth WHERE expires_ts <= $1";
+    tx.execute(sql, [i64::from(now.get()).into()]).await?;
     Ok(())
 }
 
@@ -99,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_is_good_for_its_user_its_operation_and_its_time() {
+    async fn a_session_is_good_for_its_operation_and_its_time() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder).await;
         let alice = user_id!("@alice:x");
@@ -115,12 +122,12 @@ mod tests {
         store
             .write("test", |tx| async move {
                 put(&tx, auth).await?;
-                assert_eq!(find(&tx, "s", Some(alice), "delete", at(9)).await?.as_ref(), Some(auth));
-                assert_eq!(find(&tx, "s", Some(alice), "delete", at(10)).await?, None);
-                assert_eq!(find(&tx, "s", Some(alice), "other", at(9)).await?, None);
-                assert_eq!(find(&tx, "s", None, "delete", at(9)).await?, None);
-                delete(&tx, "s", at(0)).await?;
-                assert_eq!(find(&tx, "s", Some(alice), "delete", at(9)).await?, None);
+                delete_over(&tx, at(9)).await?;
+                assert_eq!(find(&tx, "s", "delete", at(9)).await?.as_ref(), Some(auth));
+                assert_eq!(find(&tx, "s", "delete", at(10)).await?, None);
+                assert_eq!(find(&tx, "s", "other", at(9)).await?, None);
+                delete_over(&tx, at(10)).await?;
+                assert_eq!(find(&tx, "s", "delete", at(9)).await?, None);
                 Ok::<_, Error>(())
             })
             .await

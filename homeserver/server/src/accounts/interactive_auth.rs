@@ -42,6 +42,8 @@ pub struct Challenge<'a> {
 /// What a finished authentication told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Authenticated {
+    /// The session that led to it.
+    pub session_id: String,
     /// The registration token, if one was given.
     pub registration_token: Option<String>,
 }
@@ -88,6 +90,9 @@ pub async fn require(
         // Clients that know what will be asked for begin with the answer.
         None => challenge.begin(app),
     };
+    if challenge.is_met_by(&session) {
+        return challenge.require_again(app, auth, &session).await;
+    }
     // An acknowledgement that a stage was done in the browser does nothing by itself.
     if let Some(stage) = auth.auth_type() {
         if let Err(error) = challenge.check_stage(app, auth, &mut session).await? {
@@ -99,11 +104,38 @@ pub async fn require(
         }
     }
     if challenge.is_met_by(&session) {
-        forget(app, &session, challenge.now).await?;
-        return Ok(Authenticated { registration_token: session.registration_token });
+        finish(app, auth.session().map(|_| &session), challenge.now).await?;
+        return Ok(session.into());
     }
     save(app, &session).await?;
     Err(challenge.remaining(&session, None))
+}
+
+/// The session that these answers belong to, if that has made an account already.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn finished_registration(
+    app: &App,
+    challenge: Challenge<'_>,
+    auth: Option<&AuthData>,
+) -> Result<Option<InteractiveAuth>, ApiError> {
+    let Some(id) = auth.and_then(AuthData::session) else { return Ok(None) };
+    let (operation, now) = (challenge.operation, challenge.now);
+    let found =
+        app.store
+            .read_one("interactive_auth", |tx| async move {
+                interactive_auth::find(&tx, id, operation, now).await
+            })
+            .await?;
+    Ok(found.filter(|session| session.user_id.is_some()))
+}
+
+impl From<InteractiveAuth> for Authenticated {
+    fn from(session: InteractiveAuth) -> Self {
+        Self { session_id: session.session_id, registration_token: session.registration_token }
+    }
 }
 
 impl Challenge<'_> {
@@ -167,12 +199,34 @@ impl Challenge<'_> {
         }
     }
 
+    /// A session in which all stages are done has had its call, whose answer may have been lost. The call is made again for those who
+    /// prove again in this very request who they are.
+    ///
+    /// > Completed stages cannot be retried by clients, therefore servers must return either a 401 response with the completed stages,
+    /// > or the result of the API call if all stages were completed when a client retries a stage.
+    async fn require_again(
+        &self,
+        app: &App,
+        auth: &AuthData,
+        session: &InteractiveAuth,
+    ) -> Result<Authenticated, ApiError> {
+        let Some(stage) = auth.auth_type() else { return Err(self.remaining(session, None)) };
+        let completed = vec![stage.to_string()];
+        let mut again = InteractiveAuth { completed, registration_token: None, ..session.clone() };
+        let error = match self.check_stage(app, auth, &mut again).await? {
+            Ok(()) if self.is_met_by(&again) => return Ok(again.into()),
+            checked => checked.err(),
+        };
+        Err(self.remaining(session, error))
+    }
+
     fn is_met_by(&self, session: &InteractiveAuth) -> bool {
         let is_done = |stage: &AuthType| session.completed.iter().any(|done| *done == stage.as_str());
         self.flows.iter().any(|flow| flow.iter().all(is_done))
     }
 
-    fn remaining(&self, session: &InteractiveAuth, error: Option<StandardErrorBody>) -> ApiError {
+    /// 401 with what is done and what remains.
+    pub fn remaining(&self, session: &InteractiveAuth, error: Option<StandardErrorBody>) -> ApiError {
         let flows = self.flows.iter().map(|stages| AuthFlow::new(stages.to_vec())).collect();
         let mut info = UiaaInfo::new(flows);
         info.completed = session.completed.iter().map(|stage| AuthType::from(stage.as_str())).collect();
@@ -187,11 +241,11 @@ async fn find(app: &App, challenge: Challenge<'_>, id: &str) -> Result<Interacti
     let Challenge { operation, user_id, now, .. } = challenge;
     let found = app
         .store
-        .read("interactive_auth", |tx| async move {
-            interactive_auth::find(&tx, id, user_id, operation, now).await
-        })
+        .read("interactive_auth", |tx| async move { interactive_auth::find(&tx, id, operation, now).await })
         .await?;
-    found.ok_or_else(|| ApiError::unknown_request("Unknown session of interactive authentication"))
+    found
+        .filter(|session| session.user_id.as_deref() == user_id)
+        .ok_or_else(|| ApiError::unknown_request("Unknown session of interactive authentication"))
 }
 
 async fn save(app: &App, session: &InteractiveAuth) -> Result<(), ApiError> {
@@ -201,14 +255,18 @@ async fn save(app: &App, session: &InteractiveAuth) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn forget(
+/// Keeps a session whose stages are all done, if the client knows it, for the case that it asks again.
+async fn finish(
     app: &App,
-    session: &InteractiveAuth,
+    session: Option<&InteractiveAuth>,
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<(), ApiError> {
     app.store
-        .write("interactive_auth_forget", |tx| async move {
-            interactive_auth::delete(&tx, &session.session_id, now).await
+        .write("interactive_auth_finish", |tx| async move {
+            if let Some(session) = session {
+                interactive_auth::put(&tx, session).await?;
+            }
+            interactive_auth::delete_over(&tx, now).await
         })
         .await?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use keystead_store::{
-    Error, ReadTx, TransactionError, profiles, registration as tokens,
+    Error, ReadTx, TransactionError, interactive_auth, profiles, registration as tokens,
     users::{self, User},
 };
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId, api::error::ErrorCode};
@@ -28,6 +28,8 @@ pub struct NewAccount<'a> {
     pub is_admin: bool,
     /// The registration token that is used up by it.
     pub token: Option<&'a str>,
+    /// The session of interactive authentication that led to it.
+    pub session: Option<&'a str>,
 }
 
 /// The user id of a name that somebody wants, whose capitals become small letters; a random one if none is given.
@@ -99,6 +101,9 @@ pub async fn register(
                 && !tokens::use_token(&tx, token, now).await?
             {
                 return Err(Refused::Token);
+            }
+            if let Some(session) = account.session {
+                interactive_auth::set_registered(&tx, session, &user.user_id).await?;
             }
             if let Some((name, search_text)) = profile {
                 let field = (profiles::DISPLAY_NAME, name.as_str());

@@ -83,7 +83,8 @@ pub(super) async fn register(ctx: Ctx<()>, request: OwnRequest) -> Result<RawJso
     if display_name.is_some_and(|name| name.len() > MAX_LENGTH || name.contains('\0')) {
         return Err(ApiError::bad_json("Invalid displayname"));
     }
-    let account = NewAccount { user_id: &user_id, password, display_name, is_admin, token: None };
+    let account =
+        NewAccount { user_id: &user_id, password, display_name, is_admin, token: None, session: None };
     registration::register(&ctx.app, &account, ctx.now).await?;
     let mut answer = json!({ "user_id": user_id, "home_server": ctx.app.settings.server.name });
     if !request.inhibit_login.unwrap_or_default()

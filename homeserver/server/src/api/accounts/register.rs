@@ -3,21 +3,25 @@
 //! Specification: <https://spec.matrix.org/v1.19/client-server-api/#account-registration-and-management>.
 
 use http::StatusCode;
-use ruma::api::{
-    client::{
-        account::{
-            check_registration_token_validity, get_username_availability,
-            register::{self, LoginType, RegistrationKind},
+use keystead_store::interactive_auth::InteractiveAuth;
+use ruma::{
+    OwnedUserId,
+    api::{
+        client::{
+            account::{
+                check_registration_token_validity, get_username_availability,
+                register::{self, LoginType, RegistrationKind},
+            },
+            uiaa::AuthType,
         },
-        uiaa::AuthType,
+        error::ErrorCode,
     },
-    error::ErrorCode,
 };
 
 use crate::{
     accounts::{
         interactive_auth::{self, Challenge},
-        password_policy,
+        login, password_policy,
         registration::{self, NewAccount},
         sessions::{self, Wish},
     },
@@ -40,17 +44,11 @@ pub(super) async fn register(
     }
     ctx.app.rate_limits.take(Limit::Registration, &ctx.client_addr.to_string(), ctx.now)?;
     let wish = Wish {
-        device_id: request.device_id,
-        display_name: request.initial_device_display_name,
+        device_id: request.device_id.clone(),
+        display_name: request.initial_device_display_name.clone(),
         refresh_token: request.refresh_token,
     };
     wish.check()?;
-    let user_id = registration::user_id(&ctx.app, request.username.as_deref())?;
-    // Before the stages, so that nobody goes through them in vain.
-    registration::check_available(&ctx.app, &user_id).await?;
-    if let Some(password) = &request.password {
-        password_policy::check(ctx.app.settings.registration.password_policy, password)?;
-    }
     let stages: &[AuthType] = match ctx.app.settings.registration.open {
         true => &[AuthType::Dummy],
         false => &[AuthType::RegistrationToken],
@@ -62,7 +60,19 @@ pub(super) async fn register(
         now: ctx.now,
         address: ctx.client_addr,
     };
-    let authenticated = interactive_auth::require(&ctx.app, challenge, request.auth.as_ref()).await?;
+    let auth = request.auth.as_ref();
+    if let Some(finished) = interactive_auth::finished_registration(&ctx.app, challenge, auth).await? {
+        let user_id = registered_before(&ctx, &request, &finished).await?;
+        let user_id = user_id.ok_or_else(|| challenge.remaining(&finished, None))?;
+        return answer(&ctx, user_id, wish, request.inhibit_login).await;
+    }
+    let user_id = registration::user_id(&ctx.app, request.username.as_deref())?;
+    // Before the stages, so that nobody goes through them in vain.
+    registration::check_available(&ctx.app, &user_id).await?;
+    if let Some(password) = &request.password {
+        password_policy::check(ctx.app.settings.registration.password_policy, password)?;
+    }
+    let authenticated = interactive_auth::require(&ctx.app, challenge, auth).await?;
     let password = request.password.ok_or_else(|| ApiError::missing_param("password is missing"))?;
     let account = NewAccount {
         user_id: &user_id,
@@ -70,10 +80,41 @@ pub(super) async fn register(
         display_name: None,
         is_admin: false,
         token: authenticated.registration_token.as_deref(),
+        session: Some(&authenticated.session_id),
     };
     registration::register(&ctx.app, &account, ctx.now).await?;
+    answer(&ctx, user_id, wish, request.inhibit_login).await
+}
+
+/// Whom a session has registered, for who asks for the same once more, because the answer was lost: with the name and the password that
+/// were chosen then.
+async fn registered_before(
+    ctx: &Ctx<()>,
+    request: &register::v3::Request,
+    finished: &InteractiveAuth,
+) -> Result<Option<OwnedUserId>, ApiError> {
+    let (Some(user_id), Some(password)) = (&finished.user_id, &request.password) else { return Ok(None) };
+    if let Some(name) = &request.username
+        && registration::user_id(&ctx.app, Some(name))? != *user_id
+    {
+        return Ok(None);
+    }
+    match login::check_password(&ctx.app, user_id, password, ctx.now, ctx.client_addr).await {
+        Ok(_) => Ok(Some(user_id.clone())),
+        Err(error) if error.status() == StatusCode::FORBIDDEN => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is answered about an account that was made: with a session, unless none is wanted.
+async fn answer(
+    ctx: &Ctx<()>,
+    user_id: OwnedUserId,
+    wish: Wish,
+    inhibit_login: bool,
+) -> Result<register::v3::Response, ApiError> {
     let mut response = register::v3::Response::new(user_id.clone());
-    if !request.inhibit_login {
+    if !inhibit_login {
         let (device_id, granted) =
             sessions::begin(&ctx.app, &user_id, wish, ctx.now, ctx.client_addr).await?;
         response.device_id = Some(device_id);

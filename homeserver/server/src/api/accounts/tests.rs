@@ -98,8 +98,10 @@ async fn a_closed_server_takes_who_has_a_token_as_often_as_it_says() {
     assert_eq!(with_token("alice", "ticket", &session).await.status, 200);
     assert_eq!(server.get(validity).await.json(), json!({ "valid": false }));
     assert_eq!(with_token("bob", "ticket", &Value::Null).await.status, 401);
-    // A session is good for one registration.
-    assert_eq!(with_token("bob", "ticket", &session).await.status, 400);
+    // A session is good for one registration: who asks for another is told that it is done.
+    let again = with_token("bob", "ticket", &session).await;
+    assert_eq!((again.status, &again.json()["completed"]), (401, &json!(["m.login.registration_token"])));
+    assert_eq!(with_token("alice", "ticket", &session).await.json()["user_id"], "@alice:localhost:8008");
 }
 
 #[tokio::test]
