@@ -90,8 +90,14 @@ async fn every_room_version_that_is_offered_works() {
         let create = bob.state(&room, "m.room.create", "").await.ok();
         assert_eq!(create["room_version"], version);
     }
-    let unknown = alice.post("/createRoom", json!({ "room_version": "0815" })).await;
-    unknown.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+    let room = alice.create_public_room().await;
+    for version in ["0815", "my_bad_version", "", "no version", &"9".repeat(40)] {
+        let unknown = alice.post("/createRoom", json!({ "room_version": version })).await;
+        unknown.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+        let unknown = alice.post(&in_room(&room, "/upgrade"), json!({ "new_version": version })).await;
+        unknown.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
+    alice.post("/createRoom", json!({ "room_version": 1 })).await.refused(400, "M_BAD_JSON");
 }
 
 #[tokio::test]

@@ -357,7 +357,15 @@ impl From<WriteError> for ApiError {
 impl From<DeserializationError> for ApiError {
     fn from(error: DeserializationError) -> Self {
         match error {
-            DeserializationError::Json(error) if error.is_data() => Self::bad_json(error.to_string()),
+            DeserializationError::Json(error) if error.is_data() => {
+                let text = error.to_string();
+                // ruma takes no version that the specification could not give out; to a client it is one among the unsupported.
+                if text.contains("\", expected a Matrix room version ID") {
+                    Self::new(StatusCode::BAD_REQUEST, ErrorCode::UnsupportedRoomVersion, text)
+                } else {
+                    Self::bad_json(text)
+                }
+            }
             DeserializationError::Json(error) => Self::not_json(error.to_string()),
             // Path and query parameters alike.
             DeserializationError::Query(error) => {
