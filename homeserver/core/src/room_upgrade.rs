@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, Int, OwnedUserId, RoomVersionId, UserId,
     api::client::room::create_room::v3::Request,
-    events::{AnyInitialStateEvent, room::member::MembershipState},
+    events::{
+        AnyInitialStateEvent,
+        room::{member::MembershipState, power_levels::UserPowerLevel},
+    },
     room_version_rules::RoomVersionRules,
     serde::Raw,
 };
@@ -92,6 +95,28 @@ pub fn replacement(
         push("m.room.power_levels", &levels)?;
     }
     Ok(request)
+}
+
+/// The power levels that the new room is to have in the end, if [`replacement`] gives the upgrader more: only who makes a room needs so
+/// much, and only until it is made.
+///
+/// # Errors
+///
+/// [`MalformedState`] if the power levels cannot be read.
+pub fn lasting_levels(
+    room: &RoomState,
+    upgrader: &UserId,
+    rules: &RoomVersionRules,
+) -> Result<Option<CanonicalJsonObject>, MalformedState> {
+    // Whose power came from having made the old room would be left without.
+    let was_creator = matches!(room.power_level(upgrader), Ok(UserPowerLevel::Infinite));
+    if rules.authorization.explicitly_privilege_room_creators || was_creator {
+        return Ok(None);
+    }
+    let Some(levels) = content_of(room, "m.room.power_levels")? else { return Ok(None) };
+    let mut raised = levels.clone();
+    settle_creators(&mut raised, rules, upgrader, &BTreeSet::new());
+    Ok((raised != levels).then_some(levels))
 }
 
 /// The users who are banned from a room, and stay so in the one that replaces it.
@@ -207,7 +232,11 @@ mod tests {
     use crate::{pdu::Pdu, room::RoomEvent};
 
     fn room(state: &[(&str, &str, Value)]) -> RoomState {
-        let mut room = RoomState::empty(owned_room_id!("!old:x"), RoomVersionId::V11).unwrap();
+        room_of_version(RoomVersionId::V11, state)
+    }
+
+    fn room_of_version(version: RoomVersionId, state: &[(&str, &str, Value)]) -> RoomState {
+        let mut room = RoomState::empty(owned_room_id!("!old:x"), version).unwrap();
         for (event_type, state_key, content) in state {
             let json = json!({
                 "type": event_type, "state_key": state_key, "content": content, "sender": "@a:x",
@@ -274,6 +303,23 @@ mod tests {
             let request = replacement(&old, user_id!("@a:x"), &version, &rules, &[]).unwrap();
             assert_eq!(content(&request, "m.room.power_levels")["users"], users, "{version}");
         }
+    }
+
+    #[test]
+    fn whom_the_upgrade_raises_falls_back_unless_the_power_was_a_creators() {
+        let levels = json!({ "users": { "@a:x": 60, "@b:x": 100 } });
+        let state =
+            [(OLD_CREATE, "", json!({ "room_version": "12" })), ("m.room.power_levels", "", levels.clone())];
+        let old = room(&state);
+        let lasting = |room: &RoomState, user: &str, rules: &RoomVersionRules| {
+            let user = <&UserId>::try_from(user).unwrap();
+            lasting_levels(room, user, rules).unwrap().map(|levels| serde_json::to_value(levels).unwrap())
+        };
+        assert_eq!(lasting(&old, "@a:x", &RoomVersionRules::V11), Some(levels));
+        assert_eq!(lasting(&old, "@b:x", &RoomVersionRules::V11), None, "raised by nothing");
+        assert_eq!(lasting(&old, "@a:x", &RoomVersionRules::V12), None, "creators stay what they are");
+        let privileged = room_of_version(RoomVersionId::V12, &state);
+        assert_eq!(lasting(&privileged, "@a:x", &RoomVersionRules::V11), None);
     }
 
     #[test]

@@ -470,6 +470,27 @@ async fn an_upgraded_room_leaves_its_names_and_bans_to_the_new_one() {
 }
 
 #[tokio::test]
+async fn a_moderator_who_upgrades_a_room_is_a_moderator_in_the_new_one() {
+    let server = Server::start().await;
+    let old = &server.room("a", json!({ "room_version": "10", "preset": "public_chat" })).await;
+    server.join("b", old).await.unwrap();
+    server.join("c", old).await.unwrap();
+    let ban: ban_user::v3::Request = request(&[old.as_str()], json!({ "user_id": "@c:x" }));
+    membership::ban_user(server.ctx("a"), ban).await.unwrap();
+    let mut levels = server.get("a", old, ("m.room.power_levels", "")).await.unwrap();
+    levels["users"]["@b:x"] = json!(50);
+    levels["events"]["m.room.tombstone"] = json!(50);
+    server.set("a", old, ("m.room.power_levels", ""), levels.clone()).await.unwrap();
+    let upgrade = request(&[old.as_str()], json!({ "new_version": "11" }));
+    let new = &upgrade::upgrade_room(server.ctx("b"), upgrade).await.unwrap().replacement_room;
+    assert_eq!(server.get("b", new, ("m.room.power_levels", "")).await.unwrap(), levels);
+    assert_eq!(errcode(server.join("c", new).await), forbidden());
+    server.join("a", new).await.unwrap();
+    levels["users"]["@b:x"] = json!(0);
+    server.set("a", new, ("m.room.power_levels", ""), levels).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_event_is_found_with_what_surrounds_it_and_by_its_time() {
     let server = Server::start().await;
     let room = &server.room("a", json!({ "preset": "public_chat" })).await;

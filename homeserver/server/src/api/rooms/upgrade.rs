@@ -10,7 +10,7 @@ use keystead_core::{
     event::Draft,
     room::RoomState,
     room_creation::is_supported,
-    room_upgrade::{banned, replacement, silenced},
+    room_upgrade::{banned, lasting_levels, replacement, silenced},
 };
 use keystead_store::{room_aliases, room_directory};
 use ruma::{
@@ -50,13 +50,17 @@ pub(super) async fn upgrade_room(ctx: Ctx<Session>, request: v3::Request) -> Res
         .map_err(|refusal| ApiError::forbidden(refusal.to_string()))?;
     let plan =
         replacement(&room, upgrader, new_version, &rules, additional_creators).map_err(ApiError::internal)?;
-    let bans = banned(&room)
+    let mut last = banned(&room)
         .map(|user_id| {
             let content = Member::new(MembershipState::Ban, None).content()?;
             Ok(draft(&ctx, StateEventType::RoomMember, Some(user_id), content))
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
-    let more = creation::More { drafts: bans, alongside: Some(move_names(room_id.clone())) };
+    if let Some(levels) = lasting_levels(&room, upgrader, &rules).map_err(ApiError::internal)? {
+        let content = to_raw_value(&levels).map_err(ApiError::internal)?;
+        last.push(draft(&ctx, StateEventType::RoomPowerLevels, Some(""), content));
+    }
+    let more = creation::More { drafts: last, alongside: Some(move_names(room_id.clone())) };
     let new_room = creation::make(&ctx, &plan, more).await?;
 
     let write = Write {
