@@ -21,11 +21,17 @@ async fn read(user: &User, room: &str, event_id: &str) -> Vec<(&'static str, Vec
     let context = get(&format!("/context/{}?limit=0", encode(event_id))).await;
     let threads = user.get(&format!("/_matrix/client/v1/rooms/{}/threads", encode(room))).await.ok();
     let latest = threads["chunk"][0]["unsigned"]["m.relations"]["m.thread"]["latest_event"].clone();
+    let filter = encode(r#"{"event_format":"federation"}"#);
+    let federation = user.get(&format!("/_matrix/client/v3/sync?filter={filter}")).await.ok();
     vec![
         ("event", bodies(&json!([event]))),
         ("context", bodies(&json!([context["event"]]))),
         ("messages", bodies(&get("/messages?dir=b&limit=50").await["chunk"])),
         ("sync", bodies(&Value::from(timeline(&user.sync_once(None).await, room).to_vec()))),
+        (
+            "sync in the format of the federation",
+            bodies(&federation["rooms"]["join"][room]["timeline"]["events"]),
+        ),
         ("the latest of a thread", bodies(&json!([latest]))),
     ]
 }
