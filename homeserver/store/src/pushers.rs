@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{DeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{
+    DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+};
+use sea_orm::{DbBackend, Value};
 
 use crate::{Error, ReadTx, WriteTx, streams};
 
@@ -24,6 +27,8 @@ pub struct StoredPusher {
     pub user_id: OwnedUserId,
     /// The JSON that the client set.
     pub pusher: String,
+    /// How often its gateway has not taken what is pending.
+    pub attempts: i64,
 }
 
 /// Whether there is any pusher.
@@ -46,27 +51,158 @@ pub async fn of_members(
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
         let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "SELECT m.room_id, p.user_id, p.pusher FROM memberships m JOIN pushers p ON p.user_id = m.user_id \
+            "SELECT m.room_id, p.user_id, p.pusher, p.attempts FROM memberships m JOIN pushers p ON p.user_id = m.user_id \
              WHERE m.room_id IN ({rooms}) AND m.membership IN ('join', 'invite') ORDER BY m.room_id, p.user_id"
         );
         for row in tx.query(&sql, values).await? {
             let user_id = streams::user_id(&row, "pushers", "user_id")?;
-            let pusher = StoredPusher { user_id, pusher: row.try_get("", "pusher")? };
+            let (pusher, attempts) = (row.try_get("", "pusher")?, row.try_get("", "attempts")?);
+            let pusher = StoredPusher { user_id, pusher, attempts };
             pushers.entry(streams::room_id(&row, "memberships")?).or_default().push(pusher);
         }
     }
     Ok(pushers)
 }
 
-/// A user's pusher, if it is there.
+/// An event that a pusher has to be told of.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<'a> {
+    /// The pusher.
+    pub key: PusherKey<'a>,
+    /// Whose it is.
+    pub user_id: &'a UserId,
+    /// The event's room.
+    pub room_id: &'a RoomId,
+    /// The event.
+    pub event_id: &'a EventId,
+}
+
+/// Notes of pushers the newest event that they have to be told of, to be tried again at `retry_at` if nobody has told them by then; where something
+/// was pending already, when that is tried again.
 ///
 /// # Errors
 /// The database's own.
-pub async fn find(tx: &ReadTx, key: PusherKey<'_>, user_id: &UserId) -> Result<Option<StoredPusher>, Error> {
-    let sql = "SELECT pusher FROM pushers WHERE app_id = $1 AND pushkey = $2 AND user_id = $3";
-    let rows = tx.query(sql, [key.app_id.into(), key.pushkey.into(), user_id.as_str().into()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    Ok(Some(StoredPusher { user_id: user_id.to_owned(), pusher: row.try_get("", "pusher")? }))
+pub async fn note_pending(
+    tx: &WriteTx,
+    pending: &[Pending<'_>],
+    retry_at: MilliSecondsSinceUnixEpoch,
+) -> Result<(), Error> {
+    for chunk in pending.chunks(tx.rows_a_statement(5)) {
+        let row = |pending: &Pending<'_>| {
+            vec![
+                pending.key.app_id.into(),
+                pending.key.pushkey.into(),
+                pending.user_id.as_str().into(),
+                pending.room_id.as_str().into(),
+                pending.event_id.as_str().into(),
+            ]
+        };
+        let (given, values) = tx.rows(2, chunk.iter().map(row).collect());
+        let sql = format!(
+            "WITH given (app_id, pushkey, user_id, room_id, event_id) AS ({given}) \
+             UPDATE pushers SET pending_room = given.room_id, pending_event = given.event_id, \
+             retry_at = COALESCE(pushers.retry_at, $1) FROM given \
+             WHERE pushers.app_id = given.app_id AND pushers.pushkey = given.pushkey AND pushers.user_id = given.user_id"
+        );
+        let at = std::iter::once(Value::from(i64::from(retry_at.0)));
+        tx.execute(&sql, at.chain(values)).await?;
+    }
+    Ok(())
+}
+
+/// Notes that a pusher was told of an event, or need not be: if no other one has come since, nothing is pending any more.
+///
+/// # Errors
+/// The database's own.
+pub async fn told(tx: &WriteTx, told: Pending<'_>) -> Result<(), Error> {
+    let sql = "UPDATE pushers SET pending_room = NULL, pending_event = NULL, retry_at = NULL, attempts = 0 \
+               WHERE app_id = $1 AND pushkey = $2 AND user_id = $3 AND pending_event = $4";
+    let Pending { key, user_id, event_id, .. } = told;
+    let values = [key.app_id.into(), key.pushkey.into(), user_id.as_str().into(), event_id.as_str().into()];
+    tx.execute(sql, values).await?;
+    Ok(())
+}
+
+/// Notes when a pusher that something is pending for is to be told; `has_failed` if its gateway was asked and did not take it.
+///
+/// # Errors
+/// The database's own.
+pub async fn retry(
+    tx: &WriteTx,
+    (key, user_id): (PusherKey<'_>, &UserId),
+    retry_at: MilliSecondsSinceUnixEpoch,
+    has_failed: bool,
+) -> Result<(), Error> {
+    let sql = "UPDATE pushers SET retry_at = $1, attempts = attempts + $2 \
+               WHERE app_id = $3 AND pushkey = $4 AND user_id = $5 AND pending_event IS NOT NULL";
+    let values = [
+        i64::from(retry_at.0).into(),
+        i64::from(has_failed).into(),
+        key.app_id.into(),
+        key.pushkey.into(),
+        user_id.as_str().into(),
+    ];
+    tx.execute(sql, values).await?;
+    Ok(())
+}
+
+/// A pusher that is to be told of an event now.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// The pusher.
+    pub pusher: StoredPusher,
+    /// The event's room.
+    pub room_id: OwnedRoomId,
+    /// The event.
+    pub event_id: OwnedEventId,
+}
+
+/// Takes pushers that are to be told of something by `now`, at most `limit`: nobody else takes them before `until`.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn take_due(
+    tx: &WriteTx,
+    now: MilliSecondsSinceUnixEpoch,
+    until: MilliSecondsSinceUnixEpoch,
+    limit: u32,
+) -> Result<Vec<Due>, Error> {
+    // On SQLite the transaction has begun as the only writer.
+    let lock = if tx.backend() == DbBackend::Postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let sql = format!(
+        "SELECT app_id, pushkey, user_id, pusher, pending_room, pending_event, attempts FROM pushers \
+         WHERE retry_at <= $1 ORDER BY retry_at LIMIT {limit} {lock}"
+    );
+    let mut due = Vec::new();
+    for row in tx.query(&sql, [i64::from(now.0).into()]).await? {
+        let (app_id, pushkey): (String, String) = (row.try_get("", "app_id")?, row.try_get("", "pushkey")?);
+        let user_id = streams::user_id(&row, "pushers", "user_id")?;
+        let key = PusherKey { app_id: &app_id, pushkey: &pushkey };
+        retry(tx, (key, &user_id), until, false).await?;
+        let (room_id, event_id): (String, String) =
+            (row.try_get("", "pending_room")?, row.try_get("", "pending_event")?);
+        let corrupt = |error| Error::corrupt("pushers", "pending_event", user_id.as_str(), error);
+        due.push(Due {
+            room_id: room_id.try_into().map_err(corrupt)?,
+            event_id: event_id.try_into().map_err(corrupt)?,
+            pusher: StoredPusher {
+                pusher: row.try_get("", "pusher")?,
+                attempts: row.try_get("", "attempts")?,
+                user_id: user_id.clone(),
+            },
+        });
+    }
+    Ok(due)
+}
+
+/// How many pushers a user has.
+///
+/// # Errors
+/// The database's own.
+pub async fn count(tx: &ReadTx, user_id: &UserId) -> Result<i64, Error> {
+    let sql = "SELECT COUNT(*) AS pushers FROM pushers WHERE user_id = $1";
+    let rows = tx.query(sql, [user_id.as_str().into()]).await?;
+    Ok(rows.first().map_or(Ok(0), |row| row.try_get("", "pushers"))?)
 }
 
 /// The pushers of a user: the JSON that the clients set.
@@ -93,7 +229,7 @@ pub async fn set(
     tx.execute(
         "INSERT INTO pushers (app_id, pushkey, user_id, device_id, pusher) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (app_id, pushkey, user_id) DO UPDATE SET \
-         device_id = excluded.device_id, pusher = excluded.pusher",
+         device_id = excluded.device_id, pusher = excluded.pusher, attempts = 0",
         [
             key.app_id.into(),
             key.pushkey.into(),

@@ -14,10 +14,14 @@ use ruma::api::client::push::{
     },
 };
 
+use url::Url;
+
 use super::guard;
 use crate::{
     context::{Ctx, Session},
     http::error::ApiError,
+    outside,
+    push::MAX_PUSHERS,
 };
 
 /// > `app_id` […] max length, 64 chars; `pushkey` […] max length, 512 bytes.
@@ -69,7 +73,11 @@ async fn post(ctx: &Ctx<Session>, data: &PusherPostData) -> Result<(), ApiError>
             if !pushers::exist(&tx).await? {
                 push_cursors::skip(&tx).await?;
             }
-            pushers::set(&tx, key, &session.user_id, &session.device_id, pusher).await
+            pushers::set(&tx, key, &session.user_id, &session.device_id, pusher).await?;
+            if pushers::count(&tx, &session.user_id).await? > MAX_PUSHERS {
+                return Err(ApiError::forbidden("A user has at most 50 pushers: delete others first"));
+            }
+            Ok(())
         })
         .await?;
     ctx.app.pushes.pusher_set();
@@ -105,9 +113,13 @@ fn check(pusher: &Pusher) -> Result<(), ApiError> {
 
 /// > The URL […] MUST be an HTTPS URL with a path of `/_matrix/push/v1/notify`.
 fn check_url(url: &str) -> Result<(), ApiError> {
-    let is_gateway = url
-        .parse::<http::Uri>()
-        .is_ok_and(|url| url.scheme_str() == Some("https") && url.path() == "/_matrix/push/v1/notify");
+    let is_gateway = url.parse::<Url>().is_ok_and(|url| {
+        let is_there = outside::target(&url).is_ok_and(|(_, port)| port != 0);
+        is_there
+            && url.scheme() == "https"
+            && url.path() == "/_matrix/push/v1/notify"
+            && url.fragment().is_none()
+    });
     if is_gateway {
         Ok(())
     } else {
@@ -128,6 +140,11 @@ mod tests {
             ("https://push.example/notify", false),
             ("/_matrix/push/v1/notify", false),
             ("not a url", false),
+            ("https://user:password@push.example/_matrix/push/v1/notify", false),
+            ("https://push.example:99999/_matrix/push/v1/notify", false),
+            ("https://push.example:0/_matrix/push/v1/notify", false),
+            ("https://256.256.256.256/_matrix/push/v1/notify", false),
+            ("https://push.example/_matrix/push/v1/notify#x", false),
         ];
         for (url, accepted) in table {
             assert_eq!(check_url(url).is_ok(), accepted, "{url}");

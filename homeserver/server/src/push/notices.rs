@@ -8,17 +8,17 @@ use keystead_core::{
 };
 use keystead_store::{
     Error,
-    pushers::{self, StoredPusher},
+    pushers::{self, PusherKey, StoredPusher},
     rooms,
 };
 use ruma::{
     OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::{
         client::push::{Pusher, PusherKind},
-        push_gateway::send_event_notification::v1::{Device, Notification, NotificationPriority},
+        push_gateway::send_event_notification::v1::{Notification, NotificationPriority, PusherData},
     },
     events::{TimelineEventType, room::member::MembershipState},
-    push::{Action, HttpPusherData, PushFormat},
+    push::{Action, PushFormat, Tweak},
 };
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -29,12 +29,52 @@ use crate::{app::App, sync::push_context};
 #[derive(Debug)]
 pub(super) struct Notice {
     pub(super) user_id: OwnedUserId,
-    pub(super) app_id: String,
-    pub(super) pushkey: String,
+    pub(super) target: Arc<Target>,
     pub(super) room_id: OwnedRoomId,
     pub(super) event_id: OwnedEventId,
-    pub(super) gateway: Url,
+    position: i64,
+    pub(super) tweaks: Vec<Tweak>,
+    /// Without its device, which is the target's.
     pub(super) notification: Notification,
+}
+
+/// A pusher.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) app_id: String,
+    pub(super) pushkey: String,
+    pub(super) gateway: Url,
+    pub(super) data: PusherData,
+    /// How often the gateway has not taken what is pending.
+    pub(super) attempts: i64,
+}
+
+/// What makes out a pusher: its user, the application and its address there.
+pub(super) type PusherId = (OwnedUserId, String, String);
+
+impl Notice {
+    pub(super) fn pusher_id(&self) -> PusherId {
+        (self.user_id.clone(), self.target.app_id.clone(), self.target.pushkey.clone())
+    }
+}
+
+impl Target {
+    pub(super) fn key(&self) -> PusherKey<'_> {
+        PusherKey { app_id: &self.app_id, pushkey: &self.pushkey }
+    }
+
+    /// `None` for what is no pusher of a gateway.
+    fn read(stored: &StoredPusher) -> Option<Self> {
+        let pusher: Pusher = serde_json::from_str(&stored.pusher).ok()?;
+        let PusherKind::Http(data) = pusher.kind else { return None };
+        Some(Self {
+            app_id: pusher.ids.app_id,
+            pushkey: pusher.ids.pushkey,
+            gateway: data.url.parse().ok()?,
+            data: data.into(),
+            attempts: stored.attempts,
+        })
+    }
 }
 
 /// What the gateways are to be told of events, in the order of the events for each pusher.
@@ -55,6 +95,7 @@ pub(super) async fn of(app: &Arc<App>, events: &[RoomEvent]) -> Result<Vec<Notic
     for (room_id, pushers) in pushers {
         notices.extend(in_room(app, &room_id, pushers, events).await?);
     }
+    notices.sort_by_key(|notice| notice.position);
     Ok(notices)
 }
 
@@ -74,10 +115,15 @@ pub(super) async fn in_room(
         let Some(notifying) = Error::pass_over(notifying(app, &room, user_id, &events).await)? else {
             continue;
         };
-        for pusher in of_user.iter().filter_map(|pusher| serde_json::from_str(&pusher.pusher).ok()) {
-            let told =
-                notifying.iter().map(|(event, actions)| notice(app, &room, user_id, &pusher, event, actions));
-            notices.extend(told.flatten());
+        if notifying.is_empty() {
+            continue;
+        }
+        for target in of_user.iter().filter_map(Target::read).map(Arc::new) {
+            notices.extend(
+                notifying
+                    .iter()
+                    .map(|(event, actions)| notice(app, (&room, user_id), &target, event, actions)),
+            );
         }
     }
     Ok(notices)
@@ -124,29 +170,23 @@ async fn notifying<'a>(
 
 fn notice(
     app: &App,
-    room: &RoomState,
-    user_id: &UserId,
-    pusher: &Pusher,
+    (room, user_id): (&RoomState, &UserId),
+    target: &Arc<Target>,
     event: &RoomEvent,
     actions: &[Action],
-) -> Option<Notice> {
-    let PusherKind::Http(data) = &pusher.kind else { return None };
-    let gateway = data.url.parse().ok()?;
+) -> Notice {
     let pdu = &event.pdu;
-    let mut device = Device::new(pusher.ids.app_id.clone(), pusher.ids.pushkey.clone());
-    device.data = HttpPusherData::clone(data).into();
     let tweak = |action: &Action| match action {
         Action::SetTweak(tweak) => Some(tweak.clone()),
         _ => None,
     };
-    device.tweaks = actions.iter().filter_map(tweak).collect();
     let is_urgent = pdu.event_type == TimelineEventType::RoomEncrypted
         || actions.iter().any(|action| action.is_highlight() || action.sound().is_some());
-    let mut notification = Notification::new(vec![device]);
+    let mut notification = Notification::new(Vec::new());
     notification.event_id = Some(pdu.event_id.clone());
     notification.room_id = Some(pdu.room_id.clone());
     notification.prio = if is_urgent { NotificationPriority::High } else { NotificationPriority::Low };
-    if app.pushes.include_content && data.format != Some(PushFormat::EventIdOnly) {
+    if app.pushes.include_content && target.data.format != Some(PushFormat::EventIdOnly) {
         notification.event_type = Some(pdu.event_type.clone());
         notification.sender = Some(pdu.sender.clone());
         notification.sender_display_name = field(room, ("m.room.member", pdu.sender.as_str()), "displayname");
@@ -156,15 +196,15 @@ fn notice(
             && pdu.state_key.as_deref() == Some(user_id.as_str());
         notification.content = Some(pdu.content.clone());
     }
-    Some(Notice {
+    Notice {
         user_id: user_id.to_owned(),
-        app_id: pusher.ids.app_id.clone(),
-        pushkey: pusher.ids.pushkey.clone(),
+        target: Arc::clone(target),
         room_id: pdu.room_id.clone(),
         event_id: pdu.event_id.clone(),
-        gateway,
+        position: event.position,
+        tweaks: actions.iter().filter_map(tweak).collect(),
         notification,
-    })
+    }
 }
 
 /// A field of a state event's content, if it is there and as it should be.

@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use super::{erasure::Erased, relations::aggregate};
+use super::{
+    erasure::{Erased, as_shown},
+    relations::aggregate,
+};
 use crate::sync::IgnoredUsers;
 use keystead_core::{
     client_format::{self, MalformedEvent, Unsigned},
@@ -94,7 +97,7 @@ async fn write_all<E: Borrow<RoomEvent> + Sync>(
     reader: Reader<'_>,
     form: Form,
 ) -> Result<Vec<Box<RawValue>>, Error> {
-    let redactions = redactions_of(tx, events).await?;
+    let redactions = as_shown(tx, redactions_of(tx, events).await?, reader).await?;
     let erased = Erased::among(tx, events, reader).await?;
     events
         .iter()

@@ -8,25 +8,29 @@
 
 use std::{
     borrow::{Borrow, Cow},
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use keystead_core::room::RoomEvent;
 use keystead_store::{Error, ReadTx, users};
-use ruma::{OwnedUserId, UserId, events::TimelineEventType};
-use serde_json::value::RawValue;
+use ruma::{OwnedEventId, OwnedUserId, UserId, events::TimelineEventType};
+use serde::Serialize;
+use serde_json::value::to_raw_value;
 
 use super::{MembershipHistory, Reader};
+
+/// What is left of a content.
+#[derive(Serialize)]
+struct Left {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacts: Option<OwnedEventId>,
+}
 
 /// Whether an event may have to be shown empty: a message from when the reader was not in the room, as far as that is known.
 pub(crate) fn may_be_erased(event: &RoomEvent, memberships: Option<&MembershipHistory>) -> bool {
     let was_there = memberships.is_some_and(|memberships| memberships.at(event.position) == Some("join"));
-    !was_there
-        && event.pdu.state_key.is_none()
-        && event.pdu.redacted_by.is_none()
-        // Without what it redacts a redaction says nothing.
-        && event.pdu.event_type != TimelineEventType::RoomRedaction
+    !was_there && event.pdu.state_key.is_none() && event.pdu.redacted_by.is_none()
 }
 
 /// Those senders of events whose messages the reader is shown empty. Hardly ever has the database to be asked.
@@ -63,11 +67,28 @@ impl<'a> Erased<'a> {
             return Cow::Borrowed(event);
         }
         let mut event = event.clone();
-        // What is left of the content of a message when it is redacted, in all versions of rooms.
-        let nothing = RawValue::from_string("{}".to_owned());
-        if let Ok(nothing) = nothing {
-            Arc::make_mut(&mut event.pdu).content = nothing;
+        // What is left of the content of a message when it is redacted, in all versions of rooms; without what it redacts a redaction says nothing.
+        let redacts =
+            event.pdu.redacts.clone().filter(|_| event.pdu.event_type == TimelineEventType::RoomRedaction);
+        if let Ok(left) = to_raw_value(&Left { redacts }) {
+            Arc::make_mut(&mut event.pdu).content = left;
         }
         Cow::Owned(event)
     }
+}
+
+/// Events as the reader is shown them.
+///
+/// # Errors
+/// The database's own.
+pub(super) async fn as_shown(
+    tx: &ReadTx,
+    events: HashMap<OwnedEventId, RoomEvent>,
+    reader: Reader<'_>,
+) -> Result<HashMap<OwnedEventId, RoomEvent>, Error> {
+    let erased = Erased::among(tx, events.values(), reader).await?;
+    if erased.senders.is_empty() {
+        return Ok(events);
+    }
+    Ok(events.into_iter().map(|(event_id, event)| (event_id, erased.shown(&event).into_owned())).collect())
 }

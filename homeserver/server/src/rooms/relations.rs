@@ -21,7 +21,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     client_events::{Form, Reader, write},
-    erasure::Erased,
+    erasure::as_shown,
     visibility::RoomView,
 };
 use crate::sync::IgnoredUsers;
@@ -84,9 +84,7 @@ pub(super) async fn aggregate<E: Borrow<RoomEvent> + Sync>(
     let second = self::families(&replacing_latest);
     let replacing = rooms::events(tx, &Vec::from_iter(second.values().flat_map(replacements))).await?;
     known.extend(replacing);
-    let erased = Erased::among(tx, known.values(), reader).await?;
-    let known =
-        known.iter().map(|(event_id, event)| (event_id.clone(), erased.shown(event).into_owned())).collect();
+    let known = as_shown(tx, known, reader).await?;
     let writer = Writer { reader, form, known: &known, second: &second };
     let mut aggregated = HashMap::new();
     for parent in parents {
