@@ -380,7 +380,7 @@ async fn when_the_replica_that_pushes_dies_another_one_goes_on() {
     if cluster.size() > 1 {
         cluster.restart(0).await;
     }
-    // What the dead one held would be free half a minute later.
-    cluster.tamper("UPDATE push_cursors SET held_until = 0").await;
+    // What the dead one held would be free half a minute later, and so would its share.
+    cluster.tamper("UPDATE push_cursors SET held_until = 0; DELETE FROM push_holders").await;
     gateway.notification("key", &second).await;
 }

@@ -161,7 +161,8 @@ async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
     }
 }
 
-fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
+/// So much later.
+pub(crate) fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
     let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(now.0).saturating_add(delay)))
 }

@@ -77,8 +77,8 @@ pub struct Pending<'a> {
     pub event_id: &'a EventId,
 }
 
-/// Notes of pushers the newest event that they have to be told of, to be tried again at `retry_at` if nobody has told them by then; where something
-/// was pending already, when that is tried again.
+/// Notes of pushers the newest event that they have to be told of, to be tried again at `retry_at` if nobody has told them by then; of one whose gateway
+/// has not taken something, when that is tried again.
 ///
 /// # Errors
 /// The database's own.
@@ -101,7 +101,7 @@ pub async fn note_pending(
         let sql = format!(
             "WITH given (app_id, pushkey, user_id, room_id, event_id) AS ({given}) \
              UPDATE pushers SET pending_room = given.room_id, pending_event = given.event_id, \
-             retry_at = COALESCE(pushers.retry_at, $1) FROM given \
+             retry_at = CASE WHEN pushers.attempts > 0 THEN COALESCE(pushers.retry_at, $1) ELSE $1 END FROM given \
              WHERE pushers.app_id = given.app_id AND pushers.pushkey = given.pushkey AND pushers.user_id = given.user_id"
         );
         let at = std::iter::once(Value::from(i64::from(retry_at.0)));
@@ -115,8 +115,11 @@ pub async fn note_pending(
 /// # Errors
 /// The database's own.
 pub async fn told(tx: &WriteTx, told: Pending<'_>) -> Result<(), Error> {
-    let sql = "UPDATE pushers SET pending_room = NULL, pending_event = NULL, retry_at = NULL, attempts = 0 \
-               WHERE app_id = $1 AND pushkey = $2 AND user_id = $3 AND pending_event = $4";
+    let sql = "UPDATE pushers SET attempts = 0, \
+               pending_room = CASE WHEN pending_event = $4 THEN NULL ELSE pending_room END, \
+               retry_at = CASE WHEN pending_event = $4 THEN NULL ELSE retry_at END, \
+               pending_event = CASE WHEN pending_event = $4 THEN NULL ELSE pending_event END \
+               WHERE app_id = $1 AND pushkey = $2 AND user_id = $3";
     let Pending { key, user_id, event_id, .. } = told;
     let values = [key.app_id.into(), key.pushkey.into(), user_id.as_str().into(), event_id.as_str().into()];
     tx.execute(sql, values).await?;
@@ -215,7 +218,7 @@ pub async fn of_user(tx: &ReadTx, user_id: &UserId) -> Result<Vec<String>, Error
     rows.iter().map(|row| Ok(row.try_get("", "pusher")?)).collect()
 }
 
-/// Sets a pusher, given as JSON, for the device that asks for it.
+/// Sets a pusher, given as JSON, for the device that asks for it. What is pending for it is tried again at once.
 ///
 /// # Errors
 /// The database's own.
@@ -229,7 +232,8 @@ pub async fn set(
     tx.execute(
         "INSERT INTO pushers (app_id, pushkey, user_id, device_id, pusher) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (app_id, pushkey, user_id) DO UPDATE SET \
-         device_id = excluded.device_id, pusher = excluded.pusher, attempts = 0",
+         device_id = excluded.device_id, pusher = excluded.pusher, attempts = 0, \
+         retry_at = CASE WHEN pushers.pending_event IS NULL THEN NULL ELSE 0 END",
         [
             key.app_id.into(),
             key.pushkey.into(),
@@ -271,7 +275,7 @@ pub async fn delete_of_device(tx: &WriteTx, user_id: &UserId, device_id: &Device
 
 #[cfg(test)]
 mod tests {
-    use ruma::{device_id, user_id};
+    use ruma::{device_id, event_id, room_id, user_id};
 
     use super::*;
     use crate::store::tests::store;
@@ -291,6 +295,36 @@ mod tests {
                 assert!(of_user(&tx, a).await?.is_empty());
                 assert_eq!(delete_of_device(&tx, b, device_id!("D")).await?, 0);
                 assert!(delete(&tx, key, b).await? && !delete(&tx, key, b).await?);
+                Ok::<_, Error>(())
+            })
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_pending_is_put_off_while_it_is_told_and_waits_its_time_when_that_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let (a, key) = (user_id!("@a:x"), PusherKey { app_id: "app", pushkey: "k" });
+        let at = |ms: u32| MilliSecondsSinceUnixEpoch(ms.into());
+        let (room_id, first, second) = (room_id!("!r:x"), event_id!("$1"), event_id!("$2"));
+        let pending = |event_id| Pending { key, user_id: a, room_id, event_id };
+        store
+            .write("test", |tx| async move {
+                set(&tx, key, a, device_id!("D"), "1").await?;
+                note_pending(&tx, &[pending(first)], at(10)).await?;
+                note_pending(&tx, &[pending(second)], at(20)).await?;
+                assert!(take_due(&tx, at(19), at(30), 9).await?.is_empty(), "it is being told");
+                assert_eq!(take_due(&tx, at(20), at(30), 9).await?[0].event_id, second);
+                retry(&tx, (key, a), at(40), true).await?;
+                note_pending(&tx, &[pending(first)], at(99)).await?;
+                told(&tx, pending(second)).await?;
+                let due = take_due(&tx, at(40), at(50), 9).await?;
+                assert_eq!((&*due[0].event_id, due[0].pusher.attempts), (first, 0));
+                set(&tx, key, a, device_id!("D"), "2").await?;
+                assert_eq!(take_due(&tx, at(0), at(60), 9).await?.len(), 1, "at once when it is set anew");
+                told(&tx, pending(first)).await?;
+                assert!(take_due(&tx, at(99), at(100), 9).await?.is_empty());
                 Ok::<_, Error>(())
             })
             .await

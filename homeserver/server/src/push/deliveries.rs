@@ -2,7 +2,7 @@
 //! has named it.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,11 +15,11 @@ use ruma::{OwnedUserId, api::client::push::Pusher};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
-    LEASE, after,
+    LEASE,
     gateway::{self, Line},
     notices::{Notice, PusherId},
 };
-use crate::{app::App, outside::Outside};
+use crate::{app::App, jobs::after, outside::Outside};
 
 /// How many users' gateways are told at once.
 const TURNS: usize = 128;
@@ -27,7 +27,7 @@ const TURNS: usize = 128;
 const WAITING: usize = 200;
 /// After how many notices the database is told what was done.
 const NOTED_AFTER: usize = 20;
-/// How long a pusher is left alone after its gateway has not taken something: as long for the first time, twice as long for each time after that, at most.
+/// How long a pusher is left alone after its gateway has not taken something: the first time, each further time twice as long, and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 /// After so many times what is pending is given up: about a day.
@@ -61,7 +61,10 @@ impl Deliveries {
     pub(super) fn add(&self, app: &Arc<App>, notices: Vec<Notice>) {
         let mut put_off = 0;
         for notice in notices {
-            if self.is_resting(&notice.pusher_id()) {
+            // Who has set the pusher anew, or was told by another replica, is not left alone any more.
+            if notice.target.attempts == 0 {
+                lock(&self.resting).remove(&notice.pusher_id());
+            } else if self.is_resting(&notice.pusher_id()) {
                 put_off += 1;
                 continue;
             }
@@ -118,7 +121,7 @@ async fn work(app: &App, user_id: &OwnedUserId) {
     let deliveries = &app.pushes.deliveries;
     let Ok(_turn) = deliveries.turns.acquire().await else { return };
     let (mut line, mut done) = (Line::default(), Done::default());
-    let mut noted = Instant::now();
+    let (mut noted, mut gone) = (Instant::now(), HashSet::new());
     while let Some(notice) = deliveries.next(user_id) {
         if app.shutdown.is_draining() {
             // Another replica is to go on at once.
@@ -127,12 +130,18 @@ async fn work(app: &App, user_id: &OwnedUserId) {
             break;
         }
         let pusher = notice.pusher_id();
+        if gone.contains(&pusher) {
+            continue;
+        }
         if deliveries.is_resting(&pusher) {
             app.metrics.pushes("put_off", 1);
             continue;
         }
         match gateway::send(&deliveries.outside, &mut line, &notice).await {
-            Ok(rejected) if rejected.contains(&notice.target.pushkey) => done.rejected.push(notice),
+            Ok(rejected) if rejected.contains(&notice.target.pushkey) => {
+                gone.insert(pusher);
+                done.rejected.push(notice);
+            }
             Ok(_) => done.told.push(notice),
             Err(error) => {
                 tracing::warn!(
@@ -154,6 +163,9 @@ async fn work(app: &App, user_id: &OwnedUserId) {
 
 /// Notes what became of notices. If the database cannot be reached, they are told once more.
 async fn note(app: &App, done: Done) {
+    if done.told.is_empty() && done.rejected.is_empty() && done.failed.is_empty() {
+        return;
+    }
     app.metrics.pushes("sent", done.told.len() + done.rejected.len());
     app.metrics.pushes("rejected", done.rejected.len());
     app.metrics.pushes("put_off", done.failed.len());

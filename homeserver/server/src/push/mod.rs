@@ -28,13 +28,13 @@ use keystead_store::{
     rooms::{self, Bounds},
 };
 use openssl::error::ErrorStack;
-use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 use tokio::{sync::Notify, time::Instant};
 
 use self::{deliveries::Deliveries, notices::Notice};
 use crate::{
     app::App,
     config::push::PushSettings,
+    jobs::after,
     outside::{Guard, Outside},
     streams::Item,
 };
@@ -240,11 +240,6 @@ async fn tell_again(app: &Arc<App>, due: Due) -> Result<(), Error> {
     }
     app.pushes.deliveries.add(app, notices);
     Ok(())
-}
-
-fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
-    let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-    MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(now.0).saturating_add(delay)))
 }
 
 impl Notice {

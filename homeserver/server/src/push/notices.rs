@@ -85,7 +85,7 @@ pub(super) async fn of(app: &Arc<App>, events: &[RoomEvent]) -> Result<Vec<Notic
     let room_ids: BTreeSet<&RoomId> = events.iter().map(|event| &*event.pdu.room_id).collect();
     let room_ids = &Vec::from_iter(room_ids);
     let of_members = |tx| async move { pushers::of_members(&tx, room_ids).await };
-    let pushers = app.store.read("pushers_of_rooms", of_members).await?;
+    let pushers = app.store.read_one("pushers_of_rooms", of_members).await?;
     if pushers.is_empty() {
         return Ok(Vec::new());
     }
