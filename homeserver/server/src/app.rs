@@ -14,6 +14,7 @@ use crate::{
     accounts::{
         new_sessions::NewSessions,
         passwords::{PasswordError, Passwords},
+        session_lookups::SessionLookups,
         sessions::SessionCache,
     },
     api::{FilterCache, InboxCounts, KeyClaims, KeyUploads, PublishedKeys, ToDeviceMessages},
@@ -25,6 +26,7 @@ use crate::{
     lifecycle::Shutdown,
     media::{Media, objects::ObjectsError},
     presence::PresenceNotes,
+    profiles::ProfileLookups,
     push::Pushes,
     rate_limits::RateLimits,
     restores::Restores,
@@ -64,6 +66,10 @@ pub struct App {
     pub rate_limits: RateLimits,
     /// Sessions that were used lately.
     pub sessions: Arc<SessionCache>,
+    /// Finds those sessions that were not.
+    pub session_lookups: GroupCommit<SessionLookups>,
+    /// Finds what users' profiles say in rooms.
+    pub profile_lookups: GroupCommit<ProfileLookups>,
     /// The database.
     pub store: Store,
     /// Signs in the server's name.
@@ -221,6 +227,8 @@ impl App {
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
             new_sessions: GroupCommit::start(NewSessions::new(store.clone()), sizes(Queue::NewSessions)),
+            profile_lookups: GroupCommit::start(ProfileLookups::new(store.clone()), sizes(Queue::Profiles)),
+            session_lookups: GroupCommit::start(SessionLookups::new(store.clone()), sizes(Queue::Sessions)),
             to_device: GroupCommit::start(
                 ToDeviceMessages::new(Arc::clone(&tail), inboxes),
                 sizes(Queue::ToDevice),
@@ -261,6 +269,8 @@ impl App {
             (Queue::KeyClaims, self.key_claims.waiting()),
             (Queue::KeyUploads, self.key_uploads.waiting()),
             (Queue::NewSessions, self.new_sessions.waiting()),
+            (Queue::Profiles, self.profile_lookups.waiting()),
+            (Queue::Sessions, self.session_lookups.waiting()),
             (Queue::ToDevice, self.to_device.waiting()),
         ] {
             self.metrics.queued(queue, waiting);

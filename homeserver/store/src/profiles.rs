@@ -2,6 +2,8 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#profiles>
 
+use std::collections::HashMap;
+
 use ruma::{OwnedUserId, UserId};
 use sea_orm::QueryResult;
 
@@ -34,6 +36,29 @@ pub async fn fields(tx: &ReadTx, user_id: &UserId) -> Result<Vec<(String, String
     let sql = "SELECT name, value FROM profile_fields WHERE user_id = $1 ORDER BY name";
     let rows = tx.query(sql, [user_id.as_str().into()]).await?;
     rows.iter().map(|row| Ok((row.try_get("", "name")?, row.try_get("", "value")?))).collect()
+}
+
+/// The names and pictures of users who have any: the fields [`DISPLAY_NAME`] and [`AVATAR_URL`] and their JSON values.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn shown_in_rooms(
+    tx: &ReadTx,
+    user_ids: &[OwnedUserId],
+) -> Result<HashMap<OwnedUserId, Vec<(String, String)>>, Error> {
+    let mut shown: HashMap<OwnedUserId, Vec<_>> = HashMap::new();
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!(
+            "SELECT user_id, name, value FROM profile_fields \
+             WHERE user_id IN ({users}) AND name IN ('{DISPLAY_NAME}', '{AVATAR_URL}')"
+        );
+        for row in tx.query(&sql, values).await? {
+            let user_id = streams::user_id(&row, "profile_fields", "user_id")?;
+            shown.entry(user_id).or_default().push((row.try_get("", "name")?, row.try_get("", "value")?));
+        }
+    }
+    Ok(shown)
 }
 
 /// One field of a profile as JSON.

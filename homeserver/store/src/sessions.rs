@@ -3,8 +3,10 @@
 //! A refresh gives a new pair of tokens. The old pair holds until the new one is first used, because the answer may be
 //! lost on its way: <https://spec.matrix.org/v1.19/client-server-api/#refreshing-access-tokens>.
 
+use std::collections::HashMap;
+
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
-use sea_orm::Value;
+use sea_orm::{QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
@@ -52,28 +54,39 @@ pub struct NewSession {
     pub tokens: NewTokens,
 }
 
-/// Finds what an access token stands for. Sessions of closed accounts are not found.
+/// Finds what access tokens stand for, by their hashes. Sessions of closed accounts are not found.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
-pub async fn find(tx: &ReadTx, access_hash: &str) -> Result<Option<StoredSession>, Error> {
-    let sql = "SELECT t.user_id, t.device_id, t.expires_ts, t.replaces, u.is_admin, d.last_seen_ts \
-        FROM access_tokens t JOIN users u ON u.user_id = t.user_id \
-        JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id \
-        WHERE t.token_hash = $1 AND NOT u.deactivated";
-    let rows = tx.query(sql, [access_hash.into()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
+pub async fn find(tx: &ReadTx, hashes: &[String]) -> Result<HashMap<String, StoredSession>, Error> {
+    let mut found = HashMap::with_capacity(hashes.len());
+    for chunk in hashes.chunks(tx.rows_a_statement(1)) {
+        let (hashes, values) = tx.list(1, chunk.iter().map(String::as_str));
+        let sql = format!(
+            "SELECT t.token_hash, t.user_id, t.device_id, t.expires_ts, t.replaces, u.is_admin, d.last_seen_ts \
+             FROM access_tokens t JOIN users u ON u.user_id = t.user_id \
+             JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id \
+             WHERE t.token_hash IN ({hashes}) AND NOT u.deactivated"
+        );
+        for row in tx.query(&sql, values).await? {
+            found.insert(row.try_get("", "token_hash")?, stored(&row)?);
+        }
+    }
+    Ok(found)
+}
+
+fn stored(row: &QueryResult) -> Result<StoredSession, Error> {
     let device_id: String = row.try_get("", "device_id")?;
     let replaces: Option<String> = row.try_get("", "replaces")?;
     let expires_ts: Option<i64> = row.try_get("", "expires_ts")?;
-    Ok(Some(StoredSession {
+    Ok(StoredSession {
         user_id: streams::user_id(row, "access_tokens", "user_id")?,
         device_id: device_id.as_str().into(),
         is_admin: row.try_get("", "is_admin")?,
         expires_ts: expires_ts.map(milliseconds),
         last_seen_ts: milliseconds(row.try_get("", "last_seen_ts")?),
         unconfirmed: replaces.is_some(),
-    }))
+    })
 }
 
 /// Ends the sessions that devices have, if any, for others to begin ([`begin`], which tells the caches).
@@ -278,11 +291,13 @@ mod tests {
     }
 
     async fn known(tx: &ReadTx, tokens: &[&str]) -> Result<Vec<bool>, Error> {
-        let mut known = Vec::new();
-        for token in tokens {
-            known.push(find(tx, token).await?.is_some());
-        }
-        Ok(known)
+        let hashes: Vec<_> = tokens.iter().map(|token| (*token).to_owned()).collect();
+        let found = find(tx, &hashes).await?;
+        Ok(tokens.iter().map(|token| found.contains_key(*token)).collect())
+    }
+
+    async fn is_unconfirmed(tx: &ReadTx, token: &str) -> Result<bool, Error> {
+        Ok(find(tx, &[token.to_owned()]).await?[token].unconfirmed)
     }
 
     #[tokio::test]
@@ -298,16 +313,16 @@ mod tests {
                 assert!(refresh(&tx, alice(), "r1", &pair("a3", "r3")).await?);
                 assert_eq!(known(&tx, &["a1", "a2", "a3"]).await?, [true, false, true]);
                 assert!(!refresh(&tx, alice(), "r2", &pair("x", "y")).await?);
-                assert!(find(&tx, "a3").await?.unwrap().unconfirmed);
+                assert!(is_unconfirmed(&tx, "a3").await?);
                 confirm(&tx, alice(), "a3").await?;
                 assert_eq!(known(&tx, &["a1", "a3"]).await?, [false, true]);
-                assert!(!find(&tx, "a3").await?.unwrap().unconfirmed);
+                assert!(!is_unconfirmed(&tx, "a3").await?);
                 assert!(!refresh(&tx, alice(), "r1", &pair("x", "y")).await?);
                 // Using the refresh token confirms as well.
                 assert!(refresh(&tx, alice(), "r3", &pair("a4", "r4")).await?);
                 assert!(refresh(&tx, alice(), "r4", &pair("a5", "r5")).await?);
                 assert_eq!(known(&tx, &["a3", "a4", "a5"]).await?, [false, true, true]);
-                assert!(!find(&tx, "a4").await?.unwrap().unconfirmed);
+                assert!(!is_unconfirmed(&tx, "a4").await?);
                 Ok::<_, Error>(())
             })
             .await

@@ -7,5 +7,6 @@ pub mod new_sessions;
 pub mod password_policy;
 pub mod passwords;
 pub mod registration;
+pub mod session_lookups;
 pub mod sessions;
 pub mod throttle;

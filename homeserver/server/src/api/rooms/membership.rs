@@ -65,16 +65,9 @@ impl Member {
     }
 
     /// With the name and the picture of the user's profile, if the user is one of this server.
-    pub(super) async fn introduced(self, ctx: &Ctx<Session>, user_id: &UserId) -> Result<Self, Error> {
-        let fields = ctx
-            .app
-            .store
-            .read_one("profile", |tx| async move { profiles::fields(&tx, user_id).await })
-            .await?;
-        let field = |name: &str| {
-            let (_, value) = fields.iter().find(|(known, _)| known == name)?;
-            RawValue::from_string(value.clone()).ok()
-        };
+    pub(super) async fn introduced(self, ctx: &Ctx<Session>, user_id: &UserId) -> Result<Self, ApiError> {
+        let fields = ctx.app.profile_lookups.submit(user_id.to_owned()).await?;
+        let field = |name: &str| fields.get(name).and_then(|value| to_raw_value(value).ok());
         let (displayname, avatar_url) = (field(profiles::DISPLAY_NAME), field(profiles::AVATAR_URL));
         Ok(Self { displayname, avatar_url, ..self })
     }
