@@ -353,3 +353,28 @@ async fn who_came_and_went_in_a_gap_is_told_though_members_are_loaded_lazily() {
         assert_eq!(members_of(&gap), BTreeMap::from(expected), "restarted: {restarted}");
     }
 }
+
+#[tokio::test]
+async fn what_is_known_of_a_room_from_before_does_not_reach_up_to_its_timeline() {
+    let (alice, bob, room) = pair().await;
+    bob.leave(&room).await;
+    let messages = json!({ "room": { "timeline": { "types": ["m.room.message"] } } });
+    let mut bobs = bob.syncing_with(&messages);
+    bobs.next(0).await;
+    let mut sent = Vec::new();
+    for text in ["when it comes", "when it comes back"] {
+        sent.push(alice.send_text(&room, text).await);
+        bob.join(&room).await;
+        let joined = bobs.until_joined(&room).await;
+        assert_eq!(ids_of(events(&joined["timeline"])), sent);
+        assert!(is_limited(&joined), "{joined:#}");
+        bob.leave(&room).await;
+        bobs.until("the end of it", |answer| answer["rooms"]["leave"].get(&room).cloned()).await;
+    }
+
+    let mut alices = alice.syncing();
+    alices.next(0).await;
+    let own = alice.create_room(json!({})).await;
+    let joined = alices.until_joined(&own).await;
+    assert!(!is_limited(&joined), "nothing was before its beginning: {joined:#}");
+}

@@ -233,6 +233,8 @@ impl Sync<'_> {
         let Chosen { mut looked_at, mut timeline, mut limited } = self.choose(room_id, &mut new).await?;
         let memberships = &self.memberships_in(room_id, new.view.take());
         limited |= self.drop_outdated(&mut looked_at, &mut timeline);
+        // What the client has of a room that it comes to, or comes back to, does not reach up to the timeline.
+        limited |= candidate.is_new && self.request.since.is_some() && !begins_with_the_room(&timeline);
         let span = Span::new(&looked_at, &timeline, end);
 
         let whole = candidate.is_new || self.request.full_state;
@@ -460,6 +462,10 @@ impl Sync<'_> {
 }
 
 /// Events that neither replaced anything nor were redacted, in the form that clients read.
+fn begins_with_the_room(timeline: &[Arc<RoomEvent>]) -> bool {
+    timeline.first().is_some_and(|event| event.pdu.event_type == TimelineEventType::RoomCreate)
+}
+
 fn write_plain(events: &[Arc<RoomEvent>], reader: Reader<'_>) -> Result<Vec<Box<RawValue>>, ApiError> {
     let write = |event: &Arc<RoomEvent>| client_event(event, None, reader, Form::Sync);
     events.iter().map(write).collect::<Result<_, _>>().map_err(ApiError::internal)
