@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use keystead_tests::{cluster::PASSWORD, process};
+use keystead_tests::{certificate, cluster::PASSWORD, process};
 use serde_json::Value;
 
 /// `keystead serve` with a certificate of its own making, on SQLite.
@@ -21,23 +21,7 @@ impl TlsServer {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ])
-            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-            .args(["-keyout", &path("key.pem"), "-out", &path("certificate.pem")])
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.expect("openssl").success());
+        certificate::make(folder.path());
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
         let process = process::command("serve")
             .env("KEYSTEAD_SERVER_LISTEN", format!("127.0.0.1:{port}"))

@@ -3,7 +3,6 @@
 use std::{
     io::{BufReader, Write as _},
     net::TcpListener,
-    process::{Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use std::{
 
 use hyper::Method;
 use keystead_tests::{
-    TestCluster, User, eventually,
+    TestCluster, User, certificate, eventually,
     http::{Request, encode},
 };
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod};
@@ -42,31 +41,7 @@ impl Gateway {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ])
-            .args([
-                "-subj",
-                "/CN=localhost",
-                "-addext",
-                "subjectAltName=DNS:localhost,IP:127.0.0.1",
-                "-keyout",
-            ])
-            .arg(path("key.pem"))
-            .arg("-out")
-            .arg(path("certificate.pem"))
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.expect("openssl").success());
+        certificate::make(folder.path());
         let mut tls = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).expect("TLS");
         tls.set_private_key_file(path("key.pem"), SslFiletype::PEM).expect("a key");
         tls.set_certificate_chain_file(path("certificate.pem")).expect("a certificate");
@@ -117,6 +92,15 @@ impl Gateway {
         let certificate = self.folder.path().join("certificate.pem").display().to_string();
         let own = [("SSL_CERT_FILE", &*certificate), ("KEYSTEAD_PUSH_ALLOWED_NETWORKS", "127.0.0.0/8")];
         TestCluster::start_with(&[&own, settings].concat()).await
+    }
+
+    /// Such replicas, Alice, Bob, and a public room of hers that he is in.
+    async fn room(&self, settings: &[(&str, &str)]) -> (Arc<TestCluster>, User, User, String) {
+        let cluster = self.cluster(settings).await;
+        let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+        let room = alice.create_public_room().await;
+        bob.join(&room).await;
+        (cluster, alice, bob, room)
     }
 
     async fn set_pusher(&self, user: &User, pushkey: &str, format: Option<&str>) {
@@ -178,10 +162,8 @@ fn request(stream: &mut impl std::io::BufRead) -> Option<(String, Value)> {
 #[tokio::test]
 async fn gateways_are_told_of_messages_and_invitations_by_whichever_replica() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
     cluster.user("carol").await.join(room).await;
     alice.send_text(room, "before").await;
     gateway.set_pusher(&bob.at(0), "bob", None).await;
@@ -267,10 +249,8 @@ async fn counted(cluster: &TestCluster, series: &str) -> f64 {
 #[tokio::test]
 async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
     gateway.set_pusher(&bob, "key", None).await;
     gateway.be(Mood::Failing);
     let until = async |series: &str, expected: f64| {
@@ -298,10 +278,8 @@ async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later()
 #[tokio::test]
 async fn a_gateway_that_closes_its_connections_is_told_everything_all_the_same() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
     gateway.set_pusher(&bob, "key", None).await;
     gateway.be(Mood::Closing);
     let mut sent = Vec::new();
@@ -316,11 +294,9 @@ async fn a_gateway_that_closes_its_connections_is_told_everything_all_the_same()
 #[tokio::test]
 async fn a_gateway_that_keeps_silent_holds_up_nobody_else() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
     let mal = cluster.user("mal").await;
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
     mal.join(room).await;
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!(
@@ -349,10 +325,8 @@ async fn a_gateway_that_keeps_silent_holds_up_nobody_else() {
 #[tokio::test]
 async fn a_gateway_in_the_servers_own_network_is_not_told_anything() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[("KEYSTEAD_PUSH_ALLOWED_NETWORKS", "10.9.8.7")]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
+    let (cluster, alice, bob, room) = gateway.room(&[("KEYSTEAD_PUSH_ALLOWED_NETWORKS", "10.9.8.7")]).await;
+    let room = &*room;
     gateway.set_pusher(&bob, "key", None).await;
     alice.send_text(room, "x").await;
     eventually("it is put off", async || {
@@ -365,10 +339,8 @@ async fn a_gateway_in_the_servers_own_network_is_not_told_anything() {
 #[tokio::test]
 async fn when_the_replica_that_pushes_dies_another_one_goes_on() {
     let gateway = Gateway::start();
-    let cluster = gateway.cluster(&[]).await;
-    let (alice, bob) = (cluster.user("alice").await, cluster.user("bob").await);
-    let room = &*alice.create_public_room().await;
-    bob.join(room).await;
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
     gateway.set_pusher(&bob, "key", None).await;
     let first = alice.send_text(room, "first").await;
     gateway.notification("key", &first).await;

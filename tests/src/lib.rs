@@ -5,6 +5,7 @@
 //! `KEYSTEAD_TEST_DATABASE=sqlite` in the environment, one process on SQLite. [`TestCluster::user`] registers an
 //! account whose requests go to the replicas in turn: what a test writes through one it reads through the next.
 
+pub mod certificate;
 pub mod cluster;
 pub mod http;
 pub mod keys;
