@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use ruma::{
-    OwnedRoomId, RoomId,
-    api::client::sync::sync_events::{DeviceLists, v3 as sync_events},
+    OwnedEventId, OwnedRoomId, RoomId,
+    api::client::sync::sync_events::{DeviceLists, UnreadNotificationsCount, v3 as sync_events},
+    events::{AnySyncStateEvent, AnySyncTimelineEvent},
+    serde::Raw,
 };
 use serde::Serialize;
-use sync_events::{JoinedRoom, LeftRoom, Response, Rooms, State, Timeline};
+use sync_events::{Ephemeral, JoinedRoom, Response, RoomAccountData, RoomSummary, Rooms, State, Timeline};
 
 use crate::http::{
     body,
@@ -15,8 +17,8 @@ use crate::http::{
     reply::{RawJson, Reply},
 };
 
-/// The answer of `/sync`. Each joined or left room has a `timeline` and a `state`, if empty ones: the specification lets a
-/// server leave them out, but clients (matrix-nio) refuse rooms without them.
+/// The answer of `/sync`. Each joined or left room has a `timeline`, which says whether it is `limited`, and a `state`, if empty ones: the
+/// specification lets a server leave them out, but clients (matrix-nio) refuse rooms without them, or expect them (Complement).
 #[derive(Debug)]
 pub struct SyncReply(pub Response);
 
@@ -48,29 +50,52 @@ struct Body<'a> {
 #[derive(Serialize)]
 struct RoomsBody<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    join: BTreeMap<&'a RoomId, WithSections<'a, JoinedRoom>>,
+    join: BTreeMap<&'a RoomId, JoinedBody<'a>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    leave: BTreeMap<&'a RoomId, WithSections<'a, LeftRoom>>,
+    leave: BTreeMap<&'a RoomId, EventsBody<'a>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     invite: &'a BTreeMap<OwnedRoomId, sync_events::InvitedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     knock: &'a BTreeMap<OwnedRoomId, sync_events::KnockedRoom>,
 }
 
-/// A room with the sections that it would leave out.
 #[derive(Serialize)]
-struct WithSections<'a, R> {
+struct JoinedBody<'a> {
+    #[serde(skip_serializing_if = "RoomSummary::is_empty")]
+    summary: &'a RoomSummary,
+    #[serde(skip_serializing_if = "UnreadNotificationsCount::is_empty")]
+    unread_notifications: &'a UnreadNotificationsCount,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    unread_thread_notifications: &'a BTreeMap<OwnedEventId, UnreadNotificationsCount>,
     #[serde(flatten)]
-    room: &'a R,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeline: Option<NoEvents>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<NoEvents>,
+    events: EventsBody<'a>,
+    #[serde(skip_serializing_if = "Ephemeral::is_empty")]
+    ephemeral: &'a Ephemeral,
+}
+
+/// What joined and left rooms have.
+#[derive(Serialize)]
+struct EventsBody<'a> {
+    timeline: TimelineBody<'a>,
+    #[serde(flatten)]
+    state: StateBody<'a>,
+    #[serde(skip_serializing_if = "RoomAccountData::is_empty")]
+    account_data: &'a RoomAccountData,
 }
 
 #[derive(Serialize)]
-struct NoEvents {
-    events: [(); 0],
+struct TimelineBody<'a> {
+    limited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<&'a str>,
+    events: &'a [Raw<AnySyncTimelineEvent>],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum StateBody<'a> {
+    State { events: &'a [Raw<AnySyncStateEvent>] },
+    StateAfter { events: &'a [Raw<AnySyncStateEvent>] },
 }
 
 impl<'a> Body<'a> {
@@ -96,15 +121,11 @@ impl<'a> Body<'a> {
 impl<'a> RoomsBody<'a> {
     fn new(rooms: &'a Rooms) -> Self {
         Self {
-            join: rooms
-                .join
-                .iter()
-                .map(|(id, room)| (&**id, WithSections::new(room, &room.timeline, &room.state)))
-                .collect(),
+            join: rooms.join.iter().map(|(id, room)| (&**id, JoinedBody::new(room))).collect(),
             leave: rooms
                 .leave
                 .iter()
-                .map(|(id, room)| (&**id, WithSections::new(room, &room.timeline, &room.state)))
+                .map(|(id, room)| (&**id, EventsBody::new(&room.timeline, &room.state, &room.account_data)))
                 .collect(),
             invite: &rooms.invite,
             knock: &rooms.knock,
@@ -112,13 +133,31 @@ impl<'a> RoomsBody<'a> {
     }
 }
 
-impl<'a, R> WithSections<'a, R> {
-    fn new(room: &'a R, timeline: &Timeline, state: &State) -> Self {
-        let none = || NoEvents { events: [] };
+impl<'a> JoinedBody<'a> {
+    fn new(room: &'a JoinedRoom) -> Self {
         Self {
-            room,
-            timeline: timeline.is_empty().then(none),
-            state: (matches!(state, State::Before(_)) && state.is_empty()).then(none),
+            summary: &room.summary,
+            unread_notifications: &room.unread_notifications,
+            unread_thread_notifications: &room.unread_thread_notifications,
+            events: EventsBody::new(&room.timeline, &room.state, &room.account_data),
+            ephemeral: &room.ephemeral,
+        }
+    }
+}
+
+impl<'a> EventsBody<'a> {
+    fn new(timeline: &'a Timeline, state: &'a State, account_data: &'a RoomAccountData) -> Self {
+        let Timeline { limited, prev_batch, events, .. } = timeline;
+        let state = match state {
+            State::After(after) => StateBody::StateAfter { events: &after.events },
+            State::Before(before) => StateBody::State { events: &before.events },
+            // ruma knows no other.
+            _ => StateBody::State { events: &[] },
+        };
+        Self {
+            timeline: TimelineBody { limited: *limited, prev_batch: prev_batch.as_deref(), events },
+            state,
+            account_data,
         }
     }
 }
@@ -127,7 +166,10 @@ impl<'a, R> WithSections<'a, R> {
 mod tests {
     use futures_util::FutureExt as _;
     use http_body_util::BodyExt as _;
-    use ruma::{api::client::sync::sync_events::v3::StateEvents, owned_room_id};
+    use ruma::{
+        api::client::sync::sync_events::v3::{LeftRoom, StateEvents},
+        owned_room_id,
+    };
     use serde_json::{Value, json};
 
     use super::*;
@@ -153,18 +195,18 @@ mod tests {
         response.rooms.join.insert(owned_room_id!("!full:example.org"), full);
         response.rooms.join.insert(owned_room_id!("!empty:example.org"), JoinedRoom::new());
         response.rooms.leave.insert(owned_room_id!("!left:example.org"), LeftRoom::new());
-        let none = json!({ "events": [] });
+        let (no_timeline, no_state) = (json!({ "limited": false, "events": [] }), json!({ "events": [] }));
         assert_eq!(
             written(response)["rooms"],
             json!({
                 "join": {
                     "!full:example.org": {
-                        "timeline": { "events": [], "prev_batch": "t1" },
-                        "state_after": {},
+                        "timeline": { "limited": false, "events": [], "prev_batch": "t1" },
+                        "state_after": { "events": [] },
                     },
-                    "!empty:example.org": { "timeline": none, "state": none },
+                    "!empty:example.org": { "timeline": no_timeline, "state": no_state },
                 },
-                "leave": { "!left:example.org": { "timeline": none, "state": none } },
+                "leave": { "!left:example.org": { "timeline": no_timeline, "state": no_state } },
             })
         );
     }
