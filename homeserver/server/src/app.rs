@@ -14,7 +14,6 @@ use crate::{
     accounts::{
         new_sessions::NewSessions,
         passwords::{PasswordError, Passwords},
-        session_lookups::SessionLookups,
         sessions::SessionCache,
     },
     api::{FilterCache, InboxCounts, KeyClaims, KeyUploads, PublishedKeys, ToDeviceMessages},
@@ -24,9 +23,9 @@ use crate::{
     group_commit::GroupCommit,
     http::error::ApiError,
     lifecycle::Shutdown,
+    lookups::Lookups,
     media::{Media, objects::ObjectsError},
     presence::PresenceNotes,
-    profiles::ProfileLookups,
     push::Pushes,
     rate_limits::RateLimits,
     restores::Restores,
@@ -66,10 +65,8 @@ pub struct App {
     pub rate_limits: RateLimits,
     /// Sessions that were used lately.
     pub sessions: Arc<SessionCache>,
-    /// Finds those sessions that were not.
-    pub session_lookups: GroupCommit<SessionLookups>,
-    /// Finds what users' profiles say in rooms.
-    pub profile_lookups: GroupCommit<ProfileLookups>,
+    /// Looks up what this replica has not in memory of a client.
+    pub lookups: Lookups,
     /// The database.
     pub store: Store,
     /// Signs in the server's name.
@@ -227,14 +224,13 @@ impl App {
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
             new_sessions: GroupCommit::start(NewSessions::new(store.clone()), sizes(Queue::NewSessions)),
-            profile_lookups: GroupCommit::start(ProfileLookups::new(store.clone()), sizes(Queue::Profiles)),
-            session_lookups: GroupCommit::start(SessionLookups::new(store.clone()), sizes(Queue::Sessions)),
             to_device: GroupCommit::start(
                 ToDeviceMessages::new(Arc::clone(&tail), inboxes),
                 sizes(Queue::ToDevice),
             ),
             metrics,
             published_keys,
+            lookups: Lookups::start(&store),
             store,
             tail,
             parents,
@@ -269,8 +265,6 @@ impl App {
             (Queue::KeyClaims, self.key_claims.waiting()),
             (Queue::KeyUploads, self.key_uploads.waiting()),
             (Queue::NewSessions, self.new_sessions.waiting()),
-            (Queue::Profiles, self.profile_lookups.waiting()),
-            (Queue::Sessions, self.session_lookups.waiting()),
             (Queue::ToDevice, self.to_device.waiting()),
         ] {
             self.metrics.queued(queue, waiting);

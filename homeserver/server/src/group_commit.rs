@@ -1,5 +1,4 @@
-//! Group commit: one task that does, in one transaction, all that has queued while the last one was under way. Some of the work only
-//! reads.
+//! Group commit: one task that does, in one transaction, all that has queued while the last one was under way.
 //!
 //! An idle server waits for nothing, and a busy one makes transactions larger instead of more. Once queued, work is done even
 //! if nobody waits for its result any longer.

@@ -7,16 +7,15 @@ use std::sync::Arc;
 
 use keystead_core::room::RoomState;
 use keystead_store::{
-    Error, Store, jobs,
+    Error, jobs,
     profiles::{self, AVATAR_URL, DISPLAY_NAME},
 };
-use ruma::{OwnedRoomId, OwnedUserId, UserId, events::room::member::MembershipState};
+use ruma::{OwnedRoomId, UserId, events::room::member::MembershipState};
 use serde_json::{Map, Value};
 
 use crate::{
     app::App,
     context::{Ctx, Session},
-    group_commit::Batches,
     http::error::ApiError,
     jobs::JobError,
     rooms::set_own_member,
@@ -30,51 +29,17 @@ pub(crate) fn is_shown_in_rooms(name: &str) -> bool {
     [DISPLAY_NAME, AVATAR_URL].contains(&name)
 }
 
-/// Finds the fields of users' profiles that belong into their member events: all that have queued while the last statement was under way
-/// share the next one.
-pub struct ProfileLookups {
-    store: Store,
-}
-
-impl ProfileLookups {
-    /// Finds them in this database.
-    pub fn new(store: Store) -> Self {
-        Self { store }
-    }
-}
-
-impl Batches for ProfileLookups {
-    type Work = OwnedUserId;
-    type Key = ();
-    type Output = Map<String, Value>;
-
-    fn key(_: &OwnedUserId) -> Option<()> {
-        None
-    }
-
-    fn weight(_: &OwnedUserId) -> usize {
-        // The name and the picture.
-        2
-    }
-
-    async fn commit(&self, users: &[OwnedUserId]) -> Result<Vec<Result<Self::Output, ApiError>>, ApiError> {
-        Ok(shown_in_rooms(&self.store, users).await?.into_iter().map(Ok).collect())
-    }
-}
-
-/// What the profiles of users say that belongs into their member events, in the order of the users.
-async fn shown_in_rooms(store: &Store, users: &[OwnedUserId]) -> Result<Vec<Map<String, Value>>, Error> {
-    let find = |tx| async move { profiles::shown_in_rooms(&tx, users).await };
-    let found = store.read_one("profiles", find).await?;
-    // Somebody may stand there twice.
-    users.iter().map(|user_id| fields(user_id, found.get(user_id).map_or(&[], Vec::as_slice))).collect()
-}
-
-fn fields(user_id: &UserId, stored: &[(String, String)]) -> Result<Map<String, Value>, Error> {
+/// The fields of a user's profile that belong into the user's member events.
+///
+/// # Errors
+///
+/// The database's own, or a value that cannot be read.
+pub(crate) async fn shown_in_rooms(app: &App, user_id: &UserId) -> Result<Map<String, Value>, Error> {
+    let fields = app.lookups.profiles.find(user_id.to_owned()).await?.unwrap_or_default();
     let corrupt = |error| Error::corrupt("profile_fields", "value", user_id.as_str(), error);
-    stored
-        .iter()
-        .map(|(name, value)| Ok((name.clone(), serde_json::from_str(value).map_err(corrupt)?)))
+    fields
+        .into_iter()
+        .map(|(name, value)| Ok((name, serde_json::from_str(&value).map_err(corrupt)?)))
         .collect()
 }
 
@@ -123,20 +88,15 @@ pub(crate) async fn carry_into_rooms(app: &Arc<App>, user_id: &str) -> Result<()
     loop {
         // The user may have joined a room through another replica just before.
         app.fence().await.map_err(JobError::Fence)?;
-        let profile = read(app, user_id).await?;
+        let profile = shown_in_rooms(app, user_id).await?;
         for room_id in joined_rooms(app, user_id).await? {
             carry_into_room(app, user_id, &room_id, &profile).await?;
         }
         // Two jobs of two changes may run at once; whoever ends last sees to it that the newest profile stands.
-        if read(app, user_id).await? == profile {
+        if shown_in_rooms(app, user_id).await? == profile {
             return Ok(());
         }
     }
-}
-
-async fn read(app: &App, user_id: &UserId) -> Result<Map<String, Value>, JobError> {
-    let profiles = shown_in_rooms(&app.store, &[user_id.to_owned()]).await?;
-    Ok(profiles.into_iter().next().unwrap_or_default())
 }
 
 async fn joined_rooms(app: &App, user_id: &UserId) -> Result<Vec<OwnedRoomId>, JobError> {

@@ -2,9 +2,39 @@
 //!
 //! <https://spec.matrix.org/v1.19/client-server-api/#client-config>
 
-use ruma::{RoomId, UserId};
+use std::collections::HashMap;
+
+use ruma::{OwnedUserId, RoomId, UserId};
 
 use crate::{Error, ReadTx, WriteTx, streams, streams::AccountData};
+
+/// The account's data that name the users whom its user ignores.
+///
+/// <https://spec.matrix.org/v1.19/client-server-api/#ignoring-users>
+pub const IGNORED_USER_LIST: &str = "m.ignored_user_list";
+
+/// The contents of the entries of one type that users have for their accounts, JSON objects. Users who have none are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn of_users(
+    tx: &ReadTx,
+    user_ids: &[OwnedUserId],
+    data_type: &str,
+) -> Result<HashMap<OwnedUserId, String>, Error> {
+    let mut contents = HashMap::with_capacity(user_ids.len());
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(3, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!(
+            "SELECT user_id, content FROM account_data WHERE room_id = $1 AND data_type = $2 AND user_id IN ({users})"
+        );
+        let of_accounts = [room_key(None).into(), data_type.into()];
+        for row in tx.query(&sql, of_accounts.into_iter().chain(values)).await? {
+            contents.insert(streams::user_id(&row, "account_data", "user_id")?, row.try_get("", "content")?);
+        }
+    }
+    Ok(contents)
+}
 
 /// The content of one entry, a JSON object; `room_id` is `None` for the account's own.
 ///

@@ -7,7 +7,7 @@ use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 /// An error of the store.
 ///
 /// A missing row is never one of these: look-ups return an `Option`.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// A unique constraint stands against the write; its name, as far as the database tells it.
     #[error("the row conflicts with another one: {0}")]

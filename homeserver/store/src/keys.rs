@@ -17,8 +17,8 @@ pub use self::{
         note_user_signature,
     },
     one_time::{
-        Claimed, Counts, Device, DeviceKey, NewKey, Wanted, claim, note_one_time_keys, one_time_key_counts,
-        one_time_keys, put_keys, unused_fallback_keys,
+        Claimed, Counts, Device, DeviceKey, DeviceKeyCounts, NewKey, Wanted, claim, key_counts,
+        note_one_time_keys, one_time_key_counts, one_time_keys, put_keys,
     },
     revoked::{forget_revoked_key_sets, is_revoked_key_set, note_revoked_key_set},
 };

@@ -6,7 +6,7 @@
 //! beyond is not stored: the oldest stay, because a ratchet's first messages are what its later ones build on, and
 //! because a device can ask again for keys that it lacks once it is back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId};
 use sea_orm::{DbBackend, QueryResult, Value};
@@ -196,22 +196,26 @@ pub async fn count_pending(tx: &ReadTx, limit: u32) -> Result<u64, Error> {
     Ok(waiting.unsigned_abs())
 }
 
-/// The oldest and the newest position of the messages to a device; `None` if there are none.
+/// The oldest and the newest position of the messages to devices. Devices that have none are left out.
 ///
 /// # Errors
-/// The database's own.
-pub async fn extent(
-    tx: &ReadTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-) -> Result<Option<(i64, i64)>, Error> {
-    let sql = "SELECT MIN(position) AS oldest, MAX(position) AS newest FROM to_device \
-               WHERE user_id = $1 AND device_id = $2";
-    let rows = tx.query(sql, [user_id.as_str().into(), device_id.as_str().into()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let oldest: Option<i64> = row.try_get("", "oldest")?;
-    let newest: Option<i64> = row.try_get("", "newest")?;
-    Ok(oldest.zip(newest))
+/// The database's own, or a row that cannot be read.
+pub async fn extents(tx: &ReadTx, devices: &[Device]) -> Result<HashMap<Device, (i64, i64)>, Error> {
+    let mut extents = HashMap::new();
+    for chunk in devices.chunks(tx.rows_a_statement(2)) {
+        let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
+        let (rows, values) = tx.rows(1, rows.collect());
+        let sql = format!(
+            "SELECT user_id, device_id, MIN(position) AS oldest, MAX(position) AS newest FROM to_device \
+             WHERE (user_id, device_id) IN ({rows}) GROUP BY user_id, device_id"
+        );
+        for row in tx.query(&sql, values).await? {
+            let device_id: String = row.try_get("", "device_id")?;
+            let device = (streams::user_id(&row, "to_device", "user_id")?, device_id.as_str().into());
+            extents.insert(device, (row.try_get("", "oldest")?, row.try_get("", "newest")?));
+        }
+    }
+    Ok(extents)
 }
 
 /// Deletes all messages to a device that is deleted. Returns how many.
@@ -343,9 +347,14 @@ mod tests {
         assert_eq!(contents(&store, 0, 10).await, [(3, "3".to_owned())]);
         let (left, extents) = store
             .write("test", |tx| async move {
-                let before = extent(&tx, user, device_id!("D")).await?;
+                let device = (user.to_owned(), device_id!("D").to_owned());
+                let extent = async || {
+                    let found = extents(&tx, std::slice::from_ref(&device)).await?;
+                    Ok::<_, Error>(found.get(&device).copied())
+                };
+                let before = extent().await?;
                 delete_of_device(&tx, user, device_id!("D")).await?;
-                let extents = [before, extent(&tx, user, device_id!("D")).await?];
+                let extents = [before, extent().await?];
                 Ok::<_, Error>((depths(&tx, user).await?, extents))
             })
             .await

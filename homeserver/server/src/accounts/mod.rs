@@ -7,6 +7,5 @@ pub mod new_sessions;
 pub mod password_policy;
 pub mod passwords;
 pub mod registration;
-pub mod session_lookups;
 pub mod sessions;
 pub mod throttle;

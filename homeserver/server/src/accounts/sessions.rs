@@ -173,7 +173,7 @@ async fn find(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
 }
 
 async fn load(app: &App, hash: &str) -> Result<StoredSession, ApiError> {
-    let found = app.session_lookups.submit(hash.to_owned()).await?;
+    let found = app.lookups.sessions.find(hash.to_owned()).await?;
     let lost = || ApiError::unknown_token(app.restores.may_have_lost_sessions(app.clock.now()));
     let mut session = found.ok_or_else(lost)?;
     if session.unconfirmed {

@@ -63,7 +63,7 @@ pub(super) async fn get_notifications(ctx: Ctx<Session>, request: Request) -> Re
     let joined = of_user.iter().filter(|(_, room)| room.membership == MembershipState::Join);
     let joined: Vec<&RoomId> = joined.map(|(room_id, _)| &**room_id).collect();
     let (states, ignored) =
-        (&ctx.app.tail.rooms(&joined).await?, &ctx.app.readers.ignored(&ctx.app.store, user_id).await?);
+        (&ctx.app.tail.rooms(&joined).await?, &ctx.app.readers.ignored(&ctx.app.lookups, user_id).await?);
     let before = before.as_ref();
     let read = ctx.app.store.read("notifications", |tx| async move {
         let rules = push_rules::load(&tx, user_id).await?;

@@ -137,7 +137,7 @@ async fn notifying<'a>(
     events: &[&'a RoomEvent],
 ) -> Result<Vec<(&'a RoomEvent, Vec<Action>)>, Error> {
     let rules = app.readers.push_rules(&app.store, user_id).await?;
-    let ignored = app.readers.ignored(&app.store, user_id).await?;
+    let ignored = app.readers.ignored(&app.lookups, user_id).await?;
     let context = push_context(room, user_id);
     let member = room.get("m.room.member", user_id.as_str());
     let is_joined = member.is_some_and(|member| membership_of(&member.pdu) == MembershipState::Join);

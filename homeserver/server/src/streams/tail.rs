@@ -15,7 +15,7 @@ use keystead_core::{
 };
 use keystead_store::{
     Error, Hint, Store,
-    rooms::{self, Bounds},
+    rooms::{self, Bounds, Membership},
     streams::{self, StreamItem, StreamRow, UserChange},
 };
 use ruma::{
@@ -35,6 +35,7 @@ use super::{
     typing::Typing,
     waiters::{Waiter, Waiters},
 };
+use crate::lookups::Lookup;
 
 /// The least time from one reading to the next: if a request waits for it, if long-polls may be concerned, and if neither is so.
 const AWAITED_PACE: Duration = Duration::from_millis(2);
@@ -61,6 +62,7 @@ pub struct Tail {
     rooms: RoomStates,
     timelines: Timelines,
     memberships: Memberships,
+    stored_memberships: Lookup<OwnedUserId, Vec<Membership>>,
     typing: Typing,
     waiters: Arc<Waiters>,
     listeners: Vec<Listener>,
@@ -116,6 +118,9 @@ impl Tail {
             this: this.clone(),
             shards: store.shards(),
             memberships: Memberships::new(store.shards()),
+            stored_memberships: Lookup::start(&store, "memberships", |tx, users| {
+                Box::pin(rooms::memberships_of_users(tx, users))
+            }),
             store,
             tails,
             rooms: RoomStates::default(),
@@ -311,11 +316,8 @@ impl Tail {
             return Ok(rooms);
         }
         let load = self.memberships.begin_load(user_id);
-        let loaded = self
-            .store
-            .read_one("load_memberships", |tx| async move { rooms::memberships_of(&tx, user_id).await })
-            .await?;
-        Ok(self.memberships.finish_load(user_id, load, loaded))
+        let loaded = self.stored_memberships.find(user_id.to_owned()).await?;
+        Ok(self.memberships.finish_load(user_id, load, loaded.unwrap_or_default()))
     }
 
     /// Whether a user is known to share a room with the user of these rooms; `None` if the user's rooms are not in memory.

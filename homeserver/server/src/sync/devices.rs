@@ -12,7 +12,7 @@ use std::{
 use http::StatusCode;
 use keystead_core::token::SyncToken;
 use keystead_store::{
-    keys::{self, Device},
+    keys::{self, Device, DeviceKeyCounts},
     streams::{ToDeviceMessage, UserChange},
     to_device,
 };
@@ -203,19 +203,18 @@ impl Sync<'_> {
     }
 
     async fn remove_acknowledged(&self, device: &Device, upto: i64, known: bool) -> Result<(), ApiError> {
-        self.app.acknowledgements.submit((device.0.clone(), device.1.clone(), upto)).await?;
-        if known {
-            return Ok(());
+        if !known {
+            let Some((oldest, newest)) = self.app.lookups.inboxes.find(device.clone()).await? else {
+                return Ok(());
+            };
+            if newest > upto {
+                self.app.devices.add_stored(device, (oldest.max(upto + 1), newest));
+            }
+            if oldest > upto {
+                return Ok(());
+            }
         }
-        let left = self
-            .app
-            .store
-            .read("to_device_extent", |tx| async move { to_device::extent(&tx, &device.0, &device.1).await })
-            .await?;
-        if let Some(left) = left {
-            self.app.devices.add_stored(device, left);
-        }
-        Ok(())
+        self.app.acknowledgements.submit((device.0.clone(), device.1.clone(), upto)).await
     }
 
     /// Whose devices the client has to ask for again, and whose it need not follow any longer.
@@ -267,17 +266,9 @@ impl Sync<'_> {
 impl Sync<'_> {
     async fn load_key_counts(&self) -> Result<KeyCounts, ApiError> {
         let session = &self.request.session;
-        let device = &(session.user_id.clone(), session.device_id.clone());
-        let (one_time, unused_fallback) = self
-            .app
-            .store
-            .read("sync_key_counts", |tx| async move {
-                let counts = keys::one_time_key_counts(&tx, std::slice::from_ref(device)).await?;
-                let one_time = counts.into_values().next().unwrap_or_default();
-                let fallback = keys::unused_fallback_keys(&tx, &session.user_id, &session.device_id).await?;
-                Ok::<_, keystead_store::Error>((one_time, fallback))
-            })
-            .await?;
+        let device = (session.user_id.clone(), session.device_id.clone());
+        let DeviceKeyCounts { one_time, unused_fallback } =
+            self.app.lookups.key_counts.find(device).await?.unwrap_or_default();
         let mut counts = KeyCounts {
             one_time: one_time
                 .into_iter()

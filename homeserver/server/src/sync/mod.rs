@@ -173,7 +173,7 @@ impl<'a> Sync<'a> {
     /// would let the token pass events that the answer does not have.
     async fn begin(app: &'a App, request: &'a SyncRequest) -> Result<Self, ApiError> {
         let user_id = &request.session.user_id;
-        let ignored = app.readers.ignored(&app.store, user_id).await?;
+        let ignored = app.readers.ignored(&app.lookups, user_id).await?;
         let shards = app.tail.shards();
         let mut rooms = app.tail.rooms_of(user_id).await?;
         loop {

@@ -19,7 +19,8 @@ use keystead_core::{
     room::{RoomEvent, RoomState},
 };
 use keystead_store::{
-    Error, ReadTx, Store, account_data,
+    Error, ReadTx, Store,
+    account_data::IGNORED_USER_LIST,
     receipts::{self, MAIN, ReadUpTo},
     rooms::{self, Bounds},
 };
@@ -39,10 +40,8 @@ use ruma::{
 use serde::Deserialize;
 
 use super::Sync;
-use crate::{http::error::ApiError, push_rules, streams::Item};
+use crate::{http::error::ApiError, lookups::Lookups, push_rules, streams::Item};
 
-/// The account data that names the users whom a reader ignores.
-const IGNORED_USER_LIST: &str = "m.ignored_user_list";
 /// How far back events are counted, and the greatest number that is told: one beyond it tells a person nothing more.
 pub(crate) const COUNTED_EVENTS: u64 = 100;
 /// How many rooms' unread events are in memory at once.
@@ -238,16 +237,12 @@ impl ReaderCaches {
     ///
     /// # Errors
     /// The database's own. A list that is malformed counts as empty.
-    pub async fn ignored(&self, store: &Store, user_id: &UserId) -> Result<Arc<IgnoredUsers>, Error> {
+    pub async fn ignored(&self, lookups: &Lookups, user_id: &UserId) -> Result<Arc<IgnoredUsers>, Error> {
         if let Some(ignored) = lock(&self.ignored).get(user_id) {
             return Ok(ignored.clone());
         }
         let changes = self.changes_of(user_id).load(Ordering::SeqCst);
-        let content = store
-            .read_one("ignored_users", |tx| async move {
-                account_data::find(&tx, user_id, None, IGNORED_USER_LIST).await
-            })
-            .await?;
+        let content = lookups.ignored_users.find(user_id.to_owned()).await?;
         let list =
             content.and_then(|content| serde_json::from_str::<IgnoredUserListEventContent>(&content).ok());
         let ignored = Arc::new(list.map(|list| list.ignored_users).unwrap_or_default());

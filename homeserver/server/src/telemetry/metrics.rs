@@ -93,10 +93,6 @@ pub enum Queue {
     KeyUploads,
     /// Beginnings of sessions.
     NewSessions,
-    /// Look-ups of profiles.
-    Profiles,
-    /// Look-ups of sessions.
-    Sessions,
     /// Messages to devices.
     ToDevice,
 }
@@ -664,8 +660,6 @@ impl Queue {
             Self::KeyClaims => "key_claims",
             Self::KeyUploads => "key_uploads",
             Self::NewSessions => "new_sessions",
-            Self::Profiles => "profiles",
-            Self::Sessions => "sessions",
             Self::ToDevice => "to_device",
         }
     }

@@ -3,10 +3,10 @@
 //! Every write of a user's keys holds the user's shard: the change of the counts is noted there, so that the device's
 //! next sync tells it to upload more. The lock is also what makes a key be claimed exactly once, by whatever replica.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
-use sea_orm::{DbBackend, Value};
+use ruma::{OwnedDeviceId, OwnedUserId};
+use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{
     Error, ReadTx, WriteTx,
@@ -170,53 +170,83 @@ pub async fn note_one_time_keys(tx: &WriteTx, users: BTreeSet<OwnedUserId>) -> R
 pub async fn one_time_key_counts(tx: &ReadTx, devices: &[Device]) -> Result<BTreeMap<Device, Counts>, Error> {
     let mut counts: BTreeMap<Device, Counts> = BTreeMap::new();
     for chunk in devices.chunks(tx.rows_a_statement(2)) {
-        let rows = chunk.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]);
-        let (rows, values) = tx.rows(1, rows.collect());
-        let matches = "k.user_id = d.user_id AND k.device_id = d.device_id";
-        let wanted = format!("(d.user_id, d.device_id) IN ({rows})");
-        let sql = match tx.backend() {
-            // Each device by itself: a plan made while there were few keys may else go through all of them.
-            DbBackend::Postgres => format!(
-                "SELECT d.user_id, d.device_id, k.algorithm, k.keys FROM devices d LEFT JOIN LATERAL \
-                 (SELECT algorithm, COUNT(*) AS keys FROM one_time_keys k WHERE {matches} GROUP BY algorithm) k ON TRUE \
-                 WHERE {wanted}"
-            ),
-            _ => format!(
-                "SELECT d.user_id, d.device_id, k.algorithm, COUNT(k.key_id) AS keys FROM devices d \
-                 LEFT JOIN one_time_keys k ON {matches} \
-                 WHERE {wanted} GROUP BY d.user_id, d.device_id, k.algorithm"
-            ),
-        };
+        let (sql, values) = count_one_time_keys(tx, chunk);
         for row in tx.query(&sql, values).await? {
-            let device = (streams::user_id(&row, "devices", "user_id")?, device_id(&row)?);
-            let of_device = counts.entry(device).or_default();
-            let algorithm: Option<String> = row.try_get("", "algorithm")?;
-            if let Some(algorithm) = algorithm {
-                let count: i64 = row.try_get("", "keys")?;
-                of_device.insert(algorithm, count.try_into().unwrap_or_default());
+            let of_device = counts.entry(device(&row)?).or_default();
+            of_device.extend(one_time_key_count(&row)?);
+        }
+    }
+    Ok(counts)
+}
+
+/// The keys that a device has left to be claimed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DeviceKeyCounts {
+    /// How many one-time keys of each algorithm.
+    pub one_time: Counts,
+    /// The algorithms for which it has a fallback key that nobody was given yet, in their order.
+    pub unused_fallback: BTreeSet<String>,
+}
+
+/// The keys that devices have left to be claimed. Devices that there are not are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn key_counts(tx: &ReadTx, devices: &[Device]) -> Result<HashMap<Device, DeviceKeyCounts>, Error> {
+    let mut counts: HashMap<Device, DeviceKeyCounts> = HashMap::new();
+    for chunk in devices.chunks(tx.rows_a_statement(2)) {
+        let (count, values) = count_one_time_keys(tx, chunk);
+        // The same devices, by the same parameters.
+        let (wanted, _) = tx.rows(1, device_rows(chunk));
+        let sql = format!(
+            "{count} UNION ALL SELECT user_id, device_id, algorithm, CAST(NULL AS BIGINT) AS keys FROM fallback_keys \
+             WHERE (user_id, device_id) IN ({wanted}) AND NOT used"
+        );
+        for row in tx.query(&sql, values).await? {
+            let of_device = counts.entry(device(&row)?).or_default();
+            match one_time_key_count(&row)? {
+                Some(count) => of_device.one_time.extend([count]),
+                None => of_device.unused_fallback.extend(row.try_get::<Option<String>>("", "algorithm")?),
             }
         }
     }
     Ok(counts)
 }
 
-/// The algorithms for which a device has a fallback key that nobody was given yet.
-///
-/// # Errors
-/// The database's own.
-pub async fn unused_fallback_keys(
-    tx: &ReadTx,
-    user_id: &UserId,
-    device_id: &DeviceId,
-) -> Result<Vec<String>, Error> {
-    let rows = tx
-        .query(
-            "SELECT algorithm FROM fallback_keys \
-             WHERE user_id = $1 AND device_id = $2 AND NOT used ORDER BY algorithm",
-            [user_id.as_str().into(), device_id.as_str().into()],
-        )
-        .await?;
-    rows.iter().map(|row| Ok(row.try_get("", "algorithm")?)).collect()
+/// What [`one_time_key_counts`] asks. A device without keys has one row, without an algorithm and a number.
+fn count_one_time_keys(tx: &ReadTx, devices: &[Device]) -> (String, Vec<Value>) {
+    let (rows, values) = tx.rows(1, device_rows(devices));
+    let matches = "k.user_id = d.user_id AND k.device_id = d.device_id";
+    let wanted = format!("(d.user_id, d.device_id) IN ({rows})");
+    let sql = match tx.backend() {
+        // Each device by itself: a plan made while there were few keys may else go through all of them.
+        DbBackend::Postgres => format!(
+            "SELECT d.user_id, d.device_id, k.algorithm, k.keys FROM devices d LEFT JOIN LATERAL \
+             (SELECT algorithm, COUNT(*) AS keys FROM one_time_keys k WHERE {matches} GROUP BY algorithm) k ON TRUE \
+             WHERE {wanted}"
+        ),
+        _ => format!(
+            "SELECT d.user_id, d.device_id, k.algorithm, NULLIF(COUNT(k.key_id), 0) AS keys FROM devices d \
+             LEFT JOIN one_time_keys k ON {matches} \
+             WHERE {wanted} GROUP BY d.user_id, d.device_id, k.algorithm"
+        ),
+    };
+    (sql, values)
+}
+
+fn device_rows(devices: &[Device]) -> Vec<Vec<Value>> {
+    devices.iter().map(|(user, device)| vec![user.as_str().into(), device.as_str().into()]).collect()
+}
+
+fn device(row: &QueryResult) -> Result<Device, Error> {
+    Ok((streams::user_id(row, "devices", "user_id")?, device_id(row)?))
+}
+
+/// An algorithm and its number of one-time keys, if that is what the row is about.
+fn one_time_key_count(row: &QueryResult) -> Result<Option<(String, u64)>, Error> {
+    let (algorithm, keys): (Option<String>, Option<i64>) =
+        (row.try_get("", "algorithm")?, row.try_get("", "keys")?);
+    Ok(algorithm.zip(keys).map(|(algorithm, keys)| (algorithm, keys.unsigned_abs())))
 }
 
 /// Claims one key of each device: the one-time key that was uploaded first, or else the fallback key. Devices

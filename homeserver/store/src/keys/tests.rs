@@ -93,12 +93,10 @@ async fn keys_are_claimed_once_in_the_order_of_their_upload_then_the_fallback_ke
     }
     let state = || {
         store.read("test", |tx| async move {
-            let (user, device) = (user_id!("@a:x"), device_id!("D"));
-            let counts = one_time_key_counts(&tx, &[(user.to_owned(), device.to_owned())]).await?;
-            Ok::<_, Error>((
-                counts.into_values().next().unwrap_or_default(),
-                unused_fallback_keys(&tx, user, device).await?,
-            ))
+            let device = (user_id!("@a:x").to_owned(), device_id!("D").to_owned());
+            let counts =
+                key_counts(&tx, std::slice::from_ref(&device)).await?.remove(&device).unwrap_or_default();
+            Ok::<_, Error>((counts.one_time, Vec::from_iter(counts.unused_fallback)))
         })
     };
     assert_eq!(state().await.unwrap(), (BTreeMap::from([("other".to_owned(), 1)]), vec![]));

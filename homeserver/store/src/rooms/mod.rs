@@ -190,23 +190,37 @@ pub async fn load_several(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomS
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn memberships_of(tx: &ReadTx, user_id: &UserId) -> Result<Vec<Membership>, Error> {
-    let rows = tx
-        .query(
-            "SELECT room_id, membership, position, forgotten FROM memberships WHERE user_id = $1",
-            [user_id.as_str().into()],
-        )
-        .await?;
-    rows.iter()
-        .map(|row| {
+    let users = [user_id.to_owned()];
+    Ok(memberships_of_users(tx, &users).await?.remove(user_id).unwrap_or_default())
+}
+
+/// [`memberships_of`] several users; those who are in no room are left out.
+///
+/// # Errors
+/// The database's own, or a row that cannot be read.
+pub async fn memberships_of_users(
+    tx: &ReadTx,
+    user_ids: &[OwnedUserId],
+) -> Result<HashMap<OwnedUserId, Vec<Membership>>, Error> {
+    let mut memberships: HashMap<OwnedUserId, Vec<Membership>> = HashMap::new();
+    for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
+        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!(
+            "SELECT user_id, room_id, membership, position, forgotten FROM memberships WHERE user_id IN ({users})"
+        );
+        for row in tx.query(&sql, values).await? {
             let membership: String = row.try_get("", "membership")?;
-            Ok(Membership {
-                room_id: streams::room_id(row, "memberships")?,
+            let membership = Membership {
+                room_id: streams::room_id(&row, "memberships")?,
                 membership: membership.into(),
                 position: row.try_get("", "position")?,
                 forgotten: row.try_get("", "forgotten")?,
-            })
-        })
-        .collect()
+            };
+            let user_id = streams::user_id(&row, "memberships", "user_id")?;
+            memberships.entry(user_id).or_default().push(membership);
+        }
+    }
+    Ok(memberships)
 }
 
 /// Those rooms of a shard that a user is or was in and that have events after a position. Whether the user was in them at a

@@ -65,8 +65,7 @@ pub(super) async fn make(
     let default_version = &ctx.app.settings.rooms.default_version;
     for delay in 0..TRIES {
         let at = MilliSecondsSinceUnixEpoch(ctx.now.get() + UInt::from(delay));
-        let mut plan = room_creation::plan(request, creator, default_version, at).map_err(refused)?;
-        introduce_members(ctx, &mut plan.drafts).await?;
+        let plan = room_creation::plan(request, creator, default_version, at).map_err(refused)?;
         let alias = plan.alias.clone();
         check_alias_is_free(ctx, alias.as_ref()).await?;
         match write(ctx, plan, more.clone()).await {
@@ -84,6 +83,7 @@ pub(super) async fn make(
 
 async fn write(ctx: &Ctx<Session>, plan: RoomPlan, more: More) -> Result<OwnedRoomId, WriteError> {
     let RoomPlan { room_version, mut drafts, alias, visibility } = plan;
+    introduce_members(ctx, &mut drafts).await?;
     drafts.extend(more.drafts);
     let alongside = more.alongside;
     let localpart = ctx.app.entropy.readable(LOCALPART);
@@ -120,7 +120,7 @@ async fn write(ctx: &Ctx<Session>, plan: RoomPlan, more: More) -> Result<OwnedRo
 }
 
 /// Puts the names and pictures of the members into their events.
-async fn introduce_members(ctx: &Ctx<Session>, drafts: &mut [Draft]) -> Result<(), ApiError> {
+async fn introduce_members(ctx: &Ctx<Session>, drafts: &mut [Draft]) -> Result<(), Error> {
     for draft in drafts.iter_mut().filter(|draft| draft.event_type == TimelineEventType::RoomMember) {
         let Some(user_id) = draft.state_key.as_deref().and_then(|key| <&UserId>::try_from(key).ok()) else {
             continue;

@@ -5,7 +5,9 @@
 use http::StatusCode;
 use keystead_core::room::RoomState;
 use keystead_store::{
-    Error, profiles, rooms,
+    Error,
+    profiles::{AVATAR_URL, DISPLAY_NAME},
+    rooms,
     streams::{self, UserChange},
 };
 use ruma::{
@@ -28,6 +30,7 @@ use crate::{
     api::guard,
     context::{Ctx, Session},
     http::error::ApiError,
+    profiles,
 };
 
 /// The content of an `m.room.member` event.
@@ -65,10 +68,10 @@ impl Member {
     }
 
     /// With the name and the picture of the user's profile, if the user is one of this server.
-    pub(super) async fn introduced(self, ctx: &Ctx<Session>, user_id: &UserId) -> Result<Self, ApiError> {
-        let fields = ctx.app.profile_lookups.submit(user_id.to_owned()).await?;
+    pub(super) async fn introduced(self, ctx: &Ctx<Session>, user_id: &UserId) -> Result<Self, Error> {
+        let fields = profiles::shown_in_rooms(&ctx.app, user_id).await?;
         let field = |name: &str| fields.get(name).and_then(|value| to_raw_value(value).ok());
-        let (displayname, avatar_url) = (field(profiles::DISPLAY_NAME), field(profiles::AVATAR_URL));
+        let (displayname, avatar_url) = (field(DISPLAY_NAME), field(AVATAR_URL));
         Ok(Self { displayname, avatar_url, ..self })
     }
 

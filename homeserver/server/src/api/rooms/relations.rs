@@ -340,7 +340,7 @@ pub(super) async fn check_thread(
 /// In a room of some 50,000 events from before relationships were noted, the first requests see only a part of them.
 pub(super) async fn prepare(ctx: &Ctx<Session>, room_id: &RoomId) -> Result<Arc<IgnoredUsers>, ApiError> {
     note_older(ctx, room_id).await?;
-    Ok(ctx.app.readers.ignored(&ctx.app.store, &ctx.requester.user_id).await?)
+    Ok(ctx.app.readers.ignored(&ctx.app.lookups, &ctx.requester.user_id).await?)
 }
 
 /// Brings the relationships of a room up to date that were not noted when their events were appended.

@@ -100,7 +100,7 @@ pub(super) async fn search_events(ctx: Ctx<Session>, request: Request) -> Result
     ctx.app.rate_limits.take(Limit::Searches, ctx.requester.user_id.as_str(), ctx.now)?;
     let _turn = ctx.app.long_reads.acquire().await.map_err(ApiError::internal)?;
     let limit = filter::limit(criteria.filter.limit, DEFAULT_LIMIT, MOST);
-    let ignored = ctx.app.readers.ignored(&ctx.app.store, &ctx.requester.user_id).await?;
+    let ignored = ctx.app.readers.ignored(&ctx.app.lookups, &ctx.requester.user_id).await?;
     let search = &Search { words: Words::of(&criteria.search_term), criteria, ignored };
     let reader = reader(&ctx);
     let rooms = &searched_rooms(&ctx, &criteria.filter).await?;
