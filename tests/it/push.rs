@@ -14,6 +14,7 @@ use hyper::Method;
 use keystead_tests::{
     TestCluster, User, certificate, eventually,
     http::{Request, encode},
+    user::in_room,
 };
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod};
 use serde_json::{Value, json};
@@ -256,16 +257,23 @@ async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later()
     let until = async |series: &str, expected: f64| {
         eventually(series, async || (counted(&cluster, series).await == expected).then_some(())).await;
     };
-    let put_off = r#"keystead_pushes_total{outcome="put_off"}"#;
-    alice.send_text(room, "missed").await;
-    until(put_off, 1.0).await;
-    let newest = alice.send_text(room, "newest").await;
-    until(put_off, 2.0).await;
+    let missed = alice.send_text(room, "missed").await;
+    until(r#"keystead_pushes_total{outcome="put_off"}"#, 1.0).await;
+    let newest = alice.at(1).send_text(room, "newest").await;
+    let (answered, read) = (alice.create_public_room().await, json!({}));
+    bob.join(&answered).await;
+    let event = alice.send_text(&answered, "read meanwhile").await;
+    bob.post(&in_room(&answered, &format!("/receipt/m.read/{}", encode(&event))), read).await.ok();
     gateway.be(Mood::Taking);
-    cluster.tamper("UPDATE pushers SET retry_at = 0 WHERE retry_at IS NOT NULL").await;
-    gateway.notification("key", &newest).await;
-    until(r#"keystead_pushes_total{outcome="sent"}"#, 1.0).await;
-    assert_eq!(gateway.events("key"), [newest], "of each pusher the newest is kept");
+    eventually("the queue is told", async || {
+        cluster.tamper("UPDATE pushers SET tell_at = 0 WHERE tell_at IS NOT NULL AND told_by = ''").await;
+        (gateway.events("key").len() >= 2).then_some(())
+    })
+    .await;
+    let after = alice.send_text(room, "after").await;
+    gateway.notification("key", &after).await;
+    let expected = [missed, newest, after];
+    assert_eq!(gateway.events("key"), expected, "each once, in their order, and not what was read");
 
     gateway.be(Mood::Rejecting);
     alice.send_text(room, "rejected").await;
@@ -273,6 +281,42 @@ async fn a_pusher_that_is_rejected_goes_and_a_gateway_that_fails_is_told_later()
         (bob.get("/pushers").await.ok() == json!({ "pushers": [] })).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_waits_goes_where_the_pusher_is_set_to_or_nowhere() {
+    let (gateway, other) = (Gateway::start(), Gateway::start());
+    let (cluster, alice, bob, room) = gateway.room(&[]).await;
+    let room = &*room;
+    gateway.set_pusher(&bob, "moved", None).await;
+    gateway.set_pusher(&bob, "gone", None).await;
+    gateway.be(Mood::Failing);
+    let sent = alice.send_text(room, "waits").await;
+    let put_off = r#"keystead_pushes_total{outcome="put_off"}"#;
+    eventually("both fail", async || (counted(&cluster, put_off).await == 2.0).then_some(())).await;
+    // The other gateway has a certificate that is not trusted, so it is seen by its connections.
+    other.set_pusher(&bob.at(1), "moved", None).await;
+    let gone = json!({ "kind": null, "app_id": "app", "pushkey": "gone" });
+    bob.post("/pushers/set", gone).await.ok();
+    gateway.be(Mood::Taking);
+    let tried = async || (other.connections.load(Ordering::SeqCst) > 0).then_some(());
+    eventually("the other gateway is asked", tried).await;
+    gateway.set_pusher(&bob, "moved", None).await;
+    gateway.notification("moved", &sent).await;
+    assert!(gateway.events("gone").is_empty());
+}
+
+#[tokio::test]
+async fn a_tweak_needs_no_value() {
+    let gateway = Gateway::start();
+    let (_cluster, alice, bob, room) = gateway.room(&[]).await;
+    gateway.set_pusher(&bob, "key", None).await;
+    let rule = format!("/pushrules/global/room/{}", encode(&room));
+    let actions = json!({ "actions": ["notify", { "set_tweak": "org.example.quiet" }] });
+    bob.put(&rule, actions).await.ok();
+    let sent = alice.send_text(&room, "x").await;
+    let told = gateway.notification("key", &sent).await;
+    assert_eq!(told["devices"][0]["tweaks"], json!({ "org.example.quiet": null }));
 }
 
 #[tokio::test]
@@ -353,6 +397,8 @@ async fn when_the_replica_that_pushes_dies_another_one_goes_on() {
         cluster.restart(0).await;
     }
     // What the dead one held would be free half a minute later, and so would its share.
-    cluster.tamper("UPDATE push_cursors SET held_until = 0; DELETE FROM push_holders").await;
+    let free = "UPDATE push_cursors SET held_until = 0; DELETE FROM push_holders; \
+        UPDATE pushers SET tell_at = 0 WHERE tell_at IS NOT NULL";
+    cluster.tamper(free).await;
     gateway.notification("key", &second).await;
 }

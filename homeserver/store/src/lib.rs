@@ -40,6 +40,7 @@ pub mod openid_tokens;
 pub mod presence;
 pub mod profiles;
 pub mod push_cursors;
+pub mod push_queue;
 pub mod pushers;
 pub mod receipts;
 pub mod registration;

@@ -1,114 +1,126 @@
-//! The notices on their way to the gateways: of each user one after another, so that a gateway that is slow or silent holds up nobody but the user who
-//! has named it.
+//! The notices on their way to the gateways: of each pusher one after another, from its queue in the database. A gateway that is slow or silent holds up
+//! its own pushers, and no others.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use keystead_core::room::RoomEvent;
 use keystead_store::{
-    Error, WriteTx,
-    pushers::{self, Due, Pending},
+    Error,
+    push_queue::{self, Next, PusherId, Taken},
+    pushers::StoredPusher,
+    receipts::{self, MAIN},
+    rooms,
 };
-use ruma::{OwnedUserId, api::client::push::Pusher};
-use tokio::{sync::Semaphore, time::Instant};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{
     LEASE,
     gateway::{self, Line},
-    notices::{Notice, PusherId},
+    notices::{self, Notice, Target},
 };
-use crate::{app::App, jobs::after, outside::Outside};
+use crate::{app::App, outside::Outside};
 
-/// How many users' gateways are told at once.
-const TURNS: usize = 128;
-/// How many notices of one user wait at most; of more the oldest are left out.
-const WAITING: usize = 200;
-/// After how many notices the database is told what was done.
-const NOTED_AFTER: usize = 20;
+/// How many notices are told at once, and how many of them to one gateway: a host, which a great many pushers may have in common.
+const TURNS: usize = 512;
+const TURNS_OF_A_GATEWAY: usize = 32;
+/// How many notices are read at once, and for how long they are told without looking whether the pusher is still what it was.
+const BATCH: u32 = 20;
+const FRESH: Duration = Duration::from_millis(250);
+/// After what time it is looked what the user has done through other replicas since an event was gone through.
+const LATE_MS: u64 = 5_000;
 /// How long a pusher is left alone after its gateway has not taken something: the first time, each further time twice as long, and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
-/// After so many times what is pending is given up: about a day.
+/// After so many times what is in its queue is given up: about a day.
 const MAX_ATTEMPTS: i64 = 30;
 
 /// What is on its way.
 pub(super) struct Deliveries {
     outside: Outside,
-    turns: Semaphore,
-    /// What waits for each user who is being told of something.
-    waiting: Mutex<HashMap<OwnedUserId, VecDeque<Notice>>>,
-    /// The pushers that are left alone, and until when.
-    resting: Mutex<HashMap<PusherId, Instant>>,
+    turns: Arc<Semaphore>,
+    /// The turns of gateways that pushers are being told at, by host.
+    gateways: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// The pushers that are being told, and whether they were taken once more meanwhile.
+    active: Mutex<HashMap<PusherId, bool>>,
 }
 
-/// What became of notices, to be noted.
-#[derive(Default)]
-struct Done {
-    told: Vec<Notice>,
-    rejected: Vec<Notice>,
-    failed: Vec<Notice>,
+/// Notes that a pusher is told by a task of this replica, until the task ends, however it does.
+struct Active<'a> {
+    deliveries: &'a Deliveries,
+    id: PusherId,
+    has_ended: bool,
+}
+
+impl Active<'_> {
+    /// Ends it, unless the pusher was taken once more meanwhile.
+    fn ends(&mut self) -> bool {
+        let mut active = lock(&self.deliveries.active);
+        if active.get_mut(&self.id).is_some_and(std::mem::take) {
+            return false;
+        }
+        active.remove(&self.id);
+        self.has_ended = true;
+        true
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            lock(&self.deliveries.active).remove(&self.id);
+        }
+    }
+}
+
+/// How the telling of a pusher goes on.
+enum Then {
+    /// With what comes next in its queue.
+    On,
+    /// Not now.
+    Stop,
 }
 
 impl Deliveries {
     pub(super) fn new(outside: Outside) -> Self {
-        let (turns, waiting, resting) = (Semaphore::new(TURNS), Mutex::default(), Mutex::default());
-        Self { outside, turns, waiting, resting }
+        let (turns, gateways, active) = (Arc::new(Semaphore::new(TURNS)), Mutex::default(), Mutex::default());
+        Self { outside, turns, gateways, active }
     }
 
-    /// Takes over notices. Those of pushers that are left alone stay in the database until then.
-    pub(super) fn add(&self, app: &Arc<App>, notices: Vec<Notice>) {
-        let mut put_off = 0;
-        for notice in notices {
-            // Who has set the pusher anew, or was told by another replica, is not left alone any more.
-            if notice.target.attempts == 0 {
-                lock(&self.resting).remove(&notice.pusher_id());
-            } else if self.is_resting(&notice.pusher_id()) {
-                put_off += 1;
-                continue;
-            }
-            let user_id = notice.user_id.clone();
-            let mut waiting = lock(&self.waiting);
-            match waiting.entry(user_id) {
-                Entry::Occupied(mut queue) => {
-                    let queue = queue.get_mut();
-                    queue.push_back(notice);
-                    while queue.len() > WAITING {
-                        queue.pop_front();
-                    }
-                }
+    /// Tells pushers that `holder`, which is this replica, has taken.
+    pub(super) fn start(&self, app: &Arc<App>, holder: &Arc<str>, taken: Vec<Taken>) {
+        for Taken { id, pusher } in taken {
+            match lock(&self.active).entry(id.clone()) {
+                Entry::Occupied(mut again) => drop(again.insert(true)),
                 Entry::Vacant(entry) => {
-                    let user_id = entry.key().clone();
-                    entry.insert(VecDeque::from([notice]));
-                    let app_of_task = Arc::clone(app);
-                    app.shutdown.tasks().spawn(async move { work(&app_of_task, &user_id).await });
+                    entry.insert(false);
+                    let (app_of_task, holder) = (Arc::clone(app), Arc::clone(holder));
+                    app.shutdown.tasks().spawn(async move { work(&app_of_task, &holder, id, &pusher).await });
                 }
             }
         }
-        app.metrics.pushes("put_off", put_off);
     }
 
-    /// The next notice for a user; the queue goes with its last one.
-    fn next(&self, user_id: &OwnedUserId) -> Option<Notice> {
-        let mut waiting = lock(&self.waiting);
-        let next = waiting.get_mut(user_id)?.pop_front();
-        if next.is_none() {
-            waiting.remove(user_id);
-        }
-        next
-    }
-
-    fn is_resting(&self, pusher: &PusherId) -> bool {
-        let mut resting = lock(&self.resting);
-        match resting.get(pusher) {
-            Some(until) if *until > Instant::now() => true,
-            Some(_) => {
-                resting.remove(pusher);
-                false
-            }
-            None => false,
-        }
+    /// Waits for a turn at a gateway.
+    async fn turn(&self, gateway: &str) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let of_gateway = {
+            let mut gateways = lock(&self.gateways);
+            // Those at which nobody is told anything have all their turns, and no task waits for one.
+            gateways.retain(|_, turns| {
+                Arc::strong_count(turns) > 1 || turns.available_permits() < TURNS_OF_A_GATEWAY
+            });
+            let all = || Arc::new(Semaphore::new(TURNS_OF_A_GATEWAY));
+            Arc::clone(gateways.entry(gateway.to_owned()).or_insert_with(all))
+        };
+        let own = of_gateway.acquire_owned().await.ok()?;
+        Some((own, Arc::clone(&self.turns).acquire_owned().await.ok()?))
     }
 }
 
@@ -116,111 +128,180 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells a user's gateways until nothing waits for them any more, or the server stops.
-async fn work(app: &App, user_id: &OwnedUserId) {
-    let deliveries = &app.pushes.deliveries;
-    let Ok(_turn) = deliveries.turns.acquire().await else { return };
-    let (mut line, mut done) = (Line::default(), Done::default());
-    let (mut noted, mut gone) = (Instant::now(), HashSet::new());
-    while let Some(notice) = deliveries.next(user_id) {
+/// Tells a pusher until its queue is empty, its gateway does not take something, or the server stops.
+async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
+    let mut active = Active { deliveries: &app.pushes.deliveries, id, has_ended: false };
+    let (mut line, mut told) = (Line::default(), Vec::new());
+    let mut gateway = gateway_of(pusher);
+    loop {
+        let Some(_turn) = app.pushes.deliveries.turn(&gateway).await else { return };
+        let then = match read_next(app, (holder, &active.id), &told).await {
+            Some(next) if next.events.is_empty() => Then::Stop,
+            Some(next) => {
+                told.clear();
+                let was_at = std::mem::replace(&mut gateway, gateway_of(&next.pusher));
+                // Its turns are others.
+                if gateway != was_at {
+                    Then::On
+                } else {
+                    tell(app, (holder, &active.id), next, &mut line, &mut told).await
+                }
+            }
+            None => Then::Stop,
+        };
+        if let Then::Stop = then {
+            if active.ends() {
+                return;
+            }
+            told.clear();
+        }
+    }
+}
+
+/// What comes next for a pusher, once it is noted what it was told of. `None` if another replica has it, the client has removed it, or the database cannot
+/// be reached: then it is taken anew when the lease has run out.
+async fn read_next(app: &App, (holder, id): (&str, &PusherId), told: &[OwnedEventId]) -> Option<Next> {
+    let next = app.store.write("next_push", |tx| async move {
+        push_queue::next(&tx, (holder, id), told, LEASE, BATCH).await
+    });
+    let next: Result<Option<Next>, Error> = next.await;
+    next.unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
+        None
+    })
+}
+
+/// The host that a pusher's gateway is at.
+fn gateway_of(pusher: &str) -> String {
+    let target = Target::read(pusher);
+    target.and_then(|target| target.gateway.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Tells a pusher of the events that come next, as long as what was read of it is fresh.
+async fn tell(
+    app: &Arc<App>,
+    (holder, id): (&str, &PusherId),
+    next: Next,
+    line: &mut Line,
+    told: &mut Vec<OwnedEventId>,
+) -> Then {
+    let read_at = Instant::now();
+    let Next { pusher, attempts, events } = next;
+    let ids: Vec<OwnedEventId> = events.iter().map(|event| event.event_id.clone()).collect();
+    let stored = StoredPusher { user_id: id.user_id.clone(), pusher: pusher.clone() };
+    let events =
+        events.into_iter().filter_map(|event| Error::pass_over(event.into_room_event()).ok().flatten());
+    let notices = match still_notifying(app, &stored, events.collect()).await {
+        Ok(notices) => notices,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
+            put_off(app, (holder, id), told, (FIRST_PAUSE, false)).await;
+            return Then::Stop;
+        }
+    };
+    let mut notices = notices.into_iter().peekable();
+    for event_id in ids {
+        let Some(notice) = notices.next_if(|notice| notice.event_id == event_id) else {
+            // The event notifies nobody any more.
+            told.push(event_id);
+            continue;
+        };
         if app.shutdown.is_draining() {
             // Another replica is to go on at once.
-            let left = std::iter::once(notice).chain(std::iter::from_fn(|| deliveries.next(user_id)));
-            release(app, &left.collect::<Vec<_>>()).await;
-            break;
+            put_off(app, (holder, id), told, (Duration::ZERO, false)).await;
+            return Then::Stop;
         }
-        let pusher = notice.pusher_id();
-        if gone.contains(&pusher) {
-            continue;
+        if read_at.elapsed() > FRESH {
+            return Then::On;
         }
-        if deliveries.is_resting(&pusher) {
-            app.metrics.pushes("put_off", 1);
-            continue;
-        }
-        match gateway::send(&deliveries.outside, &mut line, &notice).await {
-            Ok(rejected) if rejected.contains(&notice.target.pushkey) => {
-                gone.insert(pusher);
-                done.rejected.push(notice);
+        match gateway::send(&app.pushes.deliveries.outside, line, &notice).await {
+            Ok(rejected) => {
+                app.metrics.pushes("sent", 1);
+                if rejected.contains(&notice.target.pushkey) {
+                    app.metrics.pushes("rejected", 1);
+                    reject(app, id, &pusher).await;
+                    // If the client has set another one meanwhile, that is told of this event.
+                    return Then::On;
+                }
+                told.push(event_id);
             }
-            Ok(_) => done.told.push(notice),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     gateway = notice.target.gateway.host_str(),
                     "cannot tell a push gateway"
                 );
-                lock(&deliveries.resting).insert(pusher, Instant::now() + pause(notice.target.attempts));
-                done.failed.push(notice);
+                app.metrics.pushes("put_off", 1);
+                if attempts >= MAX_ATTEMPTS {
+                    give_up(app, id).await;
+                }
+                put_off(app, (holder, id), told, (pause(attempts), true)).await;
+                return Then::Stop;
             }
         }
-        if done.told.len() >= NOTED_AFTER || noted.elapsed() > LEASE / 4 || !done.failed.is_empty() {
-            note(app, std::mem::take(&mut done)).await;
-            noted = Instant::now();
-        }
     }
-    note(app, done).await;
+    Then::On
 }
 
-/// Notes what became of notices. If the database cannot be reached, they are told once more.
-async fn note(app: &App, done: Done) {
-    if done.told.is_empty() && done.rejected.is_empty() && done.failed.is_empty() {
-        return;
+/// What a pusher is still to be told of events: not of those that the user has read by now, and what the push rules and the rooms say now.
+async fn still_notifying(
+    app: &Arc<App>,
+    pusher: &StoredPusher,
+    mut events: Vec<RoomEvent>,
+) -> Result<Vec<Notice>, Error> {
+    let now = app.clock.now();
+    if events.iter().any(|event| age(now, event.pdu.origin_server_ts) > LATE_MS) {
+        // The user may have left a room or muted it since, through whichever replica.
+        let _ = app.fence().await;
     }
-    app.metrics.pushes("sent", done.told.len() + done.rejected.len());
-    app.metrics.pushes("rejected", done.rejected.len());
-    app.metrics.pushes("put_off", done.failed.len());
-    let (done, now) = (&done, app.clock.now());
-    let noted = app.store.write("note_pushed", |tx| async move {
-        for notice in &done.told {
-            pushers::told(&tx, notice.pending()).await?;
-        }
-        for notice in &done.rejected {
-            pushers::delete(&tx, notice.target.key(), &notice.user_id).await?;
-        }
-        for notice in &done.failed {
-            let pusher = (notice.target.key(), &*notice.user_id);
-            if notice.target.attempts >= MAX_ATTEMPTS {
-                pushers::told(&tx, notice.pending()).await?;
-            }
-            pushers::retry(&tx, pusher, after(now, pause(notice.target.attempts)), true).await?;
-        }
-        Ok(())
+    let queued = &events;
+    let read = app.store.read("read_since_push", |tx| async move {
+        let threads = rooms::threads_of(&tx, queued).await?;
+        let room_ids: BTreeSet<&RoomId> = queued.iter().map(|event| &*event.pdu.room_id).collect();
+        let read = receipts::read_positions(&tx, &Vec::from_iter(room_ids), &pusher.user_id).await?;
+        let is_read = |event: &&RoomEvent| {
+            let thread = threads.get(&event.pdu.event_id).map_or(MAIN, |root| root.as_str());
+            let upto = read.get(&event.pdu.room_id).and_then(|read| read.in_thread(thread));
+            upto >= Some(event.position)
+        };
+        Ok::<_, Error>(queued.iter().filter(is_read).map(|event| event.pdu.event_id.clone()).collect())
     });
-    let noted: Result<(), Error> = noted.await;
+    let read: HashSet<OwnedEventId> = read.await?;
+    events.retain(|event| !read.contains(&event.pdu.event_id));
+    let mut notices = Vec::with_capacity(events.len());
+    for event in &events {
+        let (room_id, event) = (&event.pdu.room_id, std::slice::from_ref(event));
+        notices.extend(notices::in_room(app, room_id, vec![pusher.clone()], event).await?);
+    }
+    Ok(notices)
+}
+
+fn age(now: MilliSecondsSinceUnixEpoch, sent: MilliSecondsSinceUnixEpoch) -> u64 {
+    u64::from(now.0).saturating_sub(sent.0.into())
+}
+
+/// Lets go of a pusher for some time. If the database cannot be reached, it is let go when the lease has run out.
+async fn put_off(app: &App, (holder, id): (&str, &PusherId), told: &[OwnedEventId], when: (Duration, bool)) {
+    let put_off = app
+        .store
+        .write("put_off_push", |tx| async move { push_queue::put_off(&tx, (holder, id), told, when).await });
+    warn(put_off.await);
+}
+
+async fn reject(app: &App, id: &PusherId, pusher: &str) {
+    let rejected =
+        app.store.write("reject_pusher", |tx| async move { push_queue::reject(&tx, id, pusher).await });
+    warn(rejected.await);
+}
+
+async fn give_up(app: &App, id: &PusherId) {
+    warn(app.store.write("give_up_push", |tx| async move { push_queue::clear(&tx, id).await }).await);
+}
+
+fn warn(noted: Result<(), Error>) {
     if let Err(error) = noted {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot note what was pushed");
     }
-}
-
-/// Leaves what was not told to whoever looks next.
-async fn release(app: &App, left: &[Notice]) {
-    let now = app.clock.now();
-    let released = app.store.write("release_pushes", |tx: WriteTx| async move {
-        for notice in left {
-            pushers::retry(&tx, (notice.target.key(), &notice.user_id), now, false).await?;
-        }
-        Ok(())
-    });
-    let released: Result<(), Error> = released.await;
-    if let Err(error) = released {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot leave pushes to others");
-    }
-}
-
-/// Notes that a pusher need not be told of what was pending.
-///
-/// # Errors
-/// The database's own.
-pub(super) async fn forget(app: &App, due: &Due) -> Result<(), Error> {
-    let Ok(pusher) = serde_json::from_str::<Pusher>(&due.pusher.pusher) else { return Ok(()) };
-    let ids = &pusher.ids;
-    app.store
-        .write("forget_push", |tx| async move {
-            let key = pushers::PusherKey { app_id: &ids.app_id, pushkey: &ids.pushkey };
-            let (user_id, room_id, event_id) = (&*due.pusher.user_id, &*due.room_id, &*due.event_id);
-            pushers::told(&tx, Pending { key, user_id, room_id, event_id }).await
-        })
-        .await
 }
 
 /// How long a pusher is left alone after it has failed so many times before.

@@ -5,8 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use ruma::api::push_gateway::send_event_notification::v1::{Device, Notification};
+use ruma::{
+    api::push_gateway::send_event_notification::v1::{Device, Notification},
+    push::Tweak,
+};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use url::Position;
 
 use super::notices::Notice;
@@ -85,11 +89,23 @@ async fn exchange(outside: &Outside, line: &mut Line, notice: &Notice) -> Result
     Ok(rejected)
 }
 
+/// > It may also have a `value` key.
+///
+/// ruma writes no tweak without one, but for a highlight, and ends in a panic instead.
+fn with_value(tweak: &Tweak) -> Tweak {
+    let nothing = || Some(RawValue::NULL.to_owned());
+    match tweak {
+        Tweak::Sound(_) | Tweak::Highlight(_) => tweak.clone(),
+        _ if tweak.value().is_some() => tweak.clone(),
+        _ => Tweak::new(tweak.set_tweak().to_owned(), nothing()).unwrap_or_else(|_| tweak.clone()),
+    }
+}
+
 fn request(notice: &Notice) -> Result<Request<Full<Bytes>>, GatewayError> {
     let target = &notice.target;
     let mut device = Device::new(target.app_id.clone(), target.pushkey.clone());
     device.data = target.data.clone();
-    device.tweaks = notice.tweaks.clone();
+    device.tweaks = notice.tweaks.iter().map(with_value).collect();
     let mut notification = notice.notification.clone();
     notification.devices = vec![device];
     let body = serde_json::to_vec(&Body { notification: &notification }).map_err(|_| GatewayError::Answer)?;

@@ -8,11 +8,12 @@ use keystead_core::{
 };
 use keystead_store::{
     Error,
-    pushers::{self, PusherKey, StoredPusher},
+    push_queue::{self, PusherId},
+    pushers::{self, StoredPusher},
     rooms,
 };
 use ruma::{
-    OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomAliasId, OwnedUserId, RoomId, UserId,
     api::{
         client::push::{Pusher, PusherKind},
         push_gateway::send_event_notification::v1::{Notification, NotificationPriority, PusherData},
@@ -30,8 +31,8 @@ use crate::{app::App, sync::push_context};
 pub(super) struct Notice {
     pub(super) user_id: OwnedUserId,
     pub(super) target: Arc<Target>,
-    pub(super) room_id: OwnedRoomId,
     pub(super) event_id: OwnedEventId,
+    sent_ts: MilliSecondsSinceUnixEpoch,
     position: i64,
     pub(super) tweaks: Vec<Tweak>,
     /// Without its device, which is the target's.
@@ -45,34 +46,31 @@ pub(super) struct Target {
     pub(super) pushkey: String,
     pub(super) gateway: Url,
     pub(super) data: PusherData,
-    /// How often the gateway has not taken what is pending.
-    pub(super) attempts: i64,
 }
 
-/// What makes out a pusher: its user, the application and its address there.
-pub(super) type PusherId = (OwnedUserId, String, String);
-
 impl Notice {
-    pub(super) fn pusher_id(&self) -> PusherId {
-        (self.user_id.clone(), self.target.app_id.clone(), self.target.pushkey.clone())
+    /// What is kept of it in the queue of its pusher.
+    pub(super) fn queued(&self) -> push_queue::Notice {
+        let Target { app_id, pushkey, .. } = &*self.target;
+        push_queue::Notice {
+            id: PusherId { user_id: self.user_id.clone(), app_id: app_id.clone(), pushkey: pushkey.clone() },
+            event_id: self.event_id.clone(),
+            sent_ts: self.sent_ts.0.into(),
+            position: self.position,
+        }
     }
 }
 
 impl Target {
-    pub(super) fn key(&self) -> PusherKey<'_> {
-        PusherKey { app_id: &self.app_id, pushkey: &self.pushkey }
-    }
-
-    /// `None` for what is no pusher of a gateway.
-    fn read(stored: &StoredPusher) -> Option<Self> {
-        let pusher: Pusher = serde_json::from_str(&stored.pusher).ok()?;
+    /// A pusher out of the JSON that its client set; `None` for what is no pusher of a gateway.
+    pub(super) fn read(pusher: &str) -> Option<Self> {
+        let pusher: Pusher = serde_json::from_str(pusher).ok()?;
         let PusherKind::Http(data) = pusher.kind else { return None };
         Some(Self {
             app_id: pusher.ids.app_id,
             pushkey: pusher.ids.pushkey,
             gateway: data.url.parse().ok()?,
             data: data.into(),
-            attempts: stored.attempts,
         })
     }
 }
@@ -118,7 +116,7 @@ pub(super) async fn in_room(
         if notifying.is_empty() {
             continue;
         }
-        for target in of_user.iter().filter_map(Target::read).map(Arc::new) {
+        for target in of_user.iter().filter_map(|stored| Target::read(&stored.pusher)).map(Arc::new) {
             notices.extend(
                 notifying
                     .iter()
@@ -199,8 +197,8 @@ fn notice(
     Notice {
         user_id: user_id.to_owned(),
         target: Arc::clone(target),
-        room_id: pdu.room_id.clone(),
         event_id: pdu.event_id.clone(),
+        sent_ts: pdu.origin_server_ts,
         position: event.position,
         tweaks: actions.iter().filter_map(tweak).collect(),
         notification,

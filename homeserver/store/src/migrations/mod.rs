@@ -43,6 +43,7 @@ fn steps() -> Vec<Step> {
         postgres_step("m0018_append_messages", include_str!("m0018_append_messages.sql")),
         step("m0019_push_cursors", include_str!("m0019_push_cursors.sql")),
         step("m0020_erased_users", include_str!("m0020_erased_users.sql")),
+        step("m0021_push_queue", include_str!("m0021_push_queue.sql")),
     ]
 }
 
