@@ -20,6 +20,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
+use url::Position;
 
 use super::{
     LEASE,
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{app::App, outside::Outside};
 
-/// How many notices are told at once, and how many of them to one gateway: a host, which a great many pushers may have in common.
+/// How many notices are told at once, and how many of them to one gateway: a host and a port, which a great many pushers may have in common.
 const TURNS: usize = 512;
 const TURNS_OF_A_GATEWAY: usize = 32;
 /// How many notices are read at once, and for how long they are told without looking whether the pusher is still what it was.
@@ -46,7 +47,7 @@ const MAX_ATTEMPTS: i64 = 30;
 pub(super) struct Deliveries {
     outside: Outside,
     turns: Arc<Semaphore>,
-    /// The turns of gateways that pushers are being told at, by host.
+    /// The turns of gateways that pushers are being told at, by host and port.
     gateways: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// The pushers that are being told, and whether they were taken once more meanwhile.
     active: Mutex<HashMap<PusherId, bool>>,
@@ -171,10 +172,10 @@ async fn read_next(app: &App, (holder, id): (&str, &PusherId), told: &[OwnedEven
     })
 }
 
-/// The host that a pusher's gateway is at.
+/// The host and the port that a pusher's gateway is at.
 fn gateway_of(pusher: &str) -> String {
-    let target = Target::read(pusher);
-    target.and_then(|target| target.gateway.host_str().map(str::to_owned)).unwrap_or_default()
+    let place = |target: Target| target.gateway[Position::BeforeHost..Position::AfterPort].to_owned();
+    Target::read(pusher).map(place).unwrap_or_default()
 }
 
 /// Tells a pusher of the events that come next, as long as what was read of it is fresh.
