@@ -40,9 +40,7 @@ pub struct Notice {
     pub id: PusherId,
     /// The event.
     pub event_id: OwnedEventId,
-    /// When the event was sent, in milliseconds since the epoch.
-    pub sent_ts: i64,
-    /// Its position in its shard: which of two that were sent at once comes first.
+    /// Its position in its shard: which of two that are added at once comes first.
     pub position: i64,
 }
 
@@ -89,10 +87,10 @@ pub async fn add(
     let pushers: Vec<&PusherId> = pushers.into_iter().collect();
     let mut taken = Vec::new();
     for chunk in pushers.chunks(tx.rows_a_statement(3)) {
-        hold(tx, chunk).await?;
+        let Some(now) = hold(tx, chunk).await? else { continue };
         let chosen: BTreeSet<&PusherId> = chunk.iter().copied().collect();
         let of_chunk: Vec<&Notice> = notices.iter().filter(|notice| chosen.contains(&notice.id)).collect();
-        insert(tx, &of_chunk).await?;
+        insert(tx, &of_chunk, now).await?;
         let (given, values) = tx.rows(3, chunk.iter().map(|id| id.values().into()).collect());
         let clock = replicas::clock(tx);
         let sql = format!(
@@ -106,32 +104,33 @@ pub async fn add(
     Ok(taken)
 }
 
-/// Holds the rows of pushers, which come in their order, so that two who do so cannot wait for each other.
-async fn hold(tx: &WriteTx, pushers: &[&PusherId]) -> Result<(), Error> {
+/// Holds the rows of pushers, which come in their order, so that two who do so cannot wait for each other. Returns the time, by the database's clock; `None`
+/// if there is none of them.
+async fn hold(tx: &WriteTx, pushers: &[&PusherId]) -> Result<Option<i64>, Error> {
     // On SQLite the transaction has begun as the only writer.
-    if tx.backend() == DbBackend::Postgres {
-        let (given, values) = tx.rows(1, pushers.iter().map(|id| id.values().into()).collect());
-        let sql = format!(
-            "SELECT 1 AS held FROM pushers WHERE (user_id, app_id, pushkey) IN ({given}) \
-             ORDER BY user_id, app_id, pushkey FOR UPDATE"
-        );
-        tx.query(&sql, values).await?;
-    }
-    Ok(())
+    let lock = if tx.backend() == DbBackend::Postgres { "FOR UPDATE" } else { "" };
+    let (given, values) = tx.rows(1, pushers.iter().map(|id| id.values().into()).collect());
+    let clock = replicas::clock(tx);
+    let sql = format!(
+        "SELECT {clock} AS now FROM pushers WHERE (user_id, app_id, pushkey) IN ({given}) \
+         ORDER BY user_id, app_id, pushkey {lock}"
+    );
+    let rows = tx.query(&sql, values).await?;
+    Ok(rows.last().map(|row| row.try_get("", "now")).transpose()?)
 }
 
-async fn insert(tx: &WriteTx, notices: &[&Notice]) -> Result<(), Error> {
+async fn insert(tx: &WriteTx, notices: &[&Notice], now: i64) -> Result<(), Error> {
     for chunk in notices.chunks(tx.rows_a_statement(6)) {
         let row = |notice: &&Notice| {
             let mut row = Vec::from(notice.id.values());
-            row.extend([notice.event_id.as_str().into(), notice.sent_ts.into(), notice.position.into()]);
+            row.extend([notice.event_id.as_str().into(), now.into(), notice.position.into()]);
             row
         };
         let (given, values) = tx.rows(1, chunk.iter().map(row).collect());
         let sql = format!(
-            "WITH given (user_id, app_id, pushkey, event_id, sent_ts, position) AS ({given}) \
-             INSERT INTO push_queue (user_id, app_id, pushkey, event_id, sent_ts, position) \
-             SELECT g.user_id, g.app_id, g.pushkey, g.event_id, g.sent_ts, g.position FROM given g JOIN pushers p \
+            "WITH given (user_id, app_id, pushkey, event_id, queued_ts, position) AS ({given}) \
+             INSERT INTO push_queue (user_id, app_id, pushkey, event_id, queued_ts, position) \
+             SELECT g.user_id, g.app_id, g.pushkey, g.event_id, g.queued_ts, g.position FROM given g JOIN pushers p \
              ON p.user_id = g.user_id AND p.app_id = g.app_id AND p.pushkey = g.pushkey \
              WHERE TRUE ON CONFLICT DO NOTHING"
         );
@@ -180,8 +179,8 @@ pub async fn next(
     remove(tx, id, told).await?;
     let sql = format!(
         "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
-         FROM (SELECT event_id, sent_ts, position FROM push_queue WHERE {THIS} ORDER BY sent_ts, position LIMIT {limit}) q \
-         JOIN events e ON e.event_id = q.event_id ORDER BY q.sent_ts, q.position"
+         FROM (SELECT event_id, queued_ts, position FROM push_queue WHERE {THIS} ORDER BY queued_ts, position LIMIT {limit}) q \
+         JOIN events e ON e.event_id = q.event_id ORDER BY q.queued_ts, q.position"
     );
     let rows = tx.query(&sql, id.values()).await?;
     let events: Vec<StoredEvent> = rows.iter().map(StoredEvent::from_row).collect::<Result<_, _>>()?;
@@ -224,7 +223,7 @@ pub async fn put_off(
     if has_failed {
         let sql = format!(
             "DELETE FROM push_queue WHERE {THIS} AND event_id NOT IN (SELECT event_id FROM push_queue \
-             WHERE {THIS} ORDER BY sent_ts DESC, position DESC LIMIT {MOST})"
+             WHERE {THIS} ORDER BY queued_ts DESC, position DESC LIMIT {MOST})"
         );
         tx.execute(&sql, id.values()).await?;
     }
@@ -300,8 +299,8 @@ mod tests {
         pushers::set(tx, key, user_id!("@a:x"), device_id!("D"), json).await
     }
 
-    fn notice(event_id: &EventId, sent_ts: i64) -> Notice {
-        Notice { id: pusher(), event_id: event_id.to_owned(), sent_ts, position: sent_ts }
+    fn notice(event_id: &EventId, position: i64) -> Notice {
+        Notice { id: pusher(), event_id: event_id.to_owned(), position }
     }
 
     /// Makes the event that a notice is of.
@@ -332,19 +331,19 @@ mod tests {
                 let taken = add(&tx, "a", &[notice(two, 2)], LONG).await?;
                 assert_eq!(taken, [Taken { id: id.clone(), pusher: "{}".to_owned() }]);
                 // Another replica leaves it to the first, who finds what is added.
-                assert!(add(&tx, "b", &[notice(one, 1), notice(two, 2)], LONG).await?.is_empty());
+                assert!(add(&tx, "b", &[notice(three, 3), notice(two, 2)], LONG).await?.is_empty());
                 assert!(take_due(&tx, "b", LONG, 9).await?.is_empty());
                 assert_eq!(ids(next(&tx, ("b", id), &[], LONG, 9).await?), None);
                 let first = next(&tx, ("a", id), &[], LONG, 1).await?;
-                assert_eq!(ids(first), Some(vec!["$1".to_owned()]));
-                let rest = next(&tx, ("a", id), &[one.to_owned()], Duration::ZERO, 9).await?;
-                assert_eq!(ids(rest), Some(vec!["$2".to_owned()]));
+                assert_eq!(ids(first), Some(vec!["$2".to_owned()]));
+                let rest = next(&tx, ("a", id), &[two.to_owned()], Duration::ZERO, 9).await?;
+                assert_eq!(ids(rest), Some(vec!["$3".to_owned()]));
                 // Whoever does not say in time that it goes on has it no longer.
                 assert_eq!(take_due(&tx, "b", LONG, 9).await?.len(), 1);
                 assert_eq!(ids(next(&tx, ("a", id), &[], LONG, 9).await?), None);
-                let empty = next(&tx, ("b", id), &[two.to_owned()], LONG, 9).await?;
+                let empty = next(&tx, ("b", id), &[three.to_owned()], LONG, 9).await?;
                 assert_eq!(ids(empty), Some(vec![]));
-                assert_eq!(add(&tx, "a", &[notice(three, 3)], LONG).await?.len(), 1, "it was let go");
+                assert_eq!(add(&tx, "a", &[notice(one, 1)], LONG).await?.len(), 1, "it was let go");
                 Ok::<_, Error>(())
             })
             .await

@@ -33,7 +33,7 @@ use crate::{app::App, outside::Outside};
 const TURNS: usize = 512;
 const TURNS_OF_A_GATEWAY: usize = 32;
 /// How many notices are read at once, and for how long they are told without looking whether the pusher is still what it was.
-const BATCH: u32 = 20;
+const BATCH: u32 = 10;
 const FRESH: Duration = Duration::from_millis(250);
 /// After what time it is looked what the user has done through other replicas since an event was gone through.
 const LATE_MS: u64 = 5_000;

@@ -13,7 +13,7 @@ use keystead_store::{
     rooms,
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomAliasId, OwnedUserId, RoomId, UserId,
+    OwnedEventId, OwnedRoomAliasId, OwnedUserId, RoomId, UserId,
     api::{
         client::push::{Pusher, PusherKind},
         push_gateway::send_event_notification::v1::{Notification, NotificationPriority, PusherData},
@@ -32,7 +32,6 @@ pub(super) struct Notice {
     pub(super) user_id: OwnedUserId,
     pub(super) target: Arc<Target>,
     pub(super) event_id: OwnedEventId,
-    sent_ts: MilliSecondsSinceUnixEpoch,
     position: i64,
     pub(super) tweaks: Vec<Tweak>,
     /// Without its device, which is the target's.
@@ -55,7 +54,6 @@ impl Notice {
         push_queue::Notice {
             id: PusherId { user_id: self.user_id.clone(), app_id: app_id.clone(), pushkey: pushkey.clone() },
             event_id: self.event_id.clone(),
-            sent_ts: self.sent_ts.0.into(),
             position: self.position,
         }
     }
@@ -198,7 +196,6 @@ fn notice(
         user_id: user_id.to_owned(),
         target: Arc::clone(target),
         event_id: pdu.event_id.clone(),
-        sent_ts: pdu.origin_server_ts,
         position: event.position,
         tweaks: actions.iter().filter_map(tweak).collect(),
         notification,

@@ -6,8 +6,8 @@ CREATE TABLE push_queue (
     app_id TEXT NOT NULL,
     pushkey TEXT NOT NULL,
     event_id TEXT NOT NULL,
-    -- The order in which they are told.
-    sent_ts BIGINT NOT NULL,
+    -- The order in which they are told: when they came here, by the database's clock, and of those that came at once their positions in the shard.
+    queued_ts BIGINT NOT NULL,
     position BIGINT NOT NULL,
     PRIMARY KEY (user_id, app_id, pushkey, event_id)
 );
