@@ -135,7 +135,13 @@ async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
     let (mut line, mut told) = (Line::default(), Vec::new());
     let mut gateway = gateway_of(pusher);
     loop {
-        let Some(_turn) = app.pushes.deliveries.turn(&gateway).await else { return };
+        let _turn = tokio::select! {
+            turn = app.pushes.deliveries.turn(&gateway) => turn,
+            () = app.shutdown.draining() => {
+                // Another replica is to go on at once.
+                return put_off(app, (holder, &active.id), &told, (Duration::ZERO, false)).await;
+            }
+        };
         let then = match read_next(app, (holder, &active.id), &told).await {
             Some(next) if next.events.is_empty() => Then::Stop,
             Some(next) => {
@@ -200,21 +206,17 @@ async fn tell(
             return Then::Stop;
         }
     };
-    let mut notices = notices.into_iter().peekable();
+    let (mut notices, mut was_asked) = (notices.into_iter().peekable(), false);
     for event_id in ids {
         let Some(notice) = notices.next_if(|notice| notice.event_id == event_id) else {
             // The event notifies nobody any more.
             told.push(event_id);
             continue;
         };
-        if app.shutdown.is_draining() {
-            // Another replica is to go on at once.
-            put_off(app, (holder, id), told, (Duration::ZERO, false)).await;
-            return Then::Stop;
-        }
-        if read_at.elapsed() > FRESH {
+        if was_asked && (read_at.elapsed() > FRESH || app.shutdown.is_draining()) {
             return Then::On;
         }
+        was_asked = true;
         match gateway::send(&app.pushes.deliveries.outside, line, &notice).await {
             Ok(rejected) => {
                 app.metrics.pushes("sent", 1);
