@@ -200,8 +200,9 @@ async fn remove(tx: &WriteTx, id: &PusherId, told: &[OwnedEventId]) -> Result<()
     Ok(())
 }
 
-/// Lets go of a pusher for some time, after it was told of some events; `has_failed` if its gateway did not take what came next. It keeps the newest of
-/// what is left. Nothing happens if it is not `holder`'s any more.
+/// Lets go of a pusher for some time, after it was told of some events. `failed` is the JSON of the pusher whose gateway did not take what came next: then it
+/// keeps the newest of what is left; if the client has set another one meanwhile, that is to be told at once. Nothing happens if the pusher is not
+/// `holder`'s any more.
 ///
 /// # Errors
 /// The database's own.
@@ -209,18 +210,21 @@ pub async fn put_off(
     tx: &WriteTx,
     (holder, id): (&str, &PusherId),
     told: &[OwnedEventId],
-    (time, has_failed): (Duration, bool),
+    (time, failed): (Duration, Option<&str>),
 ) -> Result<(), Error> {
     let clock = replicas::clock(tx);
     let sql = format!(
-        "UPDATE pushers SET told_by = '', tell_at = {clock} + $4, attempts = attempts + $5 WHERE {THIS} AND told_by = $6"
+        "UPDATE pushers SET told_by = '', \
+         tell_at = {clock} + CASE WHEN $5 = '' OR pusher = $5 THEN $4 ELSE 0 END, \
+         attempts = CASE WHEN $5 = '' THEN attempts WHEN pusher = $5 THEN attempts + 1 ELSE 0 END \
+         WHERE {THIS} AND told_by = $6"
     );
-    let more = [millis(time).into(), i64::from(has_failed).into(), holder.into()];
+    let more = [millis(time).into(), failed.unwrap_or_default().into(), holder.into()];
     if tx.execute(&sql, id.values().into_iter().chain(more)).await? == 0 {
         return Ok(());
     }
     remove(tx, id, told).await?;
-    if has_failed {
+    if failed.is_some() {
         let sql = format!(
             "DELETE FROM push_queue WHERE {THIS} AND event_id NOT IN (SELECT event_id FROM push_queue \
              WHERE {THIS} ORDER BY queued_ts DESC, position DESC LIMIT {MOST})"
@@ -363,15 +367,18 @@ mod tests {
                 }
                 set(&tx, "first").await?;
                 add(&tx, "a", &[notice(one, 1)], LONG).await?;
-                put_off(&tx, ("b", id), &[], (Duration::ZERO, true)).await?;
+                put_off(&tx, ("b", id), &[], (Duration::ZERO, Some("first"))).await?;
                 assert!(take_due(&tx, "b", LONG, 9).await?.is_empty(), "it is another's to put off");
-                put_off(&tx, ("a", id), &[], (LONG, true)).await?;
+                put_off(&tx, ("a", id), &[], (LONG, Some("first"))).await?;
                 assert!(add(&tx, "a", &[notice(two, 2)], LONG).await?.is_empty(), "it is left alone");
                 // The client has set it anew.
                 set(&tx, "second").await?;
                 assert_eq!(take_due(&tx, "a", LONG, 9).await?[0].pusher, "second");
                 let both = next(&tx, ("a", id), &[], LONG, 9).await?.unwrap();
                 assert_eq!((both.attempts, both.events.len()), (0, 2));
+                // What the one before it could not be told of is no reason to leave it alone.
+                put_off(&tx, ("a", id), &[], (LONG, Some("first"))).await?;
+                assert_eq!(take_due(&tx, "a", LONG, 9).await?[0].pusher, "second");
                 reject(&tx, id, "first").await?;
                 assert!(
                     next(&tx, ("a", id), &[], LONG, 9).await?.is_some(),

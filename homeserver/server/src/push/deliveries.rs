@@ -37,6 +37,8 @@ const BATCH: u32 = 10;
 const FRESH: Duration = Duration::from_millis(250);
 /// After what time it is looked what the user has done through other replicas since an event was gone through.
 const LATE_MS: u64 = 5_000;
+/// How long to wait for a database that cannot be reached.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a pusher is left alone after its gateway has not taken something: the first time, each further time twice as long, and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
@@ -139,12 +141,17 @@ async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
             turn = app.pushes.deliveries.turn(&gateway) => turn,
             () = app.shutdown.draining() => {
                 // Another replica is to go on at once.
-                return put_off(app, (holder, &active.id), &told, (Duration::ZERO, false)).await;
+                return put_off(app, (holder, &active.id), &told, (Duration::ZERO, None)).await;
             }
         };
-        let then = match read_next(app, (holder, &active.id), &told).await {
-            Some(next) if next.events.is_empty() => Then::Stop,
-            Some(next) => {
+        let next = app.store.write("next_push", |tx| {
+            let (id, told) = (&active.id, &told);
+            async move { push_queue::next(&tx, (holder, id), told, LEASE, BATCH).await }
+        });
+        let next: Result<Option<Next>, Error> = next.await;
+        let then = match next {
+            Ok(Some(next)) if next.events.is_empty() => Then::Stop,
+            Ok(Some(next)) => {
                 told.clear();
                 let was_at = std::mem::replace(&mut gateway, gateway_of(&next.pusher));
                 // Its turns are others.
@@ -154,7 +161,13 @@ async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
                     tell(app, (holder, &active.id), next, &mut line, &mut told).await
                 }
             }
-            None => Then::Stop,
+            // Another replica has it, or the client has removed it.
+            Ok(None) => Then::Stop,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
+                tokio::time::sleep(DATABASE_PAUSE).await;
+                Then::On
+            }
         };
         if let Then::Stop = then {
             if active.ends() {
@@ -163,19 +176,6 @@ async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
             told.clear();
         }
     }
-}
-
-/// What comes next for a pusher, once it is noted what it was told of. `None` if another replica has it, the client has removed it, or the database cannot
-/// be reached: then it is taken anew when the lease has run out.
-async fn read_next(app: &App, (holder, id): (&str, &PusherId), told: &[OwnedEventId]) -> Option<Next> {
-    let next = app.store.write("next_push", |tx| async move {
-        push_queue::next(&tx, (holder, id), told, LEASE, BATCH).await
-    });
-    let next: Result<Option<Next>, Error> = next.await;
-    next.unwrap_or_else(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
-        None
-    })
 }
 
 /// The host and the port that a pusher's gateway is at.
@@ -202,8 +202,8 @@ async fn tell(
         Ok(notices) => notices,
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
-            put_off(app, (holder, id), told, (FIRST_PAUSE, false)).await;
-            return Then::Stop;
+            tokio::time::sleep(DATABASE_PAUSE).await;
+            return Then::On;
         }
     };
     let (mut notices, mut was_asked) = (notices.into_iter().peekable(), false);
@@ -238,7 +238,7 @@ async fn tell(
                 if attempts >= MAX_ATTEMPTS {
                     give_up(app, id).await;
                 }
-                put_off(app, (holder, id), told, (pause(attempts), true)).await;
+                put_off(app, (holder, id), told, (pause(attempts), Some(&pusher))).await;
                 return Then::Stop;
             }
         }
@@ -284,7 +284,12 @@ fn age(now: MilliSecondsSinceUnixEpoch, sent: MilliSecondsSinceUnixEpoch) -> u64
 }
 
 /// Lets go of a pusher for some time. If the database cannot be reached, it is let go when the lease has run out.
-async fn put_off(app: &App, (holder, id): (&str, &PusherId), told: &[OwnedEventId], when: (Duration, bool)) {
+async fn put_off(
+    app: &App,
+    (holder, id): (&str, &PusherId),
+    told: &[OwnedEventId],
+    when: (Duration, Option<&str>),
+) {
     let put_off = app
         .store
         .write("put_off_push", |tx| async move { push_queue::put_off(&tx, (holder, id), told, when).await });
