@@ -16,3 +16,8 @@ CREATE TABLE push_queue (
 ALTER TABLE pushers ADD COLUMN tell_at BIGINT;
 ALTER TABLE pushers ADD COLUMN told_by TEXT NOT NULL DEFAULT '';
 CREATE INDEX pushers_tell ON pushers (tell_at) WHERE tell_at IS NOT NULL;
+
+-- What was pending is told on.
+INSERT INTO push_queue (user_id, app_id, pushkey, event_id, queued_ts, position)
+    SELECT user_id, app_id, pushkey, pending_event, 0, 0 FROM pushers WHERE pending_event IS NOT NULL;
+UPDATE pushers SET tell_at = 0 WHERE pending_event IS NOT NULL;
