@@ -161,8 +161,7 @@ async fn perform(app: &Arc<App>, job: &Job) -> Result<(), JobError> {
     }
 }
 
-/// So much later.
-pub(crate) fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
+fn after(now: MilliSecondsSinceUnixEpoch, delay: Duration) -> MilliSecondsSinceUnixEpoch {
     let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(now.0).saturating_add(delay)))
 }

@@ -18,7 +18,7 @@ pub mod housekeeping;
 pub mod http;
 pub mod jobs;
 pub mod keyboxes;
-pub mod lifecycle;
+mod lifecycle;
 pub mod lookups;
 pub mod media;
 mod outside;
