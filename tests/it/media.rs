@@ -220,6 +220,17 @@ async fn what_is_too_large_is_refused_and_leaves_nothing() {
     uploaded(&alice, upload("f", "text/plain", bytes(100_000))).await;
     assert_eq!(objects(&cluster).len(), 1);
 
+    // Whoever sends all of it before reading the answer gets the answer, too.
+    let mut stream = begin(&cluster, &alice, "Content-Length: 20000000").await;
+    stream.write_all(&bytes(20_000_000)).await.expect("sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    // But nobody is told to go on with what is not wanted.
+    let mut stream = begin(&cluster, &alice, "Content-Length: 20000000\r\nExpect: 100-continue").await;
+    stream.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 413");
+
     // Without an announced length it is noticed on the way.
     let mut stream = begin(&cluster, &alice, "Transfer-Encoding: chunked").await;
     let chunk = [format!("{:x}\r\n", 60_000).into_bytes(), bytes(60_000), b"\r\n".to_vec()].concat();

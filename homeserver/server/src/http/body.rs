@@ -10,10 +10,67 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use ruma::api::error::ErrorCode;
 
 use crate::http::error::ApiError;
+
+/// How long what a client still sends is taken after its request has been answered.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The body of a request. What nobody reads of it is taken from the client all the same for a while and thrown away: if the connection were closed while
+/// the client still sends, the client's system would throw away the answer instead (RFC 9112, section 9.6).
+#[derive(Debug)]
+pub struct RequestBody {
+    /// Until its end.
+    body: Option<Incoming>,
+    /// The client sends nothing before it is told to go on (`Expect: 100-continue`), as it is when the first part is read.
+    awaits_continue: bool,
+}
+
+impl RequestBody {
+    /// The body of a request with these headers.
+    pub(super) fn new(headers: &HeaderMap, body: Incoming) -> Self {
+        Self { body: Some(body), awaits_continue: headers.contains_key(header::EXPECT) }
+    }
+}
+
+impl hyper::body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.awaits_continue = false;
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let next = Pin::new(body).poll_frame(context);
+        if let Poll::Ready(None | Some(Err(_))) = next {
+            self.body = None;
+        }
+        next
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(mut rest) = self.body.take().filter(|rest| !rest.is_end_stream() && !self.awaits_continue)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let take = async move { while let Some(Ok(_)) = rest.frame().await {} };
+            runtime.spawn(tokio::time::timeout(LINGER, take));
+        }
+    }
+}
 
 /// Reads the whole body.
 ///
@@ -22,7 +79,7 @@ use crate::http::error::ApiError;
 /// 413 `M_TOO_LARGE` beyond `limit` bytes, 408 when it takes longer than `timeout`, 400 when the client breaks off.
 pub(super) async fn read(
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
     limit: usize,
     timeout: Duration,
 ) -> Result<Bytes, ApiError> {
@@ -57,14 +114,14 @@ fn too_slow(elapsed: tokio::time::error::Elapsed) -> ApiError {
 /// A request's body that is read part by part, because it is too large to be held in memory.
 #[derive(Debug)]
 pub struct IncomingBody {
-    body: Incoming,
+    body: RequestBody,
     announced: Option<u64>,
     timeout: Duration,
 }
 
 impl IncomingBody {
     /// The body of a request with these headers; each part has to come within `timeout`.
-    pub(super) fn new(headers: &HeaderMap, body: Incoming, timeout: Duration) -> Self {
+    pub(super) fn new(headers: &HeaderMap, body: RequestBody, timeout: Duration) -> Self {
         Self { body, announced: announced_length(headers), timeout }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     app::App,
     http::{
         access_log,
-        body::{self, Body, IncomingBody},
+        body::{self, Body, IncomingBody, RequestBody},
         client_address::Client,
         cors,
         error::{ApiError, ErrorReport},
@@ -71,6 +71,9 @@ impl Service {
         request: Request<Incoming>,
         peer: IpAddr,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let (head, body) = request.into_parts();
+        let body = RequestBody::new(&head.headers, body);
+        let request = Request::from_parts(head, body);
         let (started, in_flight) = (Instant::now(), self.app.metrics.request_begins());
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);
         let (method, version) = (request.method().clone(), request.version());
@@ -117,7 +120,7 @@ impl Service {
     /// The label of the endpoint that a request leads to, and its answer.
     fn route(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         client: Client,
         record: &Arc<RequestRecord>,
     ) -> (&'static str, Answering) {
@@ -145,7 +148,7 @@ impl Service {
     fn call(
         &self,
         endpoint: Arc<Endpoint>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         args: Vec<String>,
         client: Client,
         record: &Arc<RequestRecord>,
@@ -171,7 +174,7 @@ impl Service {
 }
 
 /// The bytes of a request's line and headers, without what separates them. hyper looks only between two reads whether it has too many, and they double.
-fn head_bytes(request: &Request<Incoming>) -> usize {
+fn head_bytes(request: &Request<RequestBody>) -> usize {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
     let line = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     headers.sum::<usize>() + line
@@ -179,7 +182,7 @@ fn head_bytes(request: &Request<Incoming>) -> usize {
 
 /// Reads the body of a request; leaves it to the endpoint if that reads it itself.
 async fn read(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     is_streaming: bool,
     limit: usize,
     timeout: Duration,
