@@ -18,6 +18,7 @@ pub mod account;
 pub mod api;
 pub mod check;
 pub mod drive;
+pub mod gateway;
 pub mod keybox;
 pub mod plot;
 pub mod process;

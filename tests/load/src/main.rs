@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a scenario.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Draw the latencies and the CPU time of results, as PNG and SVG.
     Plot(PlotArgs),
 }
@@ -95,7 +95,7 @@ struct PlotArgs {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Run(args) => run(args),
+        Command::Run(args) => run(*args),
         Command::Plot(args) => draw(&args).map(|()| true),
     };
     match done {

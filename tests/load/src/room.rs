@@ -101,14 +101,15 @@ pub async fn make_several(users: &[User], members: usize) -> Result<Vec<Room>, E
     Ok(rooms)
 }
 
-/// Sends a text of `size` bytes.
+/// Sends a text of `size` bytes. Returns the event's id.
 ///
 /// # Errors
 /// There was no answer, or a refusal.
-pub async fn send(user: &User, room: &str, mark: Mark, size: usize) -> Result<(), Failure> {
+pub async fn send(user: &User, room: &str, mark: Mark, size: usize) -> Result<String, Failure> {
     let path = in_room(room, &format!("/send/m.room.message/{}", unique()));
     let body = json!({ "msgtype": "m.text", "body": "x".repeat(size), MARK: mark });
-    user.ok(&Call::put(path, body)).await.map(drop)
+    let answer = user.ok(&Call::put(path, body)).await?;
+    Ok(answer["event_id"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The messages of the run in a room from `/messages`, oldest first.

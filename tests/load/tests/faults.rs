@@ -23,11 +23,15 @@ struct Cli {
 }
 
 async fn verdict(fault: Fault, scenario: &[&str]) -> Verdict {
+    verdict_at(Pace::Open(20.0), fault, scenario).await
+}
+
+async fn verdict_at(pace: Pace, fault: Fault, scenario: &[&str]) -> Verdict {
     let run = Run {
         urls: vec![server::start(fault).await],
         secret: None,
         processes: Vec::new(),
-        pace: Pace::Open(20.0),
+        pace,
         end: End::Count(40),
         patience: Duration::from_secs(3),
         label: "faulty".to_owned(),
@@ -44,10 +48,11 @@ async fn verdict(fault: Fault, scenario: &[&str]) -> Verdict {
 
 const FAN_OUT: [&str; 3] = ["fan-out", "--rooms=1", "--members=3"];
 const TO_DEVICE: [&str; 2] = ["to-device", "--devices=3"];
+const PUSH: [&str; 3] = ["push", "--rooms=1", "--members=3"];
 
 #[tokio::test]
 async fn a_sound_server_is_found_sound() {
-    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE, &PUSH] {
         let verdict = verdict(Fault::None, scenario).await;
         assert!(verdict.is_clean(), "{verdict:?}");
         assert!(verdict.deliveries >= 40, "{verdict:?}");
@@ -56,7 +61,7 @@ async fn a_sound_server_is_found_sound() {
 
 #[tokio::test]
 async fn what_is_dropped_is_lost() {
-    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE, &PUSH] {
         let verdict = verdict(Fault::Drop, scenario).await;
         assert!(verdict.lost > 0, "{verdict:?}");
         assert_eq!((verdict.doubled, verdict.reordered, verdict.late), (0, 0, 0), "{verdict:?}");
@@ -65,7 +70,7 @@ async fn what_is_dropped_is_lost() {
 
 #[tokio::test]
 async fn what_comes_twice_is_doubled() {
-    for scenario in [&FAN_OUT[..], &TO_DEVICE] {
+    for scenario in [&FAN_OUT[..], &TO_DEVICE, &PUSH] {
         let verdict = verdict(Fault::Double, scenario).await;
         assert!(verdict.doubled > 0, "{verdict:?}");
         assert_eq!((verdict.lost, verdict.reordered, verdict.late), (0, 0, 0), "{verdict:?}");
@@ -74,23 +79,12 @@ async fn what_comes_twice_is_doubled() {
 
 #[tokio::test]
 async fn what_comes_after_a_later_one_is_reordered() {
-    // One lane, so that all messages have an order.
-    let url = server::start(Fault::Reorder).await;
-    let run = Run {
-        urls: vec![url],
-        secret: None,
-        processes: Vec::new(),
-        pace: Pace::Closed(1),
-        end: End::Count(40),
-        patience: Duration::from_secs(3),
-        label: "faulty".to_owned(),
-        retries: 0,
-        replicas: None,
-    };
-    let reports = Cli::parse_from([&["load"], &FAN_OUT[..]].concat()).scenario.run(&run).await;
-    let check = &reports.expect("the run ends")[0].check;
-    assert!(check.reordered > 0, "{check:?}");
-    assert_eq!((check.lost, check.doubled), (0, 0), "{check:?}");
+    for scenario in [&FAN_OUT[..], &PUSH] {
+        // One lane, so that all messages have an order.
+        let verdict = verdict_at(Pace::Closed(1), Fault::Reorder, scenario).await;
+        assert!(verdict.reordered > 0, "{verdict:?}");
+        assert_eq!((verdict.lost, verdict.doubled), (0, 0), "{verdict:?}");
+    }
 }
 
 #[tokio::test]

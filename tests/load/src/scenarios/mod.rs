@@ -8,6 +8,7 @@ mod key_messages;
 mod keys;
 mod login;
 mod messages;
+mod push;
 mod to_device;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -55,6 +56,8 @@ pub enum Scenario {
     Send(messages::Rooms),
     /// The same while every member syncs; an operation is a delivery: one event reaching one member.
     FanOut(messages::Rooms),
+    /// Messages in rooms whose members do not sync but have pushers; an operation is a notice: a push gateway told of one event for one member.
+    Push(push::Pushers),
     /// Messages from device to device; an operation is a message, sent and delivered.
     ToDevice(to_device::Recipients),
     /// First syncs of an account; an operation is a sync.
@@ -83,6 +86,7 @@ impl Scenario {
         match self {
             Self::Send(rooms) => Ok(vec![messages::send(&stage, rooms).await?]),
             Self::FanOut(rooms) => Ok(vec![messages::fan_out(&stage, rooms).await?]),
+            Self::Push(pushers) => Ok(vec![push::run(&stage, pushers).await?]),
             Self::ToDevice(recipients) => Ok(vec![to_device::run(&stage, recipients).await?]),
             Self::InitialSync(account) => Ok(vec![initial_sync::run(&stage, account).await?]),
             Self::Idle(polls) => Ok(vec![idle::run(&stage, polls).await?]),

@@ -11,14 +11,18 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use keystead_load::api::{Api, Call};
 use serde_json::{Map, Value, json};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
 
 /// What the server does wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
-    /// Every seventh message does not reach one reader.
+    /// Every seventh message does not reach one reader, or one pusher.
     Drop,
     /// Every seventh message comes twice.
     Double,
@@ -32,6 +36,16 @@ struct Server {
     fault: Fault,
     state: Mutex<State>,
     news: Notify,
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// What a gateway is to be told.
+#[derive(Clone)]
+struct Notice {
+    gateway: String,
+    user: String,
+    event_id: String,
+    number: u64,
 }
 
 #[derive(Default)]
@@ -40,6 +54,8 @@ struct State {
     /// Everything that was sent: (room or user, content).
     log: Vec<(String, Value)>,
     rooms: HashMap<String, Vec<String>>,
+    /// The gateways of users who have pushers.
+    gateways: HashMap<String, String>,
     /// What is held back from a user until something newer came.
     held: HashMap<String, Vec<(String, Value)>>,
 }
@@ -48,7 +64,9 @@ struct State {
 pub async fn start(fault: Fault) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let server = Arc::new(Server { fault, state: Mutex::default(), news: Notify::new() });
+    let (notices, queued) = mpsc::unbounded_channel();
+    tokio::spawn(tell(fault, queued));
+    let server = Arc::new(Server { fault, state: Mutex::default(), news: Notify::new(), notices });
     tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
@@ -61,6 +79,33 @@ pub async fn start(fault: Fault) -> String {
         }
     });
     url
+}
+
+/// Tells gateways, one notice after another.
+async fn tell(fault: Fault, mut queued: mpsc::UnboundedReceiver<Notice>) {
+    let mut held: HashMap<String, Notice> = HashMap::new();
+    while let Some(notice) = queued.recv().await {
+        let is_seventh = notice.number % 7 == 3;
+        let now = match fault {
+            Fault::Drop if is_seventh && notice.user.starts_with("@u2:") => continue,
+            Fault::Double if is_seventh => vec![notice.clone(), notice],
+            Fault::Reorder if notice.number % 5 == 3 => {
+                held.insert(notice.user.clone(), notice);
+                continue;
+            }
+            _ => {
+                let before = held.remove(&notice.user);
+                [notice].into_iter().chain(before).collect()
+            }
+        };
+        for Notice { gateway, user, event_id, .. } in now {
+            let gateway = gateway.strip_suffix("/_matrix/push/v1/notify").expect("the gateway's path");
+            let body = json!({ "notification": { "event_id": event_id, "devices": [{ "pushkey": user }] } });
+            let api = Api::new(&[gateway.to_owned()]).expect("an address");
+            let told = api.ok(0, None, &Call::post("/_matrix/push/v1/notify", body)).await;
+            told.expect("the gateway takes it");
+        }
+    }
 }
 
 impl Server {
@@ -77,6 +122,11 @@ impl Server {
             ["createRoom"] => self.create_room(&user),
             ["rooms", room, "join"] => self.join(&user, room),
             ["rooms", room, "send", ..] => self.append((*room).to_owned(), body),
+            ["pushers", "set"] => {
+                let gateway = body["data"]["url"].as_str().expect("a gateway").to_owned();
+                self.state.lock().expect("no panic").gateways.insert(user, gateway);
+                json!({})
+            }
             ["sendToDevice", ..] => {
                 for (to, devices) in body["messages"].as_object().expect("messages") {
                     let content = devices.as_object().and_then(|devices| devices.values().next());
@@ -114,9 +164,15 @@ impl Server {
 
     fn append(&self, stream: String, content: Value) -> Value {
         let mut state = self.state.lock().expect("no panic");
+        let event_id = format!("${}", state.log.len());
+        for user in state.rooms.get(&stream).into_iter().flatten() {
+            let Some(gateway) = state.gateways.get(user) else { continue };
+            let (gateway, user, event_id) = (gateway.clone(), user.clone(), event_id.clone());
+            self.notices.send(Notice { gateway, user, event_id, number: number(&content) }).expect("no end");
+        }
         state.log.push((stream, content));
         self.news.notify_waiters();
-        json!({ "event_id": format!("${}", state.log.len()) })
+        json!({ "event_id": event_id })
     }
 
     async fn sync(&self, user: &str, query: &str) -> Value {
@@ -154,7 +210,6 @@ impl Server {
         }
         // What is held back has been looked at all the same: the token goes on.
         let was_news = !news.is_empty();
-        let number = |content: &Value| content["org.keystead.load"]["number"].as_u64().unwrap_or_default();
         match self.fault {
             Fault::Drop => {
                 news.retain(|(stream, content)| {
@@ -196,4 +251,9 @@ impl Server {
         });
         (answer, is_news)
     }
+}
+
+/// The number of a message.
+fn number(content: &Value) -> u64 {
+    content["org.keystead.load"]["number"].as_u64().unwrap_or_default()
 }
