@@ -26,7 +26,7 @@ use crate::{
     lookups::Lookups,
     media::{Media, objects::ObjectsError},
     presence::PresenceNotes,
-    push::Pushes,
+    push::{Progress, Pushes},
     rate_limits::RateLimits,
     restores::Restores,
     rooms::{Parents, Writer},
@@ -91,6 +91,8 @@ pub struct App {
     pub key_claims: GroupCommit<KeyClaims>,
     /// Begins sessions.
     pub new_sessions: GroupCommit<NewSessions>,
+    /// What pushers were told, and what comes next for each.
+    pub push_progress: GroupCommit<Progress>,
     /// Stores messages to devices.
     pub to_device: GroupCommit<ToDeviceMessages>,
     /// Deletes the messages to devices that were received.
@@ -187,7 +189,7 @@ impl App {
         let presence = Arc::<PresenceNotes>::default();
         let hearing = Arc::clone(&presence);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
-        let pushes = Arc::new(Pushes::new(&settings.push).map_err(StartError::Pushes)?);
+        let pushes = Arc::new(Pushes::new(&settings.push, &*entropy).map_err(StartError::Pushes)?);
         let hearing = Arc::clone(&pushes);
         listeners.push(Box::new(move |entry| hearing.hear(&entry.item)));
         let tail = Tail::start(store.clone(), listeners).await?;
@@ -199,6 +201,7 @@ impl App {
         let media = Media::open(&settings.media).await?;
         let fence = Fence::new(Arc::clone(&tail));
         metrics.started(store.is_shared(), settings.limits.max_connections);
+        let push_progress = Progress::new(store.clone(), Arc::clone(pushes.holder()));
         let sizes = |queue| metrics.batches(queue);
         Ok(Arc::new(Self {
             passwords: Passwords::new(settings.auth.bcrypt_cost, metrics.bcrypt_queue().clone(), &*entropy)?,
@@ -224,6 +227,7 @@ impl App {
             key_uploads: GroupCommit::start(KeyUploads::new(store.clone()), sizes(Queue::KeyUploads)),
             key_claims: GroupCommit::start(KeyClaims::new(store.clone()), sizes(Queue::KeyClaims)),
             new_sessions: GroupCommit::start(NewSessions::new(store.clone()), sizes(Queue::NewSessions)),
+            push_progress: GroupCommit::start(push_progress, sizes(Queue::Pushes)),
             to_device: GroupCommit::start(
                 ToDeviceMessages::new(Arc::clone(&tail), inboxes),
                 sizes(Queue::ToDevice),

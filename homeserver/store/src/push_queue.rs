@@ -3,9 +3,12 @@
 //! Every change of a pusher's queue holds the pusher's row, so that whoever finds the queue empty and lets go of the pusher does so before something
 //! is added, or sees it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
 
-use ruma::{EventId, OwnedEventId, OwnedUserId};
+use ruma::{OwnedEventId, OwnedUserId};
 use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{Error, WriteTx, replicas, rooms::StoredEvent, streams};
@@ -31,6 +34,8 @@ pub struct Taken {
     pub id: PusherId,
     /// The JSON that the client set.
     pub pusher: String,
+    /// Nothing waited for it: what has just been added is all that is in its queue.
+    pub was_idle: bool,
 }
 
 /// An event that a pusher has to be told of.
@@ -42,6 +47,15 @@ pub struct Notice {
     pub event_id: OwnedEventId,
     /// Its position in its shard: which of two that are added at once comes first.
     pub position: i64,
+}
+
+/// What a pusher has been told since it was last asked what is next for it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The pusher.
+    pub id: PusherId,
+    /// The events.
+    pub events: Vec<OwnedEventId>,
 }
 
 /// What is next for a pusher.
@@ -87,36 +101,46 @@ pub async fn add(
     let pushers: Vec<&PusherId> = pushers.into_iter().collect();
     let mut taken = Vec::new();
     for chunk in pushers.chunks(tx.rows_a_statement(3)) {
-        let Some(now) = hold(tx, chunk).await? else { continue };
+        let (given, values) = tx.rows(1, chunk.iter().map(|id| id.values().into()).collect());
+        let clock = replicas::clock(tx);
+        let there = hold(tx, &format!("(user_id, app_id, pushkey) IN ({given})"), values).await?;
+        let Some(now) = there.first().map(|row| row.try_get("", "now")).transpose()? else { continue };
+        let mut idle = HashSet::new();
+        for row in &there {
+            if row.try_get::<Option<i64>>("", "tell_at")?.is_none() {
+                idle.insert(PusherId::from_row(row)?);
+            }
+        }
         let chosen: BTreeSet<&PusherId> = chunk.iter().copied().collect();
         let of_chunk: Vec<&Notice> = notices.iter().filter(|notice| chosen.contains(&notice.id)).collect();
         insert(tx, &of_chunk, now).await?;
         let (given, values) = tx.rows(3, chunk.iter().map(|id| id.values().into()).collect());
-        let clock = replicas::clock(tx);
         let sql = format!(
             "UPDATE pushers SET told_by = $1, tell_at = {clock} + $2 \
              WHERE (user_id, app_id, pushkey) IN ({given}) AND (tell_at IS NULL OR tell_at <= {clock}) \
              RETURNING user_id, app_id, pushkey, pusher"
         );
         let whose = [holder.into(), millis(lease).into()];
-        taken.extend(read_taken(tx.query(&sql, whose.into_iter().chain(values)).await?)?);
+        taken.extend(read_taken(tx.query(&sql, whose.into_iter().chain(values)).await?, &idle)?);
     }
     Ok(taken)
 }
 
-/// Holds the rows of pushers, which come in their order, so that two who do so cannot wait for each other. Returns the time, by the database's clock; `None`
-/// if there is none of them.
-async fn hold(tx: &WriteTx, pushers: &[&PusherId]) -> Result<Option<i64>, Error> {
+/// Holds the rows of pushers that a condition is true of. They come in their order, so that two who do so cannot wait for each other, and with the time
+/// by the database's clock (`now`).
+async fn hold(
+    tx: &WriteTx,
+    condition: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Vec<QueryResult>, Error> {
     // On SQLite the transaction has begun as the only writer.
     let lock = if tx.backend() == DbBackend::Postgres { "FOR UPDATE" } else { "" };
-    let (given, values) = tx.rows(1, pushers.iter().map(|id| id.values().into()).collect());
     let clock = replicas::clock(tx);
     let sql = format!(
-        "SELECT {clock} AS now FROM pushers WHERE (user_id, app_id, pushkey) IN ({given}) \
-         ORDER BY user_id, app_id, pushkey {lock}"
+        "SELECT {clock} AS now, user_id, app_id, pushkey, pusher, attempts, tell_at FROM pushers \
+         WHERE {condition} ORDER BY user_id, app_id, pushkey {lock}"
     );
-    let rows = tx.query(&sql, values).await?;
-    Ok(rows.last().map(|row| row.try_get("", "now")).transpose()?)
+    tx.query(&sql, values).await
 }
 
 async fn insert(tx: &WriteTx, notices: &[&Notice], now: i64) -> Result<(), Error> {
@@ -151,53 +175,113 @@ pub async fn take_due(tx: &WriteTx, holder: &str, lease: Duration, limit: u32) -
          (SELECT user_id, app_id, pushkey FROM pushers WHERE tell_at <= {clock} ORDER BY tell_at LIMIT {limit} {lock}) \
          RETURNING user_id, app_id, pushkey, pusher"
     );
-    read_taken(tx.query(&sql, [holder.into(), millis(lease).into()]).await?)
+    read_taken(tx.query(&sql, [holder.into(), millis(lease).into()]).await?, &HashSet::new())
 }
 
-/// Takes what was told out of a pusher's queue and gives what comes next, at most `limit` events; the pusher is `holder`'s for `lease` from now on. If
-/// nothing comes next, it is let go. `None` if it is not `holder`'s any more, or there is no such pusher.
+/// Takes what pushers were told out of their queues and gives what comes next for each, at most `limit` events; they are `holder`'s for `lease` from now
+/// on. Those for whom nothing comes next are let go. Pushers that are not `holder`'s any more, or are gone, are left out.
 ///
 /// # Errors
 /// The database's own, or a row that cannot be read.
 pub async fn next(
     tx: &WriteTx,
-    (holder, id): (&str, &PusherId),
-    told: &[OwnedEventId],
+    holder: &str,
+    told: &[Told],
     lease: Duration,
     limit: u32,
-) -> Result<Option<Next>, Error> {
-    let clock = replicas::clock(tx);
-    let sql = format!(
-        "UPDATE pushers SET tell_at = {clock} + $4, attempts = CASE WHEN $5 > 0 THEN 0 ELSE attempts END \
-         WHERE {THIS} AND told_by = $6 RETURNING pusher, attempts"
-    );
-    let was_told = i64::try_from(told.len()).unwrap_or(i64::MAX);
-    let more = [millis(lease).into(), was_told.into(), holder.into()];
-    let rows = tx.query(&sql, id.values().into_iter().chain(more)).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let (pusher, attempts) = (row.try_get("", "pusher")?, row.try_get("", "attempts")?);
-    remove(tx, id, told).await?;
-    let sql = format!(
-        "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
-         FROM (SELECT event_id, queued_ts, position FROM push_queue WHERE {THIS} ORDER BY queued_ts, position LIMIT {limit}) q \
-         JOIN events e ON e.event_id = q.event_id ORDER BY q.queued_ts, q.position"
-    );
-    let rows = tx.query(&sql, id.values()).await?;
-    let events: Vec<StoredEvent> = rows.iter().map(StoredEvent::from_row).collect::<Result<_, _>>()?;
-    if events.is_empty() {
-        let sql = format!("UPDATE pushers SET tell_at = NULL, told_by = '', attempts = 0 WHERE {THIS}");
-        tx.execute(&sql, id.values()).await?;
+) -> Result<HashMap<PusherId, Next>, Error> {
+    let mut all = HashMap::new();
+    for chunk in told.chunks(tx.rows_a_statement(5)) {
+        let (given, values) = tx.rows(2, chunk.iter().map(|told| told.id.values().into()).collect());
+        let condition = format!("(user_id, app_id, pushkey) IN ({given}) AND told_by = $1");
+        let mut next = HashMap::new();
+        for row in hold(tx, &condition, std::iter::once(holder.into()).chain(values)).await? {
+            let (pusher, attempts) = (row.try_get("", "pusher")?, row.try_get("", "attempts")?);
+            next.insert(PusherId::from_row(&row)?, Next { pusher, attempts, events: Vec::new() });
+        }
+        let of_holder: Vec<&Told> = chunk.iter().filter(|told| next.contains_key(&told.id)).collect();
+        if of_holder.is_empty() {
+            continue;
+        }
+        remove(tx, &of_holder).await?;
+        for (id, event) in first_events(tx, &of_holder, limit).await? {
+            if let Some(next) = next.get_mut(&id) {
+                next.events.push(event);
+            }
+        }
+        for told in &of_holder {
+            if let Some(next) = next.get_mut(&told.id)
+                && (next.events.is_empty() || !told.events.is_empty())
+            {
+                next.attempts = 0;
+            }
+        }
+        let row = |(id, next): (&PusherId, &Next)| {
+            let mut row = Vec::from(id.values());
+            row.extend([next.attempts.into(), i64::from(!next.events.is_empty()).into()]);
+            row
+        };
+        let (given, values) = tx.rows(2, next.iter().map(row).collect());
+        let clock = replicas::clock(tx);
+        let sql = format!(
+            "WITH given (user_id, app_id, pushkey, attempts, is_left) AS ({given}) UPDATE pushers SET \
+             tell_at = CASE WHEN g.is_left > 0 THEN {clock} + $1 END, \
+             told_by = CASE WHEN g.is_left > 0 THEN pushers.told_by ELSE '' END, attempts = g.attempts FROM given g \
+             WHERE pushers.user_id = g.user_id AND pushers.app_id = g.app_id AND pushers.pushkey = g.pushkey"
+        );
+        tx.execute(&sql, std::iter::once(millis(lease).into()).chain(values)).await?;
+        all.extend(next);
     }
-    Ok(Some(Next { pusher, attempts, events }))
+    Ok(all)
 }
 
-async fn remove(tx: &WriteTx, id: &PusherId, told: &[OwnedEventId]) -> Result<(), Error> {
-    for chunk in told.chunks(tx.rows_a_statement(1).saturating_sub(3).max(1)) {
-        let (events, values) = tx.list(4, chunk.iter().map(|event_id| EventId::as_str(event_id)));
-        let sql = format!("DELETE FROM push_queue WHERE {THIS} AND event_id IN ({events})");
-        tx.execute(&sql, id.values().into_iter().chain(values)).await?;
+async fn remove(tx: &WriteTx, told: &[&Told]) -> Result<(), Error> {
+    let rows = told.iter().flat_map(|told| {
+        told.events.iter().map(|event_id| {
+            let mut row = Vec::from(told.id.values());
+            row.push(event_id.as_str().into());
+            row
+        })
+    });
+    let rows: Vec<Vec<Value>> = rows.collect();
+    for chunk in rows.chunks(tx.rows_a_statement(4)) {
+        let (given, values) = tx.rows(1, chunk.to_vec());
+        let sql = format!("DELETE FROM push_queue WHERE (user_id, app_id, pushkey, event_id) IN ({given})");
+        tx.execute(&sql, values).await?;
     }
     Ok(())
+}
+
+/// The first events in the queues of pushers, at most `limit` of each, in their order.
+async fn first_events(
+    tx: &WriteTx,
+    pushers: &[&Told],
+    limit: u32,
+) -> Result<Vec<(PusherId, StoredEvent)>, Error> {
+    let columns = "e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id";
+    let mut rows = Vec::new();
+    if tx.backend() == DbBackend::Postgres {
+        let (given, values) = tx.rows(1, pushers.iter().map(|told| told.id.values().into()).collect());
+        let sql = format!(
+            "WITH given (user_id, app_id, pushkey) AS ({given}) \
+             SELECT g.user_id, g.app_id, g.pushkey, {columns} FROM given g CROSS JOIN LATERAL \
+             (SELECT event_id, queued_ts, position FROM push_queue q \
+             WHERE q.user_id = g.user_id AND q.app_id = g.app_id AND q.pushkey = g.pushkey \
+             ORDER BY queued_ts, position LIMIT {limit}) q \
+             JOIN events e ON e.event_id = q.event_id ORDER BY q.queued_ts, q.position"
+        );
+        rows = tx.query(&sql, values).await?;
+    } else {
+        for told in pushers {
+            let sql = format!(
+                "SELECT q.user_id, q.app_id, q.pushkey, {columns} FROM (SELECT * FROM push_queue \
+                 WHERE {THIS} ORDER BY queued_ts, position LIMIT {limit}) q \
+                 JOIN events e ON e.event_id = q.event_id ORDER BY q.queued_ts, q.position"
+            );
+            rows.extend(tx.query(&sql, told.id.values()).await?);
+        }
+    }
+    rows.iter().map(|row| Ok((PusherId::from_row(row)?, StoredEvent::from_row(row)?))).collect()
 }
 
 /// Lets go of a pusher for some time, after it was told of some events. `failed` is the JSON of the pusher whose gateway did not take what came next: then it
@@ -208,10 +292,11 @@ async fn remove(tx: &WriteTx, id: &PusherId, told: &[OwnedEventId]) -> Result<()
 /// The database's own.
 pub async fn put_off(
     tx: &WriteTx,
-    (holder, id): (&str, &PusherId),
-    told: &[OwnedEventId],
+    holder: &str,
+    told: &Told,
     (time, failed): (Duration, Option<&str>),
 ) -> Result<(), Error> {
+    let id = &told.id;
     let clock = replicas::clock(tx);
     let sql = format!(
         "UPDATE pushers SET told_by = '', \
@@ -223,7 +308,7 @@ pub async fn put_off(
     if tx.execute(&sql, id.values().into_iter().chain(more)).await? == 0 {
         return Ok(());
     }
-    remove(tx, id, told).await?;
+    remove(tx, &[told]).await?;
     if failed.is_some() {
         let sql = format!(
             "DELETE FROM push_queue WHERE {THIS} AND event_id NOT IN (SELECT event_id FROM push_queue \
@@ -272,9 +357,12 @@ pub(crate) async fn delete_pushers(
     Ok(u64::try_from(deleted.len()).unwrap_or(u64::MAX))
 }
 
-fn read_taken(rows: Vec<QueryResult>) -> Result<Vec<Taken>, Error> {
+fn read_taken(rows: Vec<QueryResult>, idle: &HashSet<PusherId>) -> Result<Vec<Taken>, Error> {
     rows.iter()
-        .map(|row| Ok(Taken { id: PusherId::from_row(row)?, pusher: row.try_get("", "pusher")? }))
+        .map(|row| {
+            let id = PusherId::from_row(row)?;
+            Ok(Taken { pusher: row.try_get("", "pusher")?, was_idle: idle.contains(&id), id })
+        })
         .collect()
 }
 
@@ -284,7 +372,7 @@ fn millis(time: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use ruma::{device_id, event_id, user_id};
+    use ruma::{EventId, device_id, event_id, user_id};
 
     use super::*;
     use crate::{
@@ -315,6 +403,19 @@ mod tests {
         Ok(())
     }
 
+    fn told(events: &[&EventId]) -> Told {
+        Told { id: pusher(), events: events.iter().map(|event_id| (*event_id).to_owned()).collect() }
+    }
+
+    async fn next(
+        tx: &WriteTx,
+        holder: &str,
+        events: &[&EventId],
+        (lease, limit): (Duration, u32),
+    ) -> Result<Option<Next>, Error> {
+        Ok(super::next(tx, holder, &[told(events)], lease, limit).await?.remove(&pusher()))
+    }
+
     fn ids(next: Option<Next>) -> Option<Vec<String>> {
         Some(next?.events.iter().map(|event| event.event_id.to_string()).collect())
     }
@@ -329,23 +430,22 @@ mod tests {
                 for (position, event_id) in [(1, one), (2, two), (3, three)] {
                     make_event(&tx, event_id, position).await?;
                 }
-                let id = &pusher();
                 assert!(add(&tx, "a", &[notice(one, 1)], LONG).await?.is_empty(), "there is none yet");
                 set(&tx, "{}").await?;
                 let taken = add(&tx, "a", &[notice(two, 2)], LONG).await?;
-                assert_eq!(taken, [Taken { id: id.clone(), pusher: "{}".to_owned() }]);
+                assert_eq!(taken, [Taken { id: pusher(), pusher: "{}".to_owned(), was_idle: true }]);
                 // Another replica leaves it to the first, who finds what is added.
                 assert!(add(&tx, "b", &[notice(three, 3), notice(two, 2)], LONG).await?.is_empty());
                 assert!(take_due(&tx, "b", LONG, 9).await?.is_empty());
-                assert_eq!(ids(next(&tx, ("b", id), &[], LONG, 9).await?), None);
-                let first = next(&tx, ("a", id), &[], LONG, 1).await?;
+                assert_eq!(ids(next(&tx, "b", &[], (LONG, 9)).await?), None);
+                let first = next(&tx, "a", &[], (LONG, 1)).await?;
                 assert_eq!(ids(first), Some(vec!["$2".to_owned()]));
-                let rest = next(&tx, ("a", id), &[two.to_owned()], Duration::ZERO, 9).await?;
+                let rest = next(&tx, "a", &[two], (Duration::ZERO, 9)).await?;
                 assert_eq!(ids(rest), Some(vec!["$3".to_owned()]));
                 // Whoever does not say in time that it goes on has it no longer.
                 assert_eq!(take_due(&tx, "b", LONG, 9).await?.len(), 1);
-                assert_eq!(ids(next(&tx, ("a", id), &[], LONG, 9).await?), None);
-                let empty = next(&tx, ("b", id), &[three.to_owned()], LONG, 9).await?;
+                assert_eq!(ids(next(&tx, "a", &[], (LONG, 9)).await?), None);
+                let empty = next(&tx, "b", &[three], (LONG, 9)).await?;
                 assert_eq!(ids(empty), Some(vec![]));
                 assert_eq!(add(&tx, "a", &[notice(one, 1)], LONG).await?.len(), 1, "it was let go");
                 Ok::<_, Error>(())
@@ -367,29 +467,26 @@ mod tests {
                 }
                 set(&tx, "first").await?;
                 add(&tx, "a", &[notice(one, 1)], LONG).await?;
-                put_off(&tx, ("b", id), &[], (Duration::ZERO, Some("first"))).await?;
+                put_off(&tx, "b", &told(&[]), (Duration::ZERO, Some("first"))).await?;
                 assert!(take_due(&tx, "b", LONG, 9).await?.is_empty(), "it is another's to put off");
-                put_off(&tx, ("a", id), &[], (LONG, Some("first"))).await?;
+                put_off(&tx, "a", &told(&[]), (LONG, Some("first"))).await?;
                 assert!(add(&tx, "a", &[notice(two, 2)], LONG).await?.is_empty(), "it is left alone");
                 // The client has set it anew.
                 set(&tx, "second").await?;
                 assert_eq!(take_due(&tx, "a", LONG, 9).await?[0].pusher, "second");
-                let both = next(&tx, ("a", id), &[], LONG, 9).await?.unwrap();
+                let both = next(&tx, "a", &[], (LONG, 9)).await?.unwrap();
                 assert_eq!((both.attempts, both.events.len()), (0, 2));
                 // What the one before it could not be told of is no reason to leave it alone.
-                put_off(&tx, ("a", id), &[], (LONG, Some("first"))).await?;
+                put_off(&tx, "a", &told(&[]), (LONG, Some("first"))).await?;
                 assert_eq!(take_due(&tx, "a", LONG, 9).await?[0].pusher, "second");
                 reject(&tx, id, "first").await?;
-                assert!(
-                    next(&tx, ("a", id), &[], LONG, 9).await?.is_some(),
-                    "it was the other that is no more"
-                );
+                assert!(next(&tx, "a", &[], (LONG, 9)).await?.is_some(), "it was the other that is no more");
                 reject(&tx, id, "second").await?;
-                assert!(next(&tx, ("a", id), &[], LONG, 9).await?.is_none());
+                assert!(next(&tx, "a", &[], (LONG, 9)).await?.is_none());
                 set(&tx, "third").await?;
                 add(&tx, "a", &[notice(two, 2)], LONG).await?;
                 assert_eq!(
-                    next(&tx, ("a", id), &[], LONG, 9).await?.unwrap().events.len(),
+                    next(&tx, "a", &[], (LONG, 9)).await?.unwrap().events.len(),
                     1,
                     "nothing from before"
                 );

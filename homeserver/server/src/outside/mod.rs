@@ -150,6 +150,11 @@ impl Connection {
         Ok(Self { sender, _task: task })
     }
 
+    /// Whether it can be used, as far as is known: the host may have closed it since.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
     /// Sends a request, when the answer before it has been read. The answer's body can be read as long as the connection is held.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use std::{
 use keystead_core::room::RoomEvent;
 use keystead_store::{
     Error,
-    push_queue::{self, Next, PusherId, Taken},
+    push_queue::{self, PusherId, Taken, Told},
     pushers::StoredPusher,
     receipts::{self, MAIN},
     rooms,
@@ -20,20 +21,18 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
-use url::Position;
 
 use super::{
-    LEASE,
-    gateway::{self, Line},
+    gateway::Gateways,
     notices::{self, Notice, Target},
+    progress::BATCH,
 };
 use crate::{app::App, outside::Outside};
 
 /// How many notices are told at once, and how many of them to one gateway: a host and a port, which a great many pushers may have in common.
 const TURNS: usize = 512;
 const TURNS_OF_A_GATEWAY: usize = 32;
-/// How many notices are read at once, and for how long they are told without looking whether the pusher is still what it was.
-const BATCH: u32 = 10;
+/// For how long notices are told without looking whether the pusher is still what it was.
 const FRESH: Duration = Duration::from_millis(250);
 /// After what time it is looked what the user has done through other replicas since an event was gone through.
 const LATE_MS: u64 = 5_000;
@@ -47,10 +46,10 @@ const MAX_ATTEMPTS: i64 = 30;
 
 /// What is on its way.
 pub(super) struct Deliveries {
-    outside: Outside,
+    gateways: Gateways,
     turns: Arc<Semaphore>,
     /// The turns of gateways that pushers are being told at, by host and port.
-    gateways: Mutex<HashMap<String, Arc<Semaphore>>>,
+    turns_of_gateways: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// The pushers that are being told, and whether they were taken once more meanwhile.
     active: Mutex<HashMap<PusherId, bool>>,
 }
@@ -83,38 +82,75 @@ impl Drop for Active<'_> {
     }
 }
 
+/// At one gateway, and among all.
+type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// What a pusher is told next.
+struct Batch {
+    /// The JSON that the client set.
+    pusher: String,
+    /// Where its gateway is, unless that need not be told anything.
+    gateway: Option<String>,
+    /// How often its gateway has not taken what comes first.
+    attempts: i64,
+    /// The events.
+    events: Vec<OwnedEventId>,
+    /// What it is to be told of them; nothing of those that do not notify the user any more.
+    notices: Vec<Notice>,
+    /// When all this was read.
+    read_at: Instant,
+}
+
 /// How the telling of a pusher goes on.
 enum Then {
-    /// With what comes next in its queue.
-    On,
-    /// Not now.
+    /// With this.
+    On(Batch),
+    /// With what will be read.
+    Again,
+    /// Not now: nothing is left, another replica has the pusher, or it is left alone.
     Stop,
 }
 
 impl Deliveries {
     pub(super) fn new(outside: Outside) -> Self {
-        let (turns, gateways, active) = (Arc::new(Semaphore::new(TURNS)), Mutex::default(), Mutex::default());
-        Self { outside, turns, gateways, active }
+        Self {
+            gateways: Gateways::new(outside),
+            turns: Arc::new(Semaphore::new(TURNS)),
+            turns_of_gateways: Mutex::default(),
+            active: Mutex::default(),
+        }
     }
 
-    /// Tells pushers that `holder`, which is this replica, has taken.
-    pub(super) fn start(&self, app: &Arc<App>, holder: &Arc<str>, taken: Vec<Taken>) {
-        for Taken { id, pusher } in taken {
+    /// Tells pushers that this replica has taken. `notices` have been queued for them at `read_at`.
+    pub(super) fn start(&self, app: &Arc<App>, taken: Vec<Taken>, notices: Vec<Notice>, read_at: Instant) {
+        let mut queued: HashMap<PusherId, Vec<Notice>> = HashMap::new();
+        for notice in notices {
+            queued.entry(notice.pusher()).or_default().push(notice);
+        }
+        for Taken { id, pusher, was_idle } in taken {
             match lock(&self.active).entry(id.clone()) {
                 Entry::Occupied(mut again) => drop(again.insert(true)),
                 Entry::Vacant(entry) => {
                     entry.insert(false);
-                    let (app_of_task, holder) = (Arc::clone(app), Arc::clone(holder));
-                    app.shutdown.tasks().spawn(async move { work(&app_of_task, &holder, id, &pusher).await });
+                    let notices = queued.remove(&id).filter(|_| was_idle).unwrap_or_default();
+                    let gateway = Target::read(&pusher).map(|target| target.place()).unwrap_or_default();
+                    let first = Batch::queued(pusher, notices, read_at);
+                    let app_of_task = Arc::clone(app);
+                    app.shutdown.tasks().spawn(async move { work(&app_of_task, id, gateway, first).await });
                 }
             }
         }
     }
 
+    /// Lets go of what is no longer used.
+    pub(super) fn tidy(&self) {
+        self.gateways.end_old_lines();
+    }
+
     /// Waits for a turn at a gateway.
-    async fn turn(&self, gateway: &str) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    async fn turn(&self, gateway: &str) -> Option<Turn> {
         let of_gateway = {
-            let mut gateways = lock(&self.gateways);
+            let mut gateways = lock(&self.turns_of_gateways);
             // Those at which nobody is told anything have all their turns, and no task waits for one.
             gateways.retain(|_, turns| {
                 Arc::strong_count(turns) > 1 || turns.available_permits() < TURNS_OF_A_GATEWAY
@@ -127,106 +163,137 @@ impl Deliveries {
     }
 }
 
+impl Batch {
+    /// What has just been queued for a pusher for which nothing else waited. It need not be read again, unless the client has set another one since.
+    fn queued(pusher: String, mut notices: Vec<Notice>, read_at: Instant) -> Option<Self> {
+        notices.truncate(usize::try_from(BATCH).unwrap_or(usize::MAX));
+        let target = &notices.first()?.target;
+        if target.stored != pusher {
+            return None;
+        }
+        let gateway = Some(target.place());
+        let events = notices.iter().map(|notice| notice.event.pdu.event_id.clone()).collect();
+        Some(Self { pusher, gateway, attempts: 0, events, notices, read_at })
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.read_at.elapsed() < FRESH
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells a pusher until its queue is empty, its gateway does not take something, or the server stops.
-async fn work(app: &Arc<App>, holder: &str, id: PusherId, pusher: &str) {
+/// Tells a pusher until its queue is empty, its gateway does not take something, or the server stops; a batch first, if it is given one.
+async fn work(app: &App, id: PusherId, mut gateway: String, mut batch: Option<Batch>) {
     let mut active = Active { deliveries: &app.pushes.deliveries, id, has_ended: false };
-    let (mut line, mut told) = (Line::default(), Vec::new());
-    let mut gateway = gateway_of(pusher);
+    let mut told = Told { id: active.id.clone(), events: Vec::new() };
     loop {
-        let _turn = tokio::select! {
-            turn = app.pushes.deliveries.turn(&gateway) => turn,
-            () = app.shutdown.draining() => {
-                // Another replica is to go on at once.
-                return put_off(app, (holder, &active.id), &told, (Duration::ZERO, None)).await;
-            }
+        let Some(_turn) = turn(app, &gateway, &mut batch).await else {
+            // Another replica is to go on at once.
+            return put_off(app, &told, (Duration::ZERO, None)).await;
         };
-        let next = app.store.write("next_push", |tx| {
-            let (id, told) = (&active.id, &told);
-            async move { push_queue::next(&tx, (holder, id), told, LEASE, BATCH).await }
-        });
-        let next: Result<Option<Next>, Error> = next.await;
+        let next = match batch.take() {
+            Some(batch) => Then::On(batch),
+            None => read(app, &mut told).await,
+        };
         let then = match next {
-            Ok(Some(next)) if next.events.is_empty() => Then::Stop,
-            Ok(Some(next)) => {
-                told.clear();
-                let was_at = std::mem::replace(&mut gateway, gateway_of(&next.pusher));
-                // Its turns are others.
-                if gateway != was_at {
-                    Then::On
-                } else {
-                    tell(app, (holder, &active.id), next, &mut line, &mut told).await
-                }
+            // What comes next is read while it still has its turn: mostly there is nothing.
+            Then::On(batch) if batch.gateway.as_ref().is_none_or(|place| *place == gateway) => {
+                if tell(app, batch, &mut told).await { read(app, &mut told).await } else { Then::Stop }
             }
-            // Another replica has it, or the client has removed it.
-            Ok(None) => Then::Stop,
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
-                tokio::time::sleep(DATABASE_PAUSE).await;
-                Then::On
-            }
+            // Or the turns are those of another gateway.
+            next => next,
         };
-        if let Then::Stop = then {
-            if active.ends() {
-                return;
+        match then {
+            Then::On(next) => {
+                gateway = next.gateway.clone().unwrap_or(gateway);
+                batch = Some(next);
             }
-            told.clear();
+            Then::Again => {}
+            Then::Stop => {
+                if active.ends() {
+                    return;
+                }
+                told.events.clear();
+            }
         }
     }
 }
 
-/// The host and the port that a pusher's gateway is at.
-fn gateway_of(pusher: &str) -> String {
-    let place = |target: Target| target.gateway[Position::BeforeHost..Position::AfterPort].to_owned();
-    Target::read(pusher).map(place).unwrap_or_default()
+/// Waits for a turn at a gateway; `None` if the server stops. What was read is not kept until it would have to be read again.
+async fn turn(app: &App, gateway: &str, batch: &mut Option<Batch>) -> Option<Turn> {
+    let mut turn = pin!(app.pushes.deliveries.turn(gateway));
+    loop {
+        let old_at = batch.as_ref().map(|batch| batch.read_at + FRESH);
+        tokio::select! {
+            turn = &mut turn => return turn,
+            () = tokio::time::sleep_until(old_at.unwrap_or_else(Instant::now)), if old_at.is_some() => *batch = None,
+            () = app.shutdown.draining() => return None,
+        }
+    }
 }
 
-/// Tells a pusher of the events that come next, as long as what was read of it is fresh.
-async fn tell(
-    app: &Arc<App>,
-    (holder, id): (&str, &PusherId),
-    next: Next,
-    line: &mut Line,
-    told: &mut Vec<OwnedEventId>,
-) -> Then {
+/// Notes what a pusher was told, and reads what comes next.
+async fn read(app: &App, told: &mut Told) -> Then {
     let read_at = Instant::now();
-    let Next { pusher, attempts, events } = next;
-    let ids: Vec<OwnedEventId> = events.iter().map(|event| event.event_id.clone()).collect();
-    let stored = StoredPusher { user_id: id.user_id.clone(), pusher: pusher.clone() };
-    let events =
-        events.into_iter().filter_map(|event| Error::pass_over(event.into_room_event()).ok().flatten());
-    let notices = match still_notifying(app, &stored, events.collect()).await {
-        Ok(notices) => notices,
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot read what is to be pushed");
-            tokio::time::sleep(DATABASE_PAUSE).await;
-            return Then::On;
-        }
+    let next = match app.push_progress.submit(told.clone()).await {
+        Ok(next) => next,
+        Err(error) => return unread(&error).await,
     };
-    let (mut notices, mut was_asked) = (notices.into_iter().peekable(), false);
-    for event_id in ids {
-        let Some(notice) = notices.next_if(|notice| notice.event_id == event_id) else {
+    told.events.clear();
+    let Some(next) = next.filter(|next| !next.events.is_empty()) else { return Then::Stop };
+    let events: Vec<OwnedEventId> = next.events.iter().map(|event| event.event_id.clone()).collect();
+    let stored = StoredPusher { user_id: told.id.user_id.clone(), pusher: next.pusher.clone() };
+    let queued =
+        next.events.into_iter().filter_map(|event| Error::pass_over(event.into_room_event()).ok().flatten());
+    match still_notifying(app, &stored, queued.collect()).await {
+        Ok(notices) => {
+            let gateway = notices.first().map(|notice| notice.target.place());
+            Then::On(Batch {
+                pusher: next.pusher,
+                gateway,
+                attempts: next.attempts,
+                events,
+                notices,
+                read_at,
+            })
+        }
+        Err(error) => unread(&error).await,
+    }
+}
+
+async fn unread(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Then {
+    tracing::warn!(error = error as &dyn std::error::Error, "cannot read what is to be pushed");
+    tokio::time::sleep(DATABASE_PAUSE).await;
+    Then::Again
+}
+
+/// Tells a pusher of the events of a batch, as long as what was read is fresh. Returns whether it goes on; otherwise the pusher has been put off.
+async fn tell(app: &App, batch: Batch, told: &mut Told) -> bool {
+    let mut notices = batch.notices.iter().peekable();
+    let mut was_asked = false;
+    for event_id in &batch.events {
+        let Some(notice) = notices.next_if(|notice| notice.event.pdu.event_id == *event_id) else {
             // The event notifies nobody any more.
-            told.push(event_id);
+            told.events.push(event_id.clone());
             continue;
         };
-        if was_asked && (read_at.elapsed() > FRESH || app.shutdown.is_draining()) {
-            return Then::On;
+        if was_asked && (!batch.is_fresh() || app.shutdown.is_draining()) {
+            return true;
         }
         was_asked = true;
-        match gateway::send(&app.pushes.deliveries.outside, line, &notice).await {
+        match app.pushes.deliveries.gateways.send(notice).await {
             Ok(rejected) => {
                 app.metrics.pushes("sent", 1);
                 if rejected.contains(&notice.target.pushkey) {
                     app.metrics.pushes("rejected", 1);
-                    reject(app, id, &pusher).await;
+                    reject(app, &told.id, &batch.pusher).await;
                     // If the client has set another one meanwhile, that is told of this event.
-                    return Then::On;
+                    return true;
                 }
-                told.push(event_id);
+                told.events.push(event_id.clone());
             }
             Err(error) => {
                 tracing::warn!(
@@ -235,20 +302,20 @@ async fn tell(
                     "cannot tell a push gateway"
                 );
                 app.metrics.pushes("put_off", 1);
-                if attempts >= MAX_ATTEMPTS {
-                    give_up(app, id).await;
+                if batch.attempts >= MAX_ATTEMPTS {
+                    give_up(app, &told.id).await;
                 }
-                put_off(app, (holder, id), told, (pause(attempts), Some(&pusher))).await;
-                return Then::Stop;
+                put_off(app, told, (pause(batch.attempts), Some(&batch.pusher))).await;
+                return false;
             }
         }
     }
-    Then::On
+    true
 }
 
 /// What a pusher is still to be told of events: not of those that the user has read by now, and what the push rules and the rooms say now.
 async fn still_notifying(
-    app: &Arc<App>,
+    app: &App,
     pusher: &StoredPusher,
     mut events: Vec<RoomEvent>,
 ) -> Result<Vec<Notice>, Error> {
@@ -284,15 +351,11 @@ fn age(now: MilliSecondsSinceUnixEpoch, sent: MilliSecondsSinceUnixEpoch) -> u64
 }
 
 /// Lets go of a pusher for some time. If the database cannot be reached, it is let go when the lease has run out.
-async fn put_off(
-    app: &App,
-    (holder, id): (&str, &PusherId),
-    told: &[OwnedEventId],
-    when: (Duration, Option<&str>),
-) {
+async fn put_off(app: &App, told: &Told, when: (Duration, Option<&str>)) {
+    let holder = app.pushes.holder();
     let put_off = app
         .store
-        .write("put_off_push", |tx| async move { push_queue::put_off(&tx, (holder, id), told, when).await });
+        .write("put_off_push", |tx| async move { push_queue::put_off(&tx, holder, told, when).await });
     warn(put_off.await);
 }
 

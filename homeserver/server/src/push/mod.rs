@@ -10,6 +10,7 @@
 mod deliveries;
 mod gateway;
 mod notices;
+mod progress;
 
 use std::{
     sync::{
@@ -29,10 +30,12 @@ use keystead_store::{
 use openssl::error::ErrorStack;
 use tokio::{sync::Notify, time::Instant};
 
+pub use self::progress::Progress;
 use self::{deliveries::Deliveries, notices::Notice};
 use crate::{
     app::App,
     config::push::PushSettings,
+    entropy::Entropy,
     outside::{Guard, Outside},
     streams::Item,
 };
@@ -58,6 +61,8 @@ const NAME_LENGTH: usize = 16;
 
 /// What tells push gateways of events.
 pub struct Pushes {
+    /// What this replica is called as the holder of shards and pushers.
+    holder: Arc<str>,
     deliveries: Deliveries,
     include_content: bool,
     is_enabled: bool,
@@ -74,9 +79,10 @@ impl Pushes {
     ///
     /// # Errors
     /// When OpenSSL cannot be used.
-    pub fn new(settings: &PushSettings) -> Result<Self, ErrorStack> {
+    pub fn new(settings: &PushSettings, entropy: &dyn Entropy) -> Result<Self, ErrorStack> {
         let guard = Guard::new(settings.allowed_networks.clone(), settings.denied_networks.clone());
         Ok(Self {
+            holder: entropy.readable(NAME_LENGTH).into(),
             deliveries: Deliveries::new(Outside::new(guard)?),
             include_content: settings.include_content,
             is_enabled: settings.enabled,
@@ -84,6 +90,11 @@ impl Pushes {
             news: Notify::default(),
             is_new: AtomicBool::default(),
         })
+    }
+
+    /// What this replica is called as the holder of shards and pushers.
+    pub fn holder(&self) -> &Arc<str> {
+        &self.holder
     }
 
     /// Takes in a row of the stream.
@@ -107,14 +118,13 @@ pub async fn run(app: Arc<App>) {
     if !app.pushes.is_enabled {
         return;
     }
-    let holder: &Arc<str> = &app.entropy.readable(NAME_LENGTH).into();
     let mut held: Vec<Cursor> = Vec::new();
     let mut renewed: Option<Instant> = None;
     while !app.shutdown.is_draining() {
         let is_due = renewed.is_none_or(|renewed| renewed.elapsed() >= RENEW);
         if app.pushes.is_new.swap(false, Ordering::Relaxed) || is_due {
             renewed = Some(Instant::now());
-            held = match look_after(&app, holder, &held).await {
+            held = match look_after(&app, &held).await {
                 Ok(held) => held,
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot look after pushes");
@@ -124,7 +134,7 @@ pub async fn run(app: Arc<App>) {
             app.pushes.holds.store(!held.is_empty(), Ordering::Relaxed);
         }
         for cursor in &mut held {
-            match go_through(&app, holder, cursor).await {
+            match go_through(&app, cursor).await {
                 Ok(true) => {}
                 // Another replica holds it now.
                 Ok(false) => renewed = None,
@@ -151,7 +161,7 @@ pub async fn run(app: Arc<App>) {
             }
         }
     }
-    let (last, holder) = (&held, &**holder);
+    let (last, holder) = (&held, &*app.pushes.holder);
     let released = app.store.write("release_push_cursors", |tx| async move {
         for cursor in last {
             push_cursors::save(&tx, holder, *cursor).await?;
@@ -165,12 +175,13 @@ pub async fn run(app: Arc<App>) {
 }
 
 /// Says how far the shards have come and takes this replica's share of them, none while there is no pusher; and the pushers that are to be told again.
-async fn look_after(app: &Arc<App>, holder: &Arc<str>, held: &[Cursor]) -> Result<Vec<Cursor>, Error> {
+async fn look_after(app: &Arc<App>, held: &[Cursor]) -> Result<Vec<Cursor>, Error> {
     let exist = app.store.read_one("pushers_exist", |tx| async move { pushers::exist(&tx).await }).await?;
     if !exist && held.is_empty() {
         return Ok(Vec::new());
     }
-    let name = &**holder;
+    app.pushes.deliveries.tidy();
+    let (name, began) = (&*app.pushes.holder, Instant::now());
     let (held, due) = app
         .store
         .write("hold_push_cursors", |tx| async move {
@@ -183,12 +194,12 @@ async fn look_after(app: &Arc<App>, holder: &Arc<str>, held: &[Cursor]) -> Resul
             Ok::<_, Error>((held, push_queue::take_due(&tx, name, LEASE, RETRIES).await?))
         })
         .await?;
-    app.pushes.deliveries.start(app, holder, due);
+    app.pushes.deliveries.start(app, due, Vec::new(), began);
     Ok(held)
 }
 
 /// Goes through what stands after the cursor, as far as this replica has read the shard. Returns whether it still holds the shard.
-async fn go_through(app: &Arc<App>, holder: &Arc<str>, cursor: &mut Cursor) -> Result<bool, Error> {
+async fn go_through(app: &Arc<App>, cursor: &mut Cursor) -> Result<bool, Error> {
     let shard = cursor.shard;
     while cursor.position < app.tail.position(shard) && !app.shutdown.is_draining() {
         let bounds = Bounds { after: cursor.position, upto: app.tail.position(shard) };
@@ -196,11 +207,12 @@ async fn go_through(app: &Arc<App>, holder: &Arc<str>, cursor: &mut Cursor) -> R
             rooms::events_of_shard(&tx, shard, bounds, EVENTS).await
         });
         let (events, reach) = read.await?;
-        let notices: Vec<_> = notices::of(app, &events).await?.iter().map(Notice::queued).collect();
+        let read_at = Instant::now();
+        let notices = notices::of(app, &events).await?;
         let next = Cursor { shard, position: reach };
         if !notices.is_empty() {
-            let Some(taken) = queue(app, holder, next, &notices).await? else { return Ok(false) };
-            app.pushes.deliveries.start(app, holder, taken);
+            let Some(taken) = queue(app, next, &notices).await? else { return Ok(false) };
+            app.pushes.deliveries.start(app, taken, notices, read_at);
         }
         *cursor = next;
     }
@@ -209,17 +221,14 @@ async fn go_through(app: &Arc<App>, holder: &Arc<str>, cursor: &mut Cursor) -> R
 
 /// Notes what is to be told, and that the shard has come so far. Returns the pushers that this replica is to tell; `None` if it does not hold the shard any
 /// more: then nothing is noted.
-async fn queue(
-    app: &App,
-    holder: &str,
-    next: Cursor,
-    notices: &[push_queue::Notice],
-) -> Result<Option<Vec<Taken>>, Error> {
+async fn queue(app: &App, next: Cursor, notices: &[Notice]) -> Result<Option<Vec<Taken>>, Error> {
+    let (holder, queued): (_, Vec<_>) = (&*app.pushes.holder, notices.iter().map(Notice::queued).collect());
+    let queued = &queued;
     let noted = app.store.write("note_pushes", |tx| async move {
         if !push_cursors::save(&tx, holder, next).await? {
             return Ok(None);
         }
-        push_queue::add(&tx, holder, notices, LEASE).await.map(Some)
+        push_queue::add(&tx, holder, queued, LEASE).await.map(Some)
     });
     noted.await
 }

@@ -13,7 +13,7 @@ use keystead_store::{
     rooms,
 };
 use ruma::{
-    OwnedEventId, OwnedRoomAliasId, OwnedUserId, RoomId, UserId,
+    OwnedRoomAliasId, OwnedUserId, RoomId, UserId,
     api::{
         client::push::{Pusher, PusherKind},
         push_gateway::send_event_notification::v1::{Notification, NotificationPriority, PusherData},
@@ -22,7 +22,7 @@ use ruma::{
     push::{Action, PushFormat, Tweak},
 };
 use serde::de::DeserializeOwned;
-use url::Url;
+use url::{Position, Url};
 
 use crate::{app::App, sync::push_context};
 
@@ -31,11 +31,12 @@ use crate::{app::App, sync::push_context};
 pub(super) struct Notice {
     pub(super) user_id: OwnedUserId,
     pub(super) target: Arc<Target>,
-    pub(super) event_id: OwnedEventId,
-    position: i64,
+    pub(super) event: RoomEvent,
     pub(super) tweaks: Vec<Tweak>,
-    /// Without its device, which is the target's.
+    /// Without its device, which is the target's, and without the event's content.
     pub(super) notification: Notification,
+    /// Whether the event's content is told, too.
+    pub(super) tells_content: bool,
 }
 
 /// A pusher.
@@ -45,30 +46,43 @@ pub(super) struct Target {
     pub(super) pushkey: String,
     pub(super) gateway: Url,
     pub(super) data: PusherData,
+    /// The JSON that the client set.
+    pub(super) stored: String,
 }
 
 impl Notice {
     /// What is kept of it in the queue of its pusher.
     pub(super) fn queued(&self) -> push_queue::Notice {
-        let Target { app_id, pushkey, .. } = &*self.target;
         push_queue::Notice {
-            id: PusherId { user_id: self.user_id.clone(), app_id: app_id.clone(), pushkey: pushkey.clone() },
-            event_id: self.event_id.clone(),
-            position: self.position,
+            id: self.pusher(),
+            event_id: self.event.pdu.event_id.clone(),
+            position: self.event.position,
         }
+    }
+
+    /// Whom it is for.
+    pub(super) fn pusher(&self) -> PusherId {
+        let Target { app_id, pushkey, .. } = &*self.target;
+        PusherId { user_id: self.user_id.clone(), app_id: app_id.clone(), pushkey: pushkey.clone() }
     }
 }
 
 impl Target {
+    /// The host and the port of its gateway.
+    pub(super) fn place(&self) -> String {
+        self.gateway[Position::BeforeHost..Position::AfterPort].to_owned()
+    }
+
     /// A pusher out of the JSON that its client set; `None` for what is no pusher of a gateway.
-    pub(super) fn read(pusher: &str) -> Option<Self> {
-        let pusher: Pusher = serde_json::from_str(pusher).ok()?;
+    pub(super) fn read(stored: &str) -> Option<Self> {
+        let pusher: Pusher = serde_json::from_str(stored).ok()?;
         let PusherKind::Http(data) = pusher.kind else { return None };
         Some(Self {
             app_id: pusher.ids.app_id,
             pushkey: pusher.ids.pushkey,
             gateway: data.url.parse().ok()?,
             data: data.into(),
+            stored: stored.to_owned(),
         })
     }
 }
@@ -77,7 +91,7 @@ impl Target {
 ///
 /// # Errors
 /// The database's own.
-pub(super) async fn of(app: &Arc<App>, events: &[RoomEvent]) -> Result<Vec<Notice>, Error> {
+pub(super) async fn of(app: &App, events: &[RoomEvent]) -> Result<Vec<Notice>, Error> {
     let room_ids: BTreeSet<&RoomId> = events.iter().map(|event| &*event.pdu.room_id).collect();
     let room_ids = &Vec::from_iter(room_ids);
     let of_members = |tx| async move { pushers::of_members(&tx, room_ids).await };
@@ -91,13 +105,13 @@ pub(super) async fn of(app: &Arc<App>, events: &[RoomEvent]) -> Result<Vec<Notic
     for (room_id, pushers) in pushers {
         notices.extend(in_room(app, &room_id, pushers, events).await?);
     }
-    notices.sort_by_key(|notice| notice.position);
+    notices.sort_by_key(|notice| notice.event.position);
     Ok(notices)
 }
 
 /// [`of`] for those pushers, which are in the order of their users, and those of the events that are of the room.
 pub(super) async fn in_room(
-    app: &Arc<App>,
+    app: &App,
     room_id: &RoomId,
     pushers: Vec<StoredPusher>,
     events: &[RoomEvent],
@@ -182,7 +196,8 @@ fn notice(
     notification.event_id = Some(pdu.event_id.clone());
     notification.room_id = Some(pdu.room_id.clone());
     notification.prio = if is_urgent { NotificationPriority::High } else { NotificationPriority::Low };
-    if app.pushes.include_content && target.data.format != Some(PushFormat::EventIdOnly) {
+    let tells_content = app.pushes.include_content && target.data.format != Some(PushFormat::EventIdOnly);
+    if tells_content {
         notification.event_type = Some(pdu.event_type.clone());
         notification.sender = Some(pdu.sender.clone());
         notification.sender_display_name = field(room, ("m.room.member", pdu.sender.as_str()), "displayname");
@@ -190,15 +205,14 @@ fn notice(
         notification.room_alias = field::<OwnedRoomAliasId>(room, ("m.room.canonical_alias", ""), "alias");
         notification.user_is_target = pdu.event_type == TimelineEventType::RoomMember
             && pdu.state_key.as_deref() == Some(user_id.as_str());
-        notification.content = Some(pdu.content.clone());
     }
     Notice {
         user_id: user_id.to_owned(),
         target: Arc::clone(target),
-        event_id: pdu.event_id.clone(),
-        position: event.position,
+        event: event.clone(),
         tweaks: actions.iter().filter_map(tweak).collect(),
         notification,
+        tells_content,
     }
 }
 

@@ -93,6 +93,8 @@ pub enum Queue {
     KeyUploads,
     /// Beginnings of sessions.
     NewSessions,
+    /// What pushers were told.
+    Pushes,
     /// Messages to devices.
     ToDevice,
 }
@@ -660,6 +662,7 @@ impl Queue {
             Self::KeyClaims => "key_claims",
             Self::KeyUploads => "key_uploads",
             Self::NewSessions => "new_sessions",
+            Self::Pushes => "pushes",
             Self::ToDevice => "to_device",
         }
     }
