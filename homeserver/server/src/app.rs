@@ -269,6 +269,7 @@ impl App {
             (Queue::KeyClaims, self.key_claims.waiting()),
             (Queue::KeyUploads, self.key_uploads.waiting()),
             (Queue::NewSessions, self.new_sessions.waiting()),
+            (Queue::Pushes, self.push_progress.waiting()),
             (Queue::ToDevice, self.to_device.waiting()),
         ] {
             self.metrics.queued(queue, waiting);
