@@ -24,9 +24,9 @@ pub async fn of_users(
 ) -> Result<HashMap<OwnedUserId, String>, Error> {
     let mut contents = HashMap::with_capacity(user_ids.len());
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(3, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(3, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, content FROM account_data WHERE room_id = $1 AND data_type = $2 AND user_id IN ({users})"
+            "SELECT user_id, content FROM account_data WHERE room_id = $1 AND data_type = $2 AND user_id {users}"
         );
         let of_accounts = [room_key(None).into(), data_type.into()];
         for row in tx.query(&sql, of_accounts.into_iter().chain(values)).await? {

@@ -45,9 +45,9 @@ pub struct SignedKey {
 pub async fn keys_of(tx: &ReadTx, user_ids: &[&UserId]) -> Result<Vec<CrossSigningKey>, Error> {
     let mut keys = Vec::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, key_usage, public_key, json FROM cross_signing_keys WHERE user_id IN ({users})"
+            "SELECT user_id, key_usage, public_key, json FROM cross_signing_keys WHERE user_id {users}"
         );
         for row in tx.query(&sql, values).await? {
             let usage: String = row.try_get("", "key_usage")?;
@@ -151,10 +151,10 @@ async fn read_signatures(
 ) -> Result<Signatures, Error> {
     let mut signatures = Signatures::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, mut values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, mut values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let mut sql = format!(
             "SELECT user_id, key_id, signer_id, signer_key_id, signature FROM key_signatures \
-             WHERE user_id IN ({users})"
+             WHERE user_id {users}"
         );
         if let Some(viewer) = viewer {
             values.push(viewer.as_str().into());

@@ -61,9 +61,9 @@ pub async fn ids_of_users(
 ) -> Result<BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>, Error> {
     let mut devices: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>> = BTreeMap::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, device_id FROM devices WHERE user_id IN ({users}) ORDER BY user_id, device_id"
+            "SELECT user_id, device_id FROM devices WHERE user_id {users} ORDER BY user_id, device_id"
         );
         for row in tx.query(&sql, values).await? {
             let device_id: String = row.try_get("", "device_id")?;

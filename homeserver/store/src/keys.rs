@@ -87,11 +87,11 @@ pub async fn query(
     let mut found = Vec::new();
     let users: Vec<&OwnedUserId> = wanted.keys().collect();
     for chunk in users.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
             "SELECT k.user_id, k.device_id, k.json, d.display_name FROM device_keys k \
              LEFT JOIN devices d ON d.user_id = k.user_id AND d.device_id = k.device_id \
-             WHERE k.user_id IN ({users})"
+             WHERE k.user_id {users}"
         );
         for row in tx.query(&sql, values).await? {
             let device_id: String = row.try_get("", "device_id")?;

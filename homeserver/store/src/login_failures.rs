@@ -23,10 +23,10 @@ pub struct Failures {
 /// # Errors
 /// The database's own.
 pub async fn find(tx: &ReadTx, subjects: &[&str]) -> Result<BTreeMap<String, Failures>, Error> {
-    let (wanted, values) = tx.list(1, subjects.iter().copied());
+    let (wanted, values) = tx.any_of(1, subjects.iter().copied());
     let sql = format!(
         "SELECT subject, failures, last_failure_ts, blocked_until_ts FROM login_failures \
-         WHERE subject IN ({wanted})"
+         WHERE subject {wanted}"
     );
     let read = |row: &QueryResult| {
         let count: i64 = row.try_get("", "failures")?;

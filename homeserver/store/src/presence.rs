@@ -144,9 +144,9 @@ pub async fn visible(
     let wanted: Vec<&UserId> = wanted.iter().map(|user_id| &**user_id).collect();
     let mut visible = Vec::new();
     for chunk in wanted.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(2, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(2, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT {COLUMNS} FROM presence p WHERE p.user_id IN ({users}) AND (p.user_id = $1 OR EXISTS ( \
+            "SELECT {COLUMNS} FROM presence p WHERE p.user_id {users} AND (p.user_id = $1 OR EXISTS ( \
                  SELECT 1 FROM memberships mine JOIN memberships theirs ON theirs.room_id = mine.room_id \
                  WHERE mine.user_id = $1 AND mine.membership = 'join' \
                  AND theirs.user_id = p.user_id AND theirs.membership = 'join'))"

@@ -48,10 +48,10 @@ pub async fn shown_in_rooms(
 ) -> Result<HashMap<OwnedUserId, Vec<(String, String)>>, Error> {
     let mut shown: HashMap<OwnedUserId, Vec<_>> = HashMap::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
             "SELECT user_id, name, value FROM profile_fields \
-             WHERE user_id IN ({users}) AND name IN ('{DISPLAY_NAME}', '{AVATAR_URL}')"
+             WHERE user_id {users} AND name IN ('{DISPLAY_NAME}', '{AVATAR_URL}')"
         );
         for row in tx.query(&sql, values).await? {
             let user_id = streams::user_id(&row, "profile_fields", "user_id")?;

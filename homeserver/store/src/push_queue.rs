@@ -246,7 +246,16 @@ async fn remove(tx: &WriteTx, told: &[&Told]) -> Result<(), Error> {
     let rows: Vec<Vec<Value>> = rows.collect();
     for chunk in rows.chunks(tx.rows_a_statement(4)) {
         let (given, values) = tx.rows(1, chunk.to_vec());
-        let sql = format!("DELETE FROM push_queue WHERE (user_id, app_id, pushkey, event_id) IN ({given})");
+        let sql = match tx.backend() {
+            // One by one: PostgreSQL mostly finds the table empty when it looks, and would plan to read all of it.
+            DbBackend::Postgres => format!(
+                "WITH given (user_id, app_id, pushkey, event_id) AS ({given}) \
+                 DELETE FROM push_queue WHERE ctid = ANY (ARRAY(SELECT q.ctid FROM given g CROSS JOIN LATERAL \
+                 (SELECT q.ctid FROM push_queue q WHERE q.user_id = g.user_id AND q.app_id = g.app_id \
+                 AND q.pushkey = g.pushkey AND q.event_id = g.event_id LIMIT 1) q))"
+            ),
+            _ => format!("DELETE FROM push_queue WHERE (user_id, app_id, pushkey, event_id) IN ({given})"),
+        };
         tx.execute(&sql, values).await?;
     }
     Ok(())

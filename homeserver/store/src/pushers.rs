@@ -44,10 +44,10 @@ pub async fn of_members(
 ) -> Result<BTreeMap<OwnedRoomId, Vec<StoredPusher>>, Error> {
     let mut pushers: BTreeMap<OwnedRoomId, Vec<StoredPusher>> = BTreeMap::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let (rooms, values) = tx.any_of(1, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
             "SELECT m.room_id, p.user_id, p.pusher FROM memberships m JOIN pushers p ON p.user_id = m.user_id \
-             WHERE m.room_id IN ({rooms}) AND m.membership IN ('join', 'invite') ORDER BY m.room_id, p.user_id"
+             WHERE m.room_id {rooms} AND m.membership IN ('join', 'invite') ORDER BY m.room_id, p.user_id"
         );
         for row in tx.query(&sql, values).await? {
             let user_id = streams::user_id(&row, "pushers", "user_id")?;

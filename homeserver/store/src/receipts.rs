@@ -74,9 +74,9 @@ pub async fn in_rooms(
 ) -> Result<Vec<Receipt>, Error> {
     let mut receipts = Vec::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (rooms, values) = tx.list(4, chunk.iter().map(|room_id| room_id.as_str()));
+        let (rooms, values) = tx.any_of(4, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id IN ({rooms}) \
+            "SELECT room_id, user_id, receipt_type, thread_id, event_id, ts FROM receipts WHERE room_id {rooms} \
              AND ((receipt_type <> '{PRIVATE}' AND position > $1 AND position <= $2) \
              OR (receipt_type = '{PRIVATE}' AND user_id = $3))"
         );
@@ -142,11 +142,11 @@ pub async fn read_positions(
 ) -> Result<HashMap<OwnedRoomId, ReadUpTo>, Error> {
     let mut positions: HashMap<OwnedRoomId, ReadUpTo> = HashMap::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (rooms, values) = tx.list(2, chunk.iter().map(|room_id| room_id.as_str()));
+        let (rooms, values) = tx.any_of(2, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
             "SELECT r.room_id, r.thread_id, MAX(e.position) AS position \
              FROM receipts r JOIN events e ON e.event_id = r.event_id \
-             WHERE r.room_id IN ({rooms}) AND r.user_id = $1 GROUP BY r.room_id, r.thread_id"
+             WHERE r.room_id {rooms} AND r.user_id = $1 GROUP BY r.room_id, r.thread_id"
         );
         let reader = std::iter::once(Value::from(reader.as_str()));
         for row in tx.query(&sql, reader.chain(values)).await? {

@@ -159,9 +159,9 @@ async fn note_all_devices(tx: &WriteTx) -> Result<u64, Error> {
         let mut places: BTreeSet<(Shard, OwnedUserId)> = users.iter().map(own).collect();
         streams::append_user_changes(tx, places.clone(), UserChange::OneTimeKeys).await?;
         for chunk in users.chunks(tx.rows_a_statement(1)) {
-            let (wanted, values) = tx.list(1, chunk.iter().map(|user_id| UserId::as_str(user_id)));
+            let (wanted, values) = tx.any_of(1, chunk.iter().map(|user_id| UserId::as_str(user_id)));
             let sql = format!(
-                "SELECT user_id, room_id FROM memberships WHERE user_id IN ({wanted}) AND membership IN ('join', 'invite')"
+                "SELECT user_id, room_id FROM memberships WHERE user_id {wanted} AND membership IN ('join', 'invite')"
             );
             for row in tx.query(&sql, values).await? {
                 let shard = tx.shards().of_room(&streams::room_id(&row, "memberships")?);

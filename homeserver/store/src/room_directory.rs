@@ -118,12 +118,12 @@ async fn describe(tx: &ReadTx, rooms: &[ListedRoom]) -> Result<BTreeMap<OwnedRoo
     if rooms.is_empty() {
         return Ok(states);
     }
-    let (wanted, values) = tx.list(1, rooms.iter().map(|room| room.room_id.as_str()));
+    let (wanted, values) = tx.any_of(1, rooms.iter().map(|room| room.room_id.as_str()));
     let sql = format!(
         "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id FROM room_state s \
          JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
          WHERE s.replaced_at IS NULL AND s.state_key = '' AND s.event_type IN ({DESCRIBING}) \
-         AND s.room_id IN ({wanted})"
+         AND s.room_id {wanted}"
     );
     for row in tx.query(&sql, values).await? {
         let event = StoredEvent::from_row(&row)?.into_room_event()?;

@@ -25,11 +25,11 @@ pub struct RoomFacts {
 pub async fn read(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<HashMap<OwnedRoomId, RoomFacts>, Error> {
     let mut rooms: HashMap<OwnedRoomId, RoomFacts> = HashMap::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
             "SELECT e.position, e.room_id, e.event_id, e.json, e.redacted_by, e.device_id, e.transaction_id \
              FROM room_state s JOIN events e ON e.room_id = s.room_id AND e.position = s.position \
-             WHERE s.replaced_at IS NULL AND s.room_id IN ({wanted}) \
+             WHERE s.replaced_at IS NULL AND s.room_id {wanted} \
              AND ((s.state_key = '' AND s.event_type IN ({DESCRIBING})) OR s.event_type = 'm.space.child')"
         );
         for row in tx.query(&sql, values).await? {
@@ -38,10 +38,10 @@ pub async fn read(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<HashMap<OwnedRoom
             let is_child = event.pdu.event_type.to_string() == "m.space.child";
             if is_child { room.children.push(event) } else { room.state.push(event) }
         }
-        let (wanted, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
             "SELECT room_id, COUNT(*) AS joined FROM memberships \
-             WHERE membership = 'join' AND room_id IN ({wanted}) GROUP BY room_id"
+             WHERE membership = 'join' AND room_id {wanted} GROUP BY room_id"
         );
         for row in tx.query(&sql, values).await? {
             if let Some(room) = rooms.get_mut(&streams::room_id(&row, "memberships")?) {

@@ -25,6 +25,20 @@ impl ReadTx {
         rows(self.backend(), first, given)
     }
 
+    /// What follows an expression that is to be one of a list, and its parameters, of which the first is number `first`. A plan for it looks each value up by an
+    /// index, whatever PostgreSQL has last seen of the table; with [`ReadTx::list`] a table that was small then would be read whole.
+    pub(crate) fn any_of<V: Into<Value>>(
+        &self,
+        first: usize,
+        list: impl IntoIterator<Item = V>,
+    ) -> (String, Vec<Value>) {
+        let (rows, values) = self.list(first, list);
+        match self.backend() {
+            DbBackend::Postgres => (format!("= ANY (${first})"), values),
+            _ => (format!("IN ({rows})"), values),
+        }
+    }
+
     /// [`ReadTx::rows`] of one column.
     pub(crate) fn list<V: Into<Value>>(
         &self,

@@ -61,12 +61,12 @@ pub struct NewSession {
 pub async fn find(tx: &ReadTx, hashes: &[String]) -> Result<HashMap<String, StoredSession>, Error> {
     let mut found = HashMap::with_capacity(hashes.len());
     for chunk in hashes.chunks(tx.rows_a_statement(1)) {
-        let (hashes, values) = tx.list(1, chunk.iter().map(String::as_str));
+        let (hashes, values) = tx.any_of(1, chunk.iter().map(String::as_str));
         let sql = format!(
             "SELECT t.token_hash, t.user_id, t.device_id, t.expires_ts, t.replaces, u.is_admin, d.last_seen_ts \
              FROM access_tokens t JOIN users u ON u.user_id = t.user_id \
              JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id \
-             WHERE t.token_hash IN ({hashes}) AND NOT u.deactivated"
+             WHERE t.token_hash {hashes} AND NOT u.deactivated"
         );
         for row in tx.query(&sql, values).await? {
             found.insert(row.try_get("", "token_hash")?, stored(&row)?);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keystead_core::{pdu::ClientSend, shard::Shard};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UInt, UserId};
-use sea_orm::QueryResult;
+use sea_orm::{DbBackend, QueryResult};
 
 use crate::{
     Error, ReadTx, WriteTx,
@@ -149,13 +149,22 @@ pub async fn read_shards(
         return Ok(shards);
     }
     let wanted = after.iter().map(|(shard, after)| vec![(*shard).into(), (*after).into()]).collect();
-    let (wanted, values) = tx.rows(1, wanted);
+    let (wanted, mut values) = tx.rows(1, wanted);
     let sources = SOURCES.map(|(source, columns)| {
-        format!(
-            "SELECT w.shard, s.position, '{source}' AS source, {columns} FROM wanted w \
-             JOIN {source} s ON s.shard = w.shard AND s.position > w.after"
-        )
+        let matches = "s.shard = w.shard AND s.position > w.after";
+        let rows = match tx.backend() {
+            // Shard by shard, from its position on. A table that was small when PostgreSQL last looked at it would else be read from its beginning, or all of
+            // a shard for the newest rows of it; an order that may be cut short anywhere has the index of positions only.
+            DbBackend::Postgres => format!(
+                "CROSS JOIN LATERAL (SELECT * FROM {source} s WHERE {matches} ORDER BY s.position LIMIT $3) s"
+            ),
+            _ => format!("JOIN {source} s ON {matches}"),
+        };
+        format!("SELECT w.shard, s.position, '{source}' AS source, {columns} FROM wanted w {rows}")
     });
+    if tx.backend() == DbBackend::Postgres {
+        values.push(i64::MAX.into());
+    }
     let sql = format!("WITH wanted (shard, after) AS ({wanted}) {}", sources.join(" UNION ALL "));
     for row in tx.query(&sql, values).await? {
         let (shard, position) = (row.try_get("", "shard")?, row.try_get("", "position")?);

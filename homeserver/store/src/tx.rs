@@ -219,11 +219,11 @@ impl WriteTx {
         if shards.is_empty() {
             return Ok(());
         }
-        let (wanted, values) = self.list(1, shards);
+        let (wanted, values) = self.any_of(1, shards);
         // On SQLite the transaction has begun as the only writer.
         let lock = if self.backend() == DbBackend::Postgres { " FOR UPDATE OF s" } else { "" };
         let sql = format!(
-            "SELECT s.shard, s.position FROM stream_shards s WHERE s.shard IN ({wanted}) ORDER BY s.shard{lock}"
+            "SELECT s.shard, s.position FROM stream_shards s WHERE s.shard {wanted} ORDER BY s.shard{lock}"
         );
         let rows = self.query(&sql, values).await?;
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);

@@ -92,8 +92,8 @@ pub async fn erase(tx: &WriteTx, user_id: &UserId) -> Result<(), Error> {
 pub async fn erased(tx: &ReadTx, user_ids: &[&UserId]) -> Result<HashSet<OwnedUserId>, Error> {
     let mut erased = HashSet::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
-        let sql = format!("SELECT user_id FROM users WHERE user_id IN ({users}) AND erased = TRUE");
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let sql = format!("SELECT user_id FROM users WHERE user_id {users} AND erased = TRUE");
         for row in tx.query(&sql, values).await? {
             erased.insert(streams::user_id(&row, "users", "user_id")?);
         }

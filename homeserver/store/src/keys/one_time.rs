@@ -259,7 +259,7 @@ pub async fn claim(tx: &WriteTx, wanted: &BTreeSet<&Wanted>) -> Result<BTreeMap<
     let wanted: Vec<&Wanted> = wanted.iter().copied().collect();
     let mut claimed = BTreeMap::new();
     for chunk in wanted.chunks(tx.rows_a_statement(3)) {
-        for row in run(tx, CLAIM_ONE_TIME_KEYS, chunk).await? {
+        for row in run(tx, claim_one_time_keys(tx.backend()), chunk).await? {
             claimed.extend([read_claimed(&row)?]);
         }
         let unserved: Vec<&Wanted> =
@@ -285,12 +285,31 @@ fn read_claimed(row: &sea_orm::QueryResult) -> Result<(Wanted, Claimed), Error> 
     Ok((Wanted { user_id, device_id, algorithm: row.try_get("", "algorithm")? }, key))
 }
 
-const CLAIM_ONE_TIME_KEYS: &str = "DELETE FROM one_time_keys WHERE (user_id, device_id, key_id) IN ( \
-    SELECT w.user_id, w.device_id, ( \
-        SELECT o.key_id FROM one_time_keys o \
-        WHERE o.user_id = w.user_id AND o.device_id = w.device_id AND o.algorithm = w.algorithm \
-        ORDER BY o.uploaded_at, o.key_id LIMIT 1) \
-    FROM wanted w) RETURNING user_id, device_id, algorithm, key_id, json";
+/// What [`claim`] asks first.
+fn claim_one_time_keys(backend: DbBackend) -> &'static str {
+    match backend {
+        // First which key it is, then that key by all that its index has. A plan for both at once may go through all keys of a device, depending on
+        // what PostgreSQL has last seen of the table.
+        DbBackend::Postgres => {
+            ", oldest AS MATERIALIZED ( \
+             SELECT w.user_id, w.device_id, w.algorithm, o.uploaded_at, o.key_id FROM wanted w CROSS JOIN LATERAL ( \
+             SELECT o.uploaded_at, o.key_id FROM one_time_keys o \
+             WHERE o.user_id = w.user_id AND o.device_id = w.device_id AND o.algorithm = w.algorithm \
+             ORDER BY o.uploaded_at, o.key_id LIMIT 1) o) \
+             DELETE FROM one_time_keys k USING oldest o WHERE k.user_id = o.user_id AND k.device_id = o.device_id \
+             AND k.algorithm = o.algorithm AND k.uploaded_at = o.uploaded_at AND k.key_id = o.key_id \
+             RETURNING k.user_id, k.device_id, k.algorithm, k.key_id, k.json"
+        }
+        _ => {
+            "DELETE FROM one_time_keys WHERE (user_id, device_id, key_id) IN ( \
+             SELECT w.user_id, w.device_id, ( \
+             SELECT o.key_id FROM one_time_keys o \
+             WHERE o.user_id = w.user_id AND o.device_id = w.device_id AND o.algorithm = w.algorithm \
+             ORDER BY o.uploaded_at, o.key_id LIMIT 1) \
+             FROM wanted w) RETURNING user_id, device_id, algorithm, key_id, json"
+        }
+    }
+}
 
 const CLAIM_FALLBACK_KEYS: &str = "UPDATE fallback_keys SET used = TRUE \
     WHERE (user_id, device_id, algorithm) IN (SELECT user_id, device_id, algorithm FROM wanted) \

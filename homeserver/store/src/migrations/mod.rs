@@ -44,6 +44,7 @@ fn steps() -> Vec<Step> {
         step("m0019_push_cursors", include_str!("m0019_push_cursors.sql")),
         step("m0020_erased_users", include_str!("m0020_erased_users.sql")),
         step("m0021_push_queue", include_str!("m0021_push_queue.sql")),
+        postgres_step("m0022_append_messages_by_index", include_str!("m0022_append_messages_by_index.sql")),
     ]
 }
 
@@ -184,7 +185,8 @@ mod tests {
 
     #[test]
     fn what_all_steps_make_is_known_by_name() {
-        assert_eq!(made("FUNCTION"), BTreeSet::from(["append_messages".to_owned()]));
+        let functions = ["append_messages", "append_messages_by_index"];
+        assert_eq!(made("FUNCTION"), functions.map(str::to_owned).into());
         let indexes = made("INDEX");
         for name in ["events_event_id", "jobs_run_at", "media_reserved", "url_previews_by_age"] {
             assert!(indexes.contains(name), "{name}: {indexes:?}");

@@ -142,7 +142,10 @@ pub async fn append_messages(
     values.extend(rows::columns(MESSAGE, messages.collect()));
     values.push(i64::from(now.0).into());
     let places: Vec<String> = (1..=values.len()).map(|number| format!("${number}")).collect();
-    let sql = format!("SELECT shard, before, room_id, appended FROM append_messages({})", places.join(", "));
+    let sql = format!(
+        "SELECT shard, before, room_id, appended FROM append_messages_by_index({})",
+        places.join(", ")
+    );
     let rows = match store.append_alone("append_messages", (&sql, &values)).await {
         // The connection was gone before the statement, as all are after a restart of the database; and if it was not, the
         // transaction ids tell.

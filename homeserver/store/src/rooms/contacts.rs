@@ -111,10 +111,9 @@ async fn was_joined(tx: &ReadTx, room_id: &RoomId, user_id: &UserId, position: i
 pub(crate) async fn members_of(tx: &ReadTx, room_ids: &[OwnedRoomId]) -> Result<Vec<OwnedUserId>, Error> {
     let mut members = Vec::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (rooms, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
-        let sql = format!(
-            "SELECT DISTINCT user_id FROM memberships WHERE room_id IN ({rooms}) AND membership = 'join'"
-        );
+        let (rooms, values) = tx.any_of(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql =
+            format!("SELECT DISTINCT user_id FROM memberships WHERE room_id {rooms} AND membership = 'join'");
         for row in tx.query(&sql, values).await? {
             members.push(streams::user_id(&row, "memberships", "user_id")?);
         }
@@ -156,12 +155,12 @@ pub(crate) async fn sharing(
     let users: Vec<&OwnedUserId> = users.iter().collect();
     let mut sharing = BTreeSet::new();
     for chunk in users.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(2, chunk.iter().map(|user| user.as_str()));
+        let (wanted, values) = tx.any_of(2, chunk.iter().map(|user| user.as_str()));
         let sql = format!(
             "SELECT DISTINCT theirs.user_id FROM memberships mine \
              JOIN memberships theirs ON theirs.room_id = mine.room_id \
              WHERE mine.user_id = $1 AND mine.membership = 'join' \
-             AND theirs.membership = 'join' AND theirs.user_id IN ({wanted})"
+             AND theirs.membership = 'join' AND theirs.user_id {wanted}"
         );
         let reader = std::iter::once(Value::from(user_id.as_str()));
         for row in tx.query(&sql, reader.chain(values)).await? {

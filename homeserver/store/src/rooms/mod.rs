@@ -138,9 +138,9 @@ pub async fn head(tx: &ReadTx, room_id: &RoomId) -> Result<Option<RoomHead>, Err
 pub async fn heads(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomHead>, Error> {
     let mut heads = Vec::with_capacity(room_ids.len());
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|id| id.as_str()));
         let sql = format!(
-            "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id IN ({wanted})"
+            "SELECT room_id, shard, version, position, depth, extremities FROM rooms WHERE room_id {wanted}"
         );
         for row in tx.query(&sql, values).await? {
             heads.push(read_head(&row)?);
@@ -173,8 +173,8 @@ pub async fn load_several(tx: &ReadTx, room_ids: &[&RoomId]) -> Result<Vec<RoomS
         rooms.insert(head.room_id, room);
     }
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(1, chunk.iter().map(|room_id| room_id.as_str()));
-        let sql = format!("{CURRENT_STATE} WHERE s.room_id IN ({wanted}) AND s.replaced_at IS NULL");
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|room_id| room_id.as_str()));
+        let sql = format!("{CURRENT_STATE} WHERE s.room_id {wanted} AND s.replaced_at IS NULL");
         for row in tx.query(&sql, values).await? {
             let event = Arc::new(StoredEvent::from_row(&row)?.into_room_event()?);
             if let Some(room) = rooms.get_mut(&event.pdu.room_id) {
@@ -204,9 +204,9 @@ pub async fn memberships_of_users(
 ) -> Result<HashMap<OwnedUserId, Vec<Membership>>, Error> {
     let mut memberships: HashMap<OwnedUserId, Vec<Membership>> = HashMap::new();
     for chunk in user_ids.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let (users, values) = tx.any_of(1, chunk.iter().map(|user_id| user_id.as_str()));
         let sql = format!(
-            "SELECT user_id, room_id, membership, position, forgotten FROM memberships WHERE user_id IN ({users})"
+            "SELECT user_id, room_id, membership, position, forgotten FROM memberships WHERE user_id {users}"
         );
         for row in tx.query(&sql, values).await? {
             let membership: String = row.try_get("", "membership")?;

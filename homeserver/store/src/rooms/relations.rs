@@ -288,9 +288,9 @@ impl View<'_> {
         if ignored.is_empty() {
             return format!("e.redacted_by IS NULL AND ({visible})");
         }
-        let (list, more) = tx.list(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
+        let (list, more) = tx.any_of(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
         values.extend(more);
-        format!("e.redacted_by IS NULL AND ({visible}) AND r.sender NOT IN ({list})")
+        format!("e.redacted_by IS NULL AND ({visible}) AND NOT r.sender {list}")
     }
 }
 
@@ -477,9 +477,11 @@ pub async fn possible_parents(
         let wanted =
             chunk.iter().map(|(room_id, event_id)| vec![room_id.as_str().into(), event_id.as_str().into()]);
         let (wanted, values) = tx.rows(1, wanted.collect());
+        // Not EXISTS: while PostgreSQL believes that there are few relationships, it would read all of them first.
         let sql = format!(
             "WITH wanted (room_id, parent_id) AS ({wanted}) SELECT w.parent_id FROM wanted w \
-             WHERE EXISTS (SELECT 1 FROM event_relations r WHERE r.room_id = w.room_id AND r.parent_id = w.parent_id) \
+             WHERE (SELECT 1 FROM event_relations r \
+             WHERE r.room_id = w.room_id AND r.parent_id = w.parent_id LIMIT 1) = 1 \
              OR EXISTS (SELECT 1 FROM rooms WHERE rooms.room_id = w.room_id AND rooms.relations_position < rooms.position)"
         );
         for row in tx.query(&sql, values).await? {

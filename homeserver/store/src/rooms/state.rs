@@ -39,9 +39,9 @@ pub async fn members_of_at(
 ) -> Result<Vec<RoomEvent>, Error> {
     let mut members = Vec::new();
     for chunk in users.chunks(tx.rows_a_statement(1)) {
-        let (users, values) = tx.list(3, chunk.iter().map(|user| user.as_str()));
+        let (users, values) = tx.any_of(3, chunk.iter().map(|user| user.as_str()));
         let sql = format!(
-            "{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID} AND s.state_key IN ({users})"
+            "{SELECT} WHERE s.room_id = $1 AND s.event_type = 'm.room.member' AND {VALID} AND s.state_key {users}"
         );
         let room = [Value::from(room_id.as_str()), position.into()];
         members.extend(read(tx.query(&sql, room.into_iter().chain(values)).await?)?);
@@ -157,9 +157,9 @@ pub async fn joined_positions(
 ) -> Result<HashMap<OwnedRoomId, i64>, Error> {
     let mut joined = HashMap::new();
     for chunk in room_ids.chunks(tx.rows_a_statement(1)) {
-        let (rooms, values) = tx.list(2, chunk.iter().map(|room_id| room_id.as_str()));
+        let (rooms, values) = tx.any_of(2, chunk.iter().map(|room_id| room_id.as_str()));
         let sql = format!(
-            "{SELECT} WHERE s.room_id IN ({rooms}) AND s.event_type = 'm.room.member' AND s.state_key = $1 ORDER BY s.position"
+            "{SELECT} WHERE s.room_id {rooms} AND s.event_type = 'm.room.member' AND s.state_key = $1 ORDER BY s.position"
         );
         let user = std::iter::once(Value::from(user_id.as_str()));
         for event in read(tx.query(&sql, user.chain(values)).await?)? {

@@ -42,10 +42,10 @@ pub async fn event(tx: &ReadTx, room_id: &RoomId, event_id: &EventId) -> Result<
 pub async fn events(tx: &ReadTx, event_ids: &[&EventId]) -> Result<HashMap<OwnedEventId, RoomEvent>, Error> {
     let mut events = HashMap::new();
     for chunk in event_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|id| id.as_str()));
         let sql = format!(
             "SELECT position, room_id, event_id, json, redacted_by, device_id, transaction_id FROM events \
-             WHERE event_id IN ({wanted})"
+             WHERE event_id {wanted}"
         );
         for row in tx.query(&sql, values).await? {
             let event = read_event(&row)?;
@@ -66,8 +66,8 @@ pub async fn stored_json(
 ) -> Result<HashMap<OwnedEventId, String>, Error> {
     let mut stored = HashMap::new();
     for chunk in event_ids.chunks(tx.rows_a_statement(1)) {
-        let (wanted, values) = tx.list(1, chunk.iter().map(|id| id.as_str()));
-        let sql = format!("SELECT event_id, json FROM events WHERE event_id IN ({wanted})");
+        let (wanted, values) = tx.any_of(1, chunk.iter().map(|id| id.as_str()));
+        let sql = format!("SELECT event_id, json FROM events WHERE event_id {wanted}");
         for row in tx.query(&sql, values).await? {
             let event_id: String = row.try_get("", "event_id")?;
             stored.insert(parse_event_id("event_id", &event_id)?, row.try_get("", "json")?);
