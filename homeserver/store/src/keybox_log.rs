@@ -10,7 +10,7 @@ use keystead_core::keybox::{
     base64, sha256,
 };
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedUserId, UserId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::{DbBackend, QueryResult, Value};
 
 use crate::{Error, ReadTx, WriteTx};
 
@@ -159,13 +159,23 @@ async fn heads<'a>(
     let users: Vec<OwnedUserId> = heads.keys().cloned().collect();
     for chunk in users.chunks(tx.rows_a_statement(1)) {
         let (users, values) = tx.list(1, chunk.iter().map(|user_id| user_id.as_str()));
+        let joined = match tx.backend() {
+            // User by user, whatever PostgreSQL has last seen of the tables.
+            DbBackend::Postgres => {
+                "LEFT JOIN LATERAL (SELECT * FROM keybox_log_heads h WHERE h.user_id = w.user_id LIMIT 1) h ON TRUE \
+                 LEFT JOIN LATERAL (SELECT * FROM keybox_log l WHERE l.user_id = w.user_id ORDER BY l.seq DESC LIMIT 1) l \
+                 ON l.seq > COALESCE(h.seq, 0)"
+            }
+            _ => {
+                "LEFT JOIN keybox_log_heads h ON h.user_id = w.user_id \
+                 LEFT JOIN keybox_log l ON l.user_id = w.user_id AND l.seq > COALESCE(h.seq, 0) \
+                 AND l.seq = (SELECT MAX(seq) FROM keybox_log WHERE user_id = w.user_id)"
+            }
+        };
         let sql = format!(
             "WITH wanted (user_id) AS ({users}) \
              SELECT w.user_id, COALESCE(h.seq, 0) AS seq, COALESCE(h.hash, '') AS hash, COALESCE(h.ts, 0) AS ts, \
-             l.seq AS newest, l.ts AS newest_ts, l.entry FROM wanted w \
-             LEFT JOIN keybox_log_heads h ON h.user_id = w.user_id \
-             LEFT JOIN keybox_log l ON l.user_id = w.user_id AND l.seq > COALESCE(h.seq, 0) \
-             AND l.seq = (SELECT MAX(seq) FROM keybox_log WHERE user_id = w.user_id)"
+             l.seq AS newest, l.ts AS newest_ts, l.entry FROM wanted w {joined}"
         );
         for row in tx.query(&sql, values).await? {
             let user_id = crate::streams::user_id(&row, "keybox_log_heads", "user_id")?;
