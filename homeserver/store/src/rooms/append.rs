@@ -113,7 +113,7 @@ impl Appended {
 
 /// Appends messages to rooms of any shards by one call of a function in the database that is a transaction of itself: to those rooms whose
 /// state has not changed since the position up to which they were `known`, where none of the transaction ids has been used and no session
-/// has ended since it was known to be good. To the others nothing is written. The function is in `m0018_append_messages.sql`.
+/// has ended since it was known to be good. To the others nothing is written. The function is in `m0022_append_messages_by_index.sql`, why it is one in `m0018_append_messages.sql`.
 ///
 /// Messages that other replicas have appended meanwhile are no obstacle: the new ones stand beside them in the room's graph, and
 /// the next event follows both.
