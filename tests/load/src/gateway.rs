@@ -109,11 +109,11 @@ impl Gateway {
         Ok(Self { address, told, _task: task })
     }
 
-    /// How many events one pusher was told of.
-    pub fn count(&self, pushkey: &str) -> usize {
+    /// How many of some events one pusher was told of.
+    pub fn count(&self, pushkey: &str, is_one: impl Fn(&str) -> bool) -> usize {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = told.get(pushkey).into_iter().flatten().map(|told| &told.event_id);
-        events.collect::<HashSet<_>>().len()
+        let events = told.get(pushkey).into_iter().flatten().map(|told| &*told.event_id);
+        events.filter(|event_id| is_one(event_id)).collect::<HashSet<_>>().len()
     }
 
     /// What one pusher was told, in the order in which it came.

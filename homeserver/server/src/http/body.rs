@@ -8,15 +8,16 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::Stream;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode, Version, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use ruma::api::error::ErrorCode;
 
 use crate::http::error::ApiError;
 
-/// How long what a client still sends is taken after its request has been answered.
+/// How long what a client still sends is taken after its request has been answered, and how many bytes of it.
 const LINGER: Duration = Duration::from_secs(5);
+const MAX_LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// The body of a request. What nobody reads of it is taken from the client all the same for a while and thrown away: if the connection were closed while
 /// the client still sends, the client's system would throw away the answer instead (RFC 9112, section 9.6).
@@ -24,14 +25,20 @@ const LINGER: Duration = Duration::from_secs(5);
 pub struct RequestBody {
     /// Until its end.
     body: Option<Incoming>,
+    /// An answer in HTTP/2 reaches the client whatever becomes of the rest.
+    lingers: bool,
     /// The client sends nothing before it is told to go on (`Expect: 100-continue`), as it is when the first part is read.
     awaits_continue: bool,
 }
 
 impl RequestBody {
-    /// The body of a request with these headers.
-    pub(super) fn new(headers: &HeaderMap, body: Incoming) -> Self {
-        Self { body: Some(body), awaits_continue: headers.contains_key(header::EXPECT) }
+    /// The body of a request with such a head.
+    pub(super) fn new(head: &Parts, body: Incoming) -> Self {
+        Self {
+            body: Some(body),
+            lingers: head.version <= Version::HTTP_11,
+            awaits_continue: head.headers.contains_key(header::EXPECT),
+        }
     }
 }
 
@@ -63,9 +70,11 @@ impl hyper::body::Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(mut rest) = self.body.take().filter(|rest| !rest.is_end_stream() && !self.awaits_continue)
+        let lingers = self.lingers && !self.awaits_continue;
+        if let Some(rest) = self.body.take().filter(|rest| lingers && !rest.is_end_stream())
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
+            let mut rest = Limited::new(rest, MAX_LINGER_BYTES);
             let take = async move { while let Some(Ok(_)) = rest.frame().await {} };
             runtime.spawn(tokio::time::timeout(LINGER, take));
         }

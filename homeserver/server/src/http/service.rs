@@ -72,7 +72,7 @@ impl Service {
         peer: IpAddr,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
         let (head, body) = request.into_parts();
-        let body = RequestBody::new(&head.headers, body);
+        let body = RequestBody::new(&head, body);
         let request = Request::from_parts(head, body);
         let (started, in_flight) = (Instant::now(), self.app.metrics.request_begins());
         let client = Client::of(peer, request.headers(), &self.app.settings.server.trusted_proxies);

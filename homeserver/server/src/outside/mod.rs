@@ -19,6 +19,8 @@ use openssl::{
     error::ErrorStack,
     ssl::{SslConnector, SslMethod, SslVersion},
 };
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -31,6 +33,9 @@ pub(crate) use self::guard::Guard;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(4);
+/// How long a host may go without acknowledging what was sent to it, before the connection counts as dead.
+#[cfg(target_os = "linux")]
+const ACKNOWLEDGED: Duration = Duration::from_secs(4);
 /// How many addresses of a host are tried.
 const MAX_ADDRESSES: usize = 3;
 /// The longest headers of an answer, in bytes.
@@ -127,7 +132,14 @@ impl Outside {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in addresses.into_iter().take(MAX_ADDRESSES) {
             match tokio::time::timeout(CONNECT, TcpStream::connect(SocketAddr::new(address, port))).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => {
+                    // Else a connection that a firewall has forgotten would be waited for until the whole exchange takes too long.
+                    #[cfg(target_os = "linux")]
+                    SockRef::from(&stream)
+                        .set_tcp_user_timeout(Some(ACKNOWLEDGED))
+                        .map_err(OutsideError::Connect)?;
+                    return Ok(stream);
+                }
                 Ok(Err(error)) => last = error,
                 Err(late) => last = late.into(),
             }

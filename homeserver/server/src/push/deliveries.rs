@@ -34,6 +34,8 @@ const TURNS: usize = 512;
 const TURNS_OF_A_GATEWAY: usize = 32;
 /// For how long notices are told without looking whether the pusher is still what it was.
 const FRESH: Duration = Duration::from_millis(250);
+/// Up to what age events are told as they were queued: the user has hardly read them yet.
+const NEW_MS: u64 = 1_000;
 /// After what time it is looked what the user has done through other replicas since an event was gone through.
 const LATE_MS: u64 = 5_000;
 /// How long to wait for a database that cannot be reached.
@@ -134,7 +136,8 @@ impl Deliveries {
                     entry.insert(false);
                     let notices = queued.remove(&id).filter(|_| was_idle).unwrap_or_default();
                     let gateway = Target::read(&pusher).map(|target| target.place()).unwrap_or_default();
-                    let first = Batch::queued(pusher, notices, read_at);
+                    let first =
+                        Batch::queued(pusher, notices, read_at).filter(|batch| batch.is_new(app.clock.now()));
                     let app_of_task = Arc::clone(app);
                     app.shutdown.tasks().spawn(async move { work(&app_of_task, id, gateway, first).await });
                 }
@@ -174,6 +177,11 @@ impl Batch {
         let gateway = Some(target.place());
         let events = notices.iter().map(|notice| notice.event.pdu.event_id.clone()).collect();
         Some(Self { pusher, gateway, attempts: 0, events, notices, read_at })
+    }
+
+    /// Whether the read receipts need not be asked.
+    fn is_new(&self, now: MilliSecondsSinceUnixEpoch) -> bool {
+        self.notices.iter().all(|notice| age(now, notice.event.pdu.origin_server_ts) <= NEW_MS)
     }
 
     fn is_fresh(&self) -> bool {
@@ -228,9 +236,10 @@ async fn turn(app: &App, gateway: &str, batch: &mut Option<Batch>) -> Option<Tur
     loop {
         let old_at = batch.as_ref().map(|batch| batch.read_at + FRESH);
         tokio::select! {
-            turn = &mut turn => return turn,
-            () = tokio::time::sleep_until(old_at.unwrap_or_else(Instant::now)), if old_at.is_some() => *batch = None,
+            biased;
             () = app.shutdown.draining() => return None,
+            () = tokio::time::sleep_until(old_at.unwrap_or_else(Instant::now)), if old_at.is_some() => *batch = None,
+            turn = &mut turn => return turn,
         }
     }
 }

@@ -176,11 +176,11 @@ pub async fn run(app: Arc<App>) {
 
 /// Says how far the shards have come and takes this replica's share of them, none while there is no pusher; and the pushers that are to be told again.
 async fn look_after(app: &Arc<App>, held: &[Cursor]) -> Result<Vec<Cursor>, Error> {
+    app.pushes.deliveries.tidy();
     let exist = app.store.read_one("pushers_exist", |tx| async move { pushers::exist(&tx).await }).await?;
     if !exist && held.is_empty() {
         return Ok(Vec::new());
     }
-    app.pushes.deliveries.tidy();
     let (name, began) = (&*app.pushes.holder, Instant::now());
     let (held, due) = app
         .store

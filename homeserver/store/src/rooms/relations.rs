@@ -288,9 +288,9 @@ impl View<'_> {
         if ignored.is_empty() {
             return format!("e.redacted_by IS NULL AND ({visible})");
         }
-        let (list, more) = tx.any_of(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
+        let (list, more) = tx.list(values.len() + 1, ignored.iter().map(|user_id| user_id.as_str()));
         values.extend(more);
-        format!("e.redacted_by IS NULL AND ({visible}) AND NOT r.sender {list}")
+        format!("e.redacted_by IS NULL AND ({visible}) AND r.sender NOT IN ({list})")
     }
 }
 

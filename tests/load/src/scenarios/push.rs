@@ -27,6 +27,8 @@ use crate::{
 
 /// How often it is looked whether everything has been told.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long after that something may still be told a second time.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// Rooms whose members do not sync, but have pushers.
 #[derive(Args, Clone, Debug)]
@@ -83,10 +85,11 @@ pub(super) async fn run(stage: &Stage<'_>, args: &Pushers) -> Result<Report, Err
         }
     })
     .await?;
-    all_told(&gateway, &rooms, &board, stage.run.patience).await;
+    all_told(&gateway, &rooms, (&board, &marks), stage.run.patience).await;
     // Until the last notice, not until the last message.
     outcome.elapsed = began.elapsed();
     let after = stage.usage()?;
+    tokio::time::sleep(AFTERWARDS).await;
 
     let marks = marks.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut verdict, mut latencies, mut notices) = (Verdict::default(), Latencies::new()?, 0);
@@ -137,14 +140,20 @@ async fn set_pusher(user: &User, url: &str) -> Result<(), Error> {
 }
 
 /// Waits until every pusher was told as often as its room has messages, or none was told anything for as long as `patience`.
-async fn all_told(gateway: &Gateway, rooms: &[Room], board: &Board, patience: Duration) {
+async fn all_told(
+    gateway: &Gateway,
+    rooms: &[Room],
+    (board, marks): (&Board, &Mutex<HashMap<String, Mark>>),
+    patience: Duration,
+) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let (mut count, mut is_complete) = (0, true);
         for room in rooms {
             let messages = board.acknowledged().count(&room.id);
             for user in told(room) {
-                let of_user = gateway.count(&user.id);
+                let marks = marks.lock().unwrap_or_else(PoisonError::into_inner);
+                let of_user = gateway.count(&user.id, |event_id| marks.contains_key(event_id));
                 count += of_user;
                 is_complete &= of_user >= messages;
             }
