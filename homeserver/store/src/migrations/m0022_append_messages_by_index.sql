@@ -27,6 +27,12 @@ BEGIN
         SELECT * FROM UNNEST(message_shards, message_after, message_rooms, message_events, message_json,
                 message_users, message_devices, message_kinds, message_transactions, message_homes, message_good_up_to)
             AS given (shard, after, room_id, event_id, json, user_id, device_id, kind, transaction_id, home, good_up_to)
+    ), refused AS MATERIALIZED (
+        SELECT m.room_id FROM message m WHERE
+            (SELECT TRUE FROM client_transactions t WHERE t.user_id = m.user_id AND t.device_id = m.device_id
+                AND t.kind = m.kind AND t.transaction_id = m.transaction_id)
+            OR (SELECT c.position > m.good_up_to FROM user_changes c
+                WHERE c.shard = m.home AND c.user_id = m.user_id AND c.kind = 'sessions')
     ), moved AS (
         UPDATE stream_shards s SET position = s.position + wanted.added
             FROM UNNEST(wanted_shards, wanted_counts) AS wanted (shard, added)
@@ -41,12 +47,7 @@ BEGIN
                         WHERE NOT jsonb_exists(heads.consumed::jsonb, tip)), '[]') || heads.tips::jsonb)::text
             FROM heads JOIN moved ON moved.shard = heads.shard
             WHERE rooms.room_id = heads.room_id AND rooms.state_position <= heads.known
-            AND NOT EXISTS (
-                SELECT FROM message m WHERE m.room_id = heads.room_id AND (
-                    (SELECT TRUE FROM client_transactions t WHERE t.user_id = m.user_id AND t.device_id = m.device_id
-                        AND t.kind = m.kind AND t.transaction_id = m.transaction_id)
-                    OR (SELECT c.position > m.good_up_to FROM user_changes c
-                        WHERE c.shard = m.home AND c.user_id = m.user_id AND c.kind = 'sessions')))
+            AND NOT EXISTS (SELECT FROM refused WHERE refused.room_id = heads.room_id)
             RETURNING rooms.room_id, moved.before
     ), event AS (
         INSERT INTO events (shard, position, room_id, event_id, json, device_id, transaction_id)
