@@ -49,11 +49,13 @@ pub async fn find_used(
         return Ok(HashMap::new());
     }
     let (wanted, values) = tx.rows(1, keys.iter().map(|key| key_values(key).to_vec()).collect());
+    // Key by key: a join may be planned as a pass through the whole table, depending on what PostgreSQL has last seen of it.
     let sql = format!(
         "WITH wanted (user_id, device_id, kind, transaction_id) AS ({wanted}) \
-         SELECT t.user_id, t.device_id, t.kind, t.transaction_id, t.result FROM wanted w \
-         JOIN client_transactions t ON t.user_id = w.user_id AND t.device_id = w.device_id \
-         AND t.kind = w.kind AND t.transaction_id = w.transaction_id"
+         SELECT * FROM (SELECT w.user_id, w.device_id, w.kind, w.transaction_id, \
+         (SELECT t.result FROM client_transactions t WHERE t.user_id = w.user_id AND t.device_id = w.device_id \
+         AND t.kind = w.kind AND t.transaction_id = w.transaction_id) AS result FROM wanted w) used \
+         WHERE result IS NOT NULL"
     );
     let mut used = HashMap::new();
     for row in tx.query(&sql, values).await? {
