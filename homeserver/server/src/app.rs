@@ -200,7 +200,7 @@ impl App {
         let writer = Writer::start(Arc::clone(&tail), Arc::clone(&signer), observe, message_writers);
         let media = Media::open(&settings.media).await?;
         let fence = Fence::new(Arc::clone(&tail));
-        metrics.started(store.is_shared(), settings.limits.max_connections);
+        metrics.started(store.is_shared());
         let push_progress = Progress::new(store.clone(), Arc::clone(pushes.holder()));
         let sizes = |queue| metrics.batches(queue);
         Ok(Arc::new(Self {

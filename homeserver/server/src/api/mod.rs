@@ -170,14 +170,9 @@ fn notifications(router: &mut Router) {
 
 fn operations(router: &mut Router) {
     router
-        .route_own::<NoAuthentication, _, _, _>(Method::GET, "/live", Options::UNFENCED, operations::live)
-        .route_own::<NoAuthentication, _, _, _>(
-            Method::GET,
-            "/metrics",
-            Options::UNFENCED,
-            operations::metrics,
-        )
-        .route_own::<NoAuthentication, _, _, _>(Method::GET, "/ready", Options::UNFENCED, operations::ready);
+        .route_own::<NoAuthentication, _, _, _>(Method::GET, "/live", Options::PROBE, operations::live)
+        .route_own::<NoAuthentication, _, _, _>(Method::GET, "/metrics", Options::PROBE, operations::metrics)
+        .route_own::<NoAuthentication, _, _, _>(Method::GET, "/ready", Options::PROBE, operations::ready);
 }
 
 fn reading(router: &mut Router) {

@@ -11,7 +11,8 @@ pub struct LimitSettings {
     pub rate_limits: bool,
     /// `limits.max_body_bytes`: the largest request body in bytes, except where media is uploaded; default 4 MiB.
     pub max_body_bytes: usize,
-    /// `limits.max_connections`: how many connections may be open at once; default 10,000.
+    /// `limits.max_connections`: how many connections may be open at once, as far as the limit of open files allows;
+    /// default 30,000.
     pub max_connections: usize,
     /// `limits.max_headers`: the most headers a request may have; default 100.
     pub max_headers: usize,
@@ -49,7 +50,7 @@ impl LimitSettings {
         Self {
             rate_limits: section.value("rate_limits", || true),
             max_body_bytes: count(section, "max_body_bytes", 65_536, 4 * 1024 * 1024),
-            max_connections: count(section, "max_connections", 1, 10_000),
+            max_connections: count(section, "max_connections", 1, 30_000),
             max_headers: count(section, "max_headers", 16, 100),
             // Below 8 KiB hyper refuses to work.
             max_header_bytes: count(section, "max_header_bytes", 8_192, 65_536),

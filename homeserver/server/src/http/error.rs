@@ -180,6 +180,15 @@ impl ApiError {
         error
     }
 
+    /// 503 `M_LIMIT_EXCEEDED`: as many connections are open as may be. A client that comes again may find one free, or another replica.
+    #[must_use]
+    pub fn too_many_connections() -> Self {
+        let mut error = Self::limit_exceeded(Duration::from_secs(5));
+        error.0.status = StatusCode::SERVICE_UNAVAILABLE;
+        error.0.message = "Too many connections are open".into();
+        error
+    }
+
     /// 507 `M_RESOURCE_LIMIT_EXCEEDED` because of `cause`: there is no room left to write to. What was written before can
     /// be read.
     pub fn storage_full(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

@@ -33,6 +33,7 @@ use crate::{
     config::{Settings, limits::LimitSettings},
     http::{
         client_stream::{ClientStream, Protocol},
+        open_files,
         service::Service,
         tls::{self, TlsError},
     },
@@ -41,6 +42,11 @@ use crate::{
 
 /// After a failed accept, mostly for want of file descriptors, before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections beyond the limit are taken all the same, for probes and to tell the others that they are too many.
+const BEYOND_LIMIT: usize = 256;
+/// How long such a connection may be open.
+const BEYOND_LIMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the server could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +102,9 @@ impl Listeners {
         if let Some(end) = self.tls.as_ref().and_then(tls::certificate_end) {
             service.app().metrics.certificate_ends(end);
         }
-        let server = Arc::new(Server::new(service, self.tls));
+        let most = open_files::most_connections(service.app().settings.limits.max_connections, BEYOND_LIMIT);
+        service.app().metrics.takes_connections(most);
+        let server = Arc::new(Server::new(service, self.tls, most));
         let graceful = GracefulShutdown::new();
         join_all(self.sockets.into_iter().map(|socket| server.accept_until_draining(socket, &graceful)))
             .await;
@@ -108,6 +116,7 @@ impl Listeners {
 struct Server {
     service: Service,
     tls: Option<SslAcceptor>,
+    /// One for each connection, and [`BEYOND_LIMIT`] more.
     permits: Arc<Semaphore>,
     handshake_timeout: Duration,
     header_timeout: Duration,
@@ -117,10 +126,10 @@ struct Server {
 }
 
 impl Server {
-    fn new(service: Service, tls: Option<SslAcceptor>) -> Self {
+    fn new(service: Service, tls: Option<SslAcceptor>, most_connections: usize) -> Self {
         let limits = &service.app().settings.limits;
         Self {
-            permits: Arc::new(Semaphore::new(limits.max_connections)),
+            permits: Arc::new(Semaphore::new(most_connections + BEYOND_LIMIT)),
             handshake_timeout: limits.handshake_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
@@ -139,7 +148,15 @@ impl Server {
                 accepted = self.accept(&socket) => match accepted {
                     Ok((stream, peer, permit)) => {
                         let (server, watcher) = (Arc::clone(self), graceful.watcher());
-                        tokio::spawn(async move { server.serve_connection(stream, peer, watcher, permit).await });
+                        if self.permits.available_permits() >= BEYOND_LIMIT {
+                            tokio::spawn(async move {
+                                server.serve_connection(stream, peer, watcher, permit, false).await;
+                            });
+                        } else {
+                            tokio::spawn(async move {
+                                server.serve_beyond_limit(stream, peer, watcher, permit).await;
+                            });
+                        }
                     }
                     Err(error) => {
                         warn!(error = %error, "a connection could not be accepted");
@@ -167,20 +184,35 @@ impl Server {
         peer: SocketAddr,
         watcher: Watcher,
         _permit: OwnedSemaphorePermit,
+        beyond_limit: bool,
     ) {
         let metrics = &self.service.app().metrics;
-        metrics.connections().inc();
+        let _open = metrics.connection_begins();
         match &self.tls {
-            None => self.serve_stream(stream, peer.ip(), watcher).await,
+            None => self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await,
             Some(acceptor) => match handshake(acceptor, stream, self.handshake_timeout).await {
-                Ok(stream) => self.serve_stream(stream, peer.ip(), watcher).await,
+                Ok(stream) => self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await,
                 Err(error) => {
                     metrics.connection_error(ConnectionError::Tls);
                     debug!(client.address = %peer.ip(), error = %error, "a TLS handshake failed");
                 }
             },
         }
-        metrics.connections().dec();
+    }
+
+    /// Tells a connection that there are too many; without an end, silent ones would keep the place of the next.
+    async fn serve_beyond_limit(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        watcher: Watcher,
+        permit: OwnedSemaphorePermit,
+    ) {
+        self.service.app().metrics.connection_error(ConnectionError::Limit);
+        let served = self.serve_connection(stream, peer, watcher, permit, true);
+        if tokio::time::timeout(BEYOND_LIMIT_TIMEOUT, served).await.is_err() {
+            debug!(client.address = %peer.ip(), "a connection beyond the limit was closed");
+        }
     }
 
     async fn serve_stream(
@@ -188,6 +220,7 @@ impl Server {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: IpAddr,
         watcher: Watcher,
+        beyond_limit: bool,
     ) {
         let began = tokio::select! {
             began = ClientStream::begin(stream, self.header_timeout, self.write_timeout) => began,
@@ -195,7 +228,7 @@ impl Server {
         };
         let ended = match began {
             Ok((protocol, stream)) => {
-                self.serve_http(protocol, stream, peer, watcher).await.map_err(io::Error::other)
+                self.serve_http(protocol, stream, peer, watcher, beyond_limit).await.map_err(io::Error::other)
             }
             Err(error) => Err(error),
         };
@@ -211,10 +244,11 @@ impl Server {
         stream: ClientStream<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
         peer: IpAddr,
         watcher: Watcher,
+        beyond_limit: bool,
     ) -> hyper::Result<()> {
         let service = self.service.clone();
         let answer = service_fn(move |request: Request<Incoming>| {
-            service.answer(request, peer).map(Ok::<_, Infallible>)
+            service.answer(request, peer, beyond_limit).map(Ok::<_, Infallible>)
         });
         let stream = TokioIo::new(stream);
         match protocol {

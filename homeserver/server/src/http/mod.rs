@@ -8,6 +8,7 @@ mod client_stream;
 mod cors;
 pub mod error;
 pub mod listener;
+mod open_files;
 pub mod reply;
 pub mod router;
 pub mod service;

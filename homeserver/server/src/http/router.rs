@@ -57,15 +57,19 @@ pub struct Options {
     pub long_poll: bool,
     /// The greatest size of the request's body in bytes; None for the configured one.
     pub body_limit: Option<usize>,
+    /// Whether it is answered even where there are too many connections.
+    pub beyond_limit: bool,
 }
 
 impl Options {
     /// Fenced, answers at once, body as configured.
-    pub const NORMAL: Self = Self { fence: true, long_poll: false, body_limit: None };
+    pub const NORMAL: Self = Self { fence: true, long_poll: false, body_limit: None, beyond_limit: false };
     /// May wait, ends when its client hangs up; fenced unless the client asks it to wait.
-    pub const LONG_POLL: Self = Self { fence: false, long_poll: true, body_limit: None };
+    pub const LONG_POLL: Self = Self { fence: false, long_poll: true, ..Self::NORMAL };
     /// Not fenced: the answer does not depend on what the database holds, or the endpoint sees to it itself.
-    pub const UNFENCED: Self = Self { fence: false, long_poll: false, body_limit: None };
+    pub const UNFENCED: Self = Self { fence: false, ..Self::NORMAL };
+    /// For those who watch the server: an orchestrator that hears nothing ends it, and all its clients come to another.
+    pub const PROBE: Self = Self { beyond_limit: true, ..Self::UNFENCED };
 }
 
 /// A line of the route table.

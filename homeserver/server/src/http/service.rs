@@ -40,6 +40,7 @@ struct Exchange {
     version: Version,
     route: &'static str,
     client: Client,
+    keeps_connection: bool,
     record: Arc<RequestRecord>,
     _in_flight: Counted,
 }
@@ -64,12 +65,14 @@ impl Service {
         &self.app
     }
 
-    /// Answers one request that came in over a connection from `peer`. What is done at once is not part of the future:
-    /// thousands of long-polls wait, and each would keep the room for it.
+    /// Answers one request that came in over a connection from `peer`; if there are more connections than may be, only probes,
+    /// and the others with [`ApiError::too_many_connections`]. What is done at once is not part of the future: thousands of
+    /// long-polls wait, and each would keep the room for it.
     pub fn answer(
         &self,
         request: Request<Incoming>,
         peer: IpAddr,
+        beyond_limit: bool,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
         let (head, body) = request.into_parts();
         let body = RequestBody::new(&head, body);
@@ -79,15 +82,26 @@ impl Service {
         let (method, version) = (request.method().clone(), request.version());
         let trace = self.app.traces.begin(request.headers(), self.app.clock.now());
         let record = Arc::new(RequestRecord::new(trace));
-        let (route, answering) = self.route(request, client.clone(), &record);
-        let exchange = Exchange { started, method, version, route, client, record, _in_flight: in_flight };
+        let (route, answering) = self.route(request, client.clone(), &record, beyond_limit);
+        let keeps_connection = !beyond_limit;
+        let exchange = Exchange {
+            started,
+            method,
+            version,
+            route,
+            client,
+            keeps_connection,
+            record,
+            _in_flight: in_flight,
+        };
         let service = self.clone();
         async move { service.complete(&exchange, answering.await) }
     }
 
     /// Writes down what became of a request.
     fn complete(&self, exchange: &Exchange, answer: Result<Response<Body>, ApiError>) -> Response<Body> {
-        let Exchange { started, method, version, route, client, record, _in_flight } = exchange;
+        let Exchange { started, method, version, route, client, keeps_connection, record, _in_flight } =
+            exchange;
         let mut response =
             answer.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
         cors::allow_any_origin(response.headers_mut());
@@ -99,8 +113,8 @@ impl Service {
             let errcode = report.and_then(|report| report.errcode.as_ref()).map(ErrorCode::as_str);
             trace.end(&Answered { method, route, status: response.status(), errcode });
         }
-        if self.app.shutdown.is_leaving() && *version <= Version::HTTP_11 {
-            // The client's next request comes over a new connection, which the load balancer gives to another replica.
+        if (!keeps_connection || self.app.shutdown.is_leaving()) && *version <= Version::HTTP_11 {
+            // The client's next request comes over a new connection, which the load balancer may give to another replica.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         finish(method, response)
@@ -123,6 +137,7 @@ impl Service {
         request: Request<RequestBody>,
         client: Client,
         record: &Arc<RequestRecord>,
+        beyond_limit: bool,
     ) -> (&'static str, Answering) {
         let answer = if head_bytes(&request) > self.app.settings.limits.max_header_bytes {
             Err(ApiError::large_head())
@@ -130,6 +145,9 @@ impl Service {
             Ok(cors::preflight())
         } else {
             match self.router.find(request.method(), request.uri().path()) {
+                Found::Endpoint(endpoint, _) if beyond_limit && !endpoint.options.beyond_limit => {
+                    return (endpoint.template, Box::pin(ready(Err(ApiError::too_many_connections()))));
+                }
                 Found::Endpoint(endpoint, args) => {
                     return (endpoint.template, self.call(endpoint, request, args, client, record));
                 }

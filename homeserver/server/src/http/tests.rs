@@ -282,6 +282,35 @@ async fn clients_that_dawdle_are_cut_off() {
 }
 
 #[tokio::test]
+async fn connections_beyond_the_limit_are_told_so_and_probes_are_answered() {
+    let server = serve(&[("KEYSTEAD_LIMITS_MAX_CONNECTIONS", "2")]).await;
+    let mut within = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        within.push(stream);
+    }
+    // They would like to keep their connections.
+    let beyond = async |path| server.raw(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+    let refused = beyond("/_matrix/client/versions").await;
+    assert_eq!(refused.errcode(), (503, "M_LIMIT_EXCEEDED".to_owned()));
+    assert!(refused.head.contains("retry-after: 5") && refused.head.contains("connection: close"));
+    assert_eq!(beyond("/live").await.status, 200);
+    let metrics = beyond("/metrics").await;
+    assert!(metrics.body_contains("keystead_http_connections_limit 2"));
+    assert!(metrics.body_contains("keystead_http_connection_errors_total{layer=\"limit\"} 3"));
+    // One that says nothing does not keep its place for ever.
+    assert_eq!(server.raw(b"").await.status, 0);
+
+    within.pop();
+    // It takes a moment until the server knows that one has gone.
+    while server.get("/_matrix/client/versions").await.status != 200 {}
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_take_its_answer_is_cut_off() {
     let server = serve(&[("KEYSTEAD_LIMITS_WRITE_TIMEOUT_SECONDS", "1")]).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();

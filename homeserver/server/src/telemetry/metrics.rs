@@ -76,6 +76,8 @@ pub struct Metrics {
 pub enum ConnectionError {
     /// The peer broke the HTTP protocol, was too slow, or broke off.
     Http,
+    /// There were as many as may be; it was only told so.
+    Limit,
     /// The TLS handshake failed or took too long.
     Tls,
 }
@@ -426,11 +428,15 @@ impl Metrics {
         }
     }
 
-    /// Notes which program runs, on which kind of database, and how many connections it takes.
-    pub fn started(&self, is_shared: bool, max_connections: usize) {
+    /// Notes which program runs, and on which kind of database.
+    pub fn started(&self, is_shared: bool) {
         let database = if is_shared { "postgresql" } else { "sqlite" };
         self.build.with_label_values(&[env!("CARGO_PKG_VERSION"), database]).set(1);
-        self.http_connection_limit.set(max_connections.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Notes how many connections may be open at once.
+    pub fn takes_connections(&self, most: usize) {
+        self.http_connection_limit.set(most.try_into().unwrap_or(i64::MAX));
     }
 
     /// Notes when the server's TLS certificate ends, in seconds since the epoch.
@@ -638,16 +644,17 @@ impl Metrics {
         &self.bcrypt_queue
     }
 
-    /// How many connections are open now.
+    /// Counts a connection as open, until the result is dropped.
     #[must_use]
-    pub fn connections(&self) -> &IntGauge {
-        &self.http_connections
+    pub fn connection_begins(&self) -> Counted {
+        Counted::new(&self.http_connections)
     }
 
     /// Counts a connection that ended with an error.
     pub fn connection_error(&self, layer: ConnectionError) {
         let layer = match layer {
             ConnectionError::Http => "http",
+            ConnectionError::Limit => "limit",
             ConnectionError::Tls => "tls",
         };
         self.http_connection_errors.with_label_values(&[layer]).inc();
