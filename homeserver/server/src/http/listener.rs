@@ -116,8 +116,10 @@ impl Listeners {
 struct Server {
     service: Service,
     tls: Option<SslAcceptor>,
-    /// One for each connection, and [`BEYOND_LIMIT`] more.
-    permits: Arc<Semaphore>,
+    /// One for each connection within the limit.
+    within_limit: Arc<Semaphore>,
+    /// One for each connection, [`BEYOND_LIMIT`] more.
+    all: Arc<Semaphore>,
     handshake_timeout: Duration,
     header_timeout: Duration,
     write_timeout: Duration,
@@ -129,7 +131,8 @@ impl Server {
     fn new(service: Service, tls: Option<SslAcceptor>, most_connections: usize) -> Self {
         let limits = &service.app().settings.limits;
         Self {
-            permits: Arc::new(Semaphore::new(most_connections + BEYOND_LIMIT)),
+            within_limit: Arc::new(Semaphore::new(most_connections)),
+            all: Arc::new(Semaphore::new(most_connections + BEYOND_LIMIT)),
             handshake_timeout: limits.handshake_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
@@ -146,17 +149,18 @@ impl Server {
             tokio::select! {
                 () = draining.draining() => return,
                 accepted = self.accept(&socket) => match accepted {
-                    Ok((stream, peer, permit)) => {
+                    Ok((stream, peer, place)) => {
                         let (server, watcher) = (Arc::clone(self), graceful.watcher());
-                        if self.permits.available_permits() >= BEYOND_LIMIT {
-                            tokio::spawn(async move {
-                                server.serve_connection(stream, peer, watcher, permit, false).await;
-                            });
-                        } else {
-                            tokio::spawn(async move {
-                                server.serve_beyond_limit(stream, peer, watcher, permit).await;
-                            });
-                        }
+                        match Arc::clone(&self.within_limit).try_acquire_owned() {
+                            Ok(permit) => tokio::spawn(async move {
+                                server.serve_connection(stream, peer, watcher, false).await;
+                                drop((place, permit));
+                            }),
+                            Err(_) => tokio::spawn(async move {
+                                server.serve_beyond_limit(stream, peer, watcher).await;
+                                drop(place);
+                            }),
+                        };
                     }
                     Err(error) => {
                         warn!(error = %error, "a connection could not be accepted");
@@ -167,15 +171,15 @@ impl Server {
         }
     }
 
-    /// The next connection; waits for a permit first, so that beyond the limit the system's own queue holds them.
+    /// The next connection; waits for its place first, so that beyond the limit the system's own queue holds them.
     async fn accept(
         &self,
         socket: &TcpListener,
     ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
+        let place = Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, peer) = socket.accept().await?;
         stream.set_nodelay(true)?;
-        Ok((stream, peer, permit))
+        Ok((stream, peer, place))
     }
 
     async fn serve_connection(
@@ -183,7 +187,6 @@ impl Server {
         stream: TcpStream,
         peer: SocketAddr,
         watcher: Watcher,
-        _permit: OwnedSemaphorePermit,
         beyond_limit: bool,
     ) {
         let metrics = &self.service.app().metrics;
@@ -201,15 +204,9 @@ impl Server {
     }
 
     /// Tells a connection that there are too many; without an end, silent ones would keep the place of the next.
-    async fn serve_beyond_limit(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        watcher: Watcher,
-        permit: OwnedSemaphorePermit,
-    ) {
+    async fn serve_beyond_limit(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
         self.service.app().metrics.connection_error(ConnectionError::Limit);
-        let served = self.serve_connection(stream, peer, watcher, permit, true);
+        let served = self.serve_connection(stream, peer, watcher, true);
         if tokio::time::timeout(BEYOND_LIMIT_TIMEOUT, served).await.is_err() {
             debug!(client.address = %peer.ip(), "a connection beyond the limit was closed");
         }

@@ -16,7 +16,7 @@ pub(super) fn most_connections(wanted: usize, more: usize) -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    let files = files.and_then(|files| u32::try_from(files).ok()).unwrap_or(u32::MAX) as usize;
     let most = allowed(wanted, more, files);
     if most < wanted {
         warn!(
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn files_that_are_needed_for_other_things_are_kept_free() {
-        assert_eq!(allowed(30_000, 256, usize::MAX), 30_000);
+        assert_eq!(allowed(30_000, 256, 1_048_576), 30_000);
         assert_eq!(allowed(30_000, 256, 20_000), 18_720);
         assert_eq!(allowed(10_000, 256, 20_000), 10_000);
         assert_eq!(allowed(30_000, 256, 1_024), 512);
