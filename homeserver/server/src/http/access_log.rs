@@ -10,7 +10,7 @@ use crate::{
     telemetry::{metrics::Metrics, request::RequestRecord},
 };
 
-/// Writes the line, and counts the errcode. A failure of ours is an error; all else, a client's mistake too, is
+/// Writes the line, and counts the errcode. A failure of ours is an error; all else, a client's mistake or a limit too, is
 /// information. The causes of an error are written here and nowhere else.
 pub(super) fn write(
     metrics: &Metrics,
@@ -49,7 +49,7 @@ pub(super) fn write(
             )
         };
     }
-    if status.is_server_error() {
+    if status.is_server_error() && errcode != Some(ErrorCode::LimitExceeded.as_str()) {
         line!(error);
     } else {
         line!(info);

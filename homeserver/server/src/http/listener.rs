@@ -44,9 +44,9 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many connections beyond the limit are taken all the same, for probes and to tell the others that they are too many.
-const BEYOND_LIMIT: usize = 256;
-/// How long such a connection may be open.
-const BEYOND_LIMIT_TIMEOUT: Duration = Duration::from_secs(5);
+const BEYOND_LIMIT: usize = 1_024;
+/// How long such a connection may be open. Enough for a handshake and a request around the world.
+const BEYOND_LIMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the server could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -189,17 +189,21 @@ impl Server {
         watcher: Watcher,
         beyond_limit: bool,
     ) {
-        let metrics = &self.service.app().metrics;
-        let _open = metrics.connection_begins();
-        match &self.tls {
-            None => self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await,
-            Some(acceptor) => match handshake(acceptor, stream, self.handshake_timeout).await {
-                Ok(stream) => self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await,
-                Err(error) => {
-                    metrics.connection_error(ConnectionError::Tls);
-                    debug!(client.address = %peer.ip(), error = %error, "a TLS handshake failed");
-                }
-            },
+        let app = self.service.app();
+        let _open = app.metrics.connection_begins();
+        let Some(acceptor) = &self.tls else {
+            return self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await;
+        };
+        let shaken = tokio::select! {
+            shaken = handshake(acceptor, stream, self.handshake_timeout) => shaken,
+            () = app.shutdown.draining() => return,
+        };
+        match shaken {
+            Ok(stream) => self.serve_stream(stream, peer.ip(), watcher, beyond_limit).await,
+            Err(error) => {
+                app.metrics.connection_error(ConnectionError::Tls);
+                debug!(client.address = %peer.ip(), error = %error, "a TLS handshake failed");
+            }
         }
     }
 
@@ -250,8 +254,15 @@ impl Server {
         let stream = TokioIo::new(stream);
         match protocol {
             Protocol::Http1 => watcher.watch(self.http1.serve_connection(stream, answer)).await,
-            // Boxed: it is twice as large as the other, which most connections are.
-            Protocol::Http2 => Box::pin(watcher.watch(self.http2.serve_connection(stream, answer))).await,
+            Protocol::Http2 => {
+                let mut connection = self.http2.serve_connection(stream, answer);
+                if beyond_limit {
+                    // What is on its way is answered; for what comes then, the client opens another connection.
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+                // Boxed: it is twice as large as the other, which most connections are.
+                Box::pin(watcher.watch(connection)).await
+            }
         }
     }
 }
