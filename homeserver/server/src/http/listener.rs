@@ -171,7 +171,7 @@ impl Server {
         }
     }
 
-    /// The next connection; waits for its place first, so that beyond the limit the system's own queue holds them.
+    /// The next connection; waits for its place first: where there is none left, the system's own queue holds those who come.
     async fn accept(
         &self,
         socket: &TcpListener,

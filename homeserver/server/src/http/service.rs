@@ -40,7 +40,7 @@ struct Exchange {
     version: Version,
     route: &'static str,
     client: Client,
-    keeps_connection: bool,
+    beyond_limit: bool,
     record: Arc<RequestRecord>,
     _in_flight: Counted,
 }
@@ -83,25 +83,15 @@ impl Service {
         let trace = self.app.traces.begin(request.headers(), self.app.clock.now());
         let record = Arc::new(RequestRecord::new(trace));
         let (route, answering) = self.route(request, client.clone(), &record, beyond_limit);
-        let keeps_connection = !beyond_limit;
-        let exchange = Exchange {
-            started,
-            method,
-            version,
-            route,
-            client,
-            keeps_connection,
-            record,
-            _in_flight: in_flight,
-        };
+        let exchange =
+            Exchange { started, method, version, route, client, beyond_limit, record, _in_flight: in_flight };
         let service = self.clone();
         async move { service.complete(&exchange, answering.await) }
     }
 
     /// Writes down what became of a request.
     fn complete(&self, exchange: &Exchange, answer: Result<Response<Body>, ApiError>) -> Response<Body> {
-        let Exchange { started, method, version, route, client, keeps_connection, record, _in_flight } =
-            exchange;
+        let Exchange { started, method, version, route, client, beyond_limit, record, _in_flight } = exchange;
         let mut response =
             answer.unwrap_or_else(|error| self.with_contact(error).into_response().map(Body::from));
         cors::allow_any_origin(response.headers_mut());
@@ -113,7 +103,7 @@ impl Service {
             let errcode = report.and_then(|report| report.errcode.as_ref()).map(ErrorCode::as_str);
             trace.end(&Answered { method, route, status: response.status(), errcode });
         }
-        if (!keeps_connection || self.app.shutdown.is_leaving()) && *version <= Version::HTTP_11 {
+        if (*beyond_limit || self.app.shutdown.is_leaving()) && *version <= Version::HTTP_11 {
             // The client's next request comes over a new connection, which the load balancer may give to another replica.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
